@@ -1,0 +1,127 @@
+"""Rows of feature matrices, gathered from memory-mapped files.
+
+Bytes in, bytes out: the core knows files, extents and dtypes, and nothing of teachers or labels.
+All classes may be used from several threads; whatever takes time runs without the GIL.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+DTypeName = Literal["float16", "bfloat16", "float32"]
+
+class StoreError(Exception):
+    """The one exception of the core. The message names the file, what was expected and what found.
+
+    kind:
+        "missing"    no such file
+        "truncated"  a file is shorter than its extents need, or became so
+        "changed"    another file has taken the path of one that was read before
+        "bounds"     a row, an extent, an array shape or a number outside what it refers to
+        "dtype"      an unknown dtype, or an array whose dtype or memory layout does not fit
+        "system"     anything else the operating system refused
+    """
+
+    kind: Literal["missing", "truncated", "changed", "bounds", "dtype", "system"]
+
+class FeatureStore:
+    """One logical matrix [rows, columns] of one dtype: extents of files, one after another.
+
+    An output array is float32, or of the stored dtype with uint16 standing for the raw bits of
+    bfloat16, which NumPy lacks. Widening to float32 is exact. It must be writable, with
+    contiguous values in a row; the rows may be any distance apart, as in a column slice of a wider
+    buffer. After an error its contents are unspecified.
+
+    Every call checks once for each file it touches that the file still has the bytes its extents
+    need, and raises "truncated" where it has not.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        dtype: DTypeName,
+        files: Sequence[str | bytes],
+        extents: npt.NDArray[np.int64],
+        max_open: int = 512,
+    ) -> None:
+        """Checks all that can be checked without opening a file, and opens none.
+
+        extents: int64 [n, 4], the columns being the index into `files`, the offset of the first
+            row in bytes, the number of rows, and the bytes from one row to the next, which may
+            exceed those of a row. Extents may overlap, and may have no rows.
+        max_open: the most files kept mapped, the least recently used being closed first. A call
+            in progress on another thread may hold up to as many again.
+        """
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def dtype(self) -> DTypeName: ...
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one stored value."""
+
+    def gather(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any], threads: int = 1) -> None:
+        """Copies row rows[i] to out[i].
+
+        rows: int64 [n], each in [0, self.rows), in any order and with repetitions.
+        out: [n, columns].
+        threads: how many may work on it, 1 to 1024. Small requests use one in any case.
+        """
+
+    def read(self, start: int, stop: int, out: npt.NDArray[Any], threads: int = 1) -> None:
+        """Copies the rows [start, stop) to `out` [stop - start, columns]."""
+
+    def check_finite(self, start: int, stop: int) -> int:
+        """The first row in [start, stop) that holds a NaN or an infinity, or -1."""
+
+    def advise(self, pattern: Literal["random", "sequential"]) -> None:
+        """Tells the system how the files will be read: those open now and those opened later."""
+
+class Prefetcher:
+    """Fills the caller's buffers with batches of rows, in order, on a thread of its own.
+
+    A buffer belongs to the prefetcher until `next` returns its index, then to the caller until
+    `release`. Used in a forked child, `next` raises "system".
+
+        while (batch := prefetcher.next()) is not None:
+            index, rows = batch
+            consume(buffers[index][:rows])
+            prefetcher.release(index)
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[FeatureStore, int]],
+        rows: npt.NDArray[np.int64],
+        bounds: npt.NDArray[np.int64],
+        buffers: Sequence[npt.NDArray[Any]],
+        threads: int = 1,
+    ) -> None:
+        """Starts at once.
+
+        sources: the stores, each with the first column of the buffers that is its own. All are
+            asked for the same rows.
+        rows: int64 [n], the rows of all batches. Copied.
+        bounds: int64 [batches + 1], rising. Batch k is rows[bounds[k]:bounds[k + 1]]. Copied.
+        buffers: at least one array [>= the largest batch, >= all columns], as `out` of `gather`.
+            They are kept alive.
+        threads: as in `gather`.
+        """
+
+    def next(self) -> tuple[int, int] | None:
+        """Waits for the next batch: the index of its buffer and its number of rows.
+
+        None after the last batch, and after `close`. An error while a batch was filled is raised
+        in its place, and on every call after. Raises "bounds" when the caller holds every buffer.
+        """
+
+    def release(self, buffer: int) -> None:
+        """Gives a buffer back. Raises "bounds" unless `next` handed it out."""
+
+    def close(self) -> None:
+        """Stops the thread, which finishes the batch it is at. May be called again."""
