@@ -1,0 +1,1 @@
+"""Every operation of the student: plain definitions in `reference`, fused forms beside them."""
