@@ -1,0 +1,182 @@
+"""FeatureArchive: the features of several teachers for the same patches, memory-mapped and aligned."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .errors import ArchiveError, MismatchError, NonFiniteError
+from .files import file_checksum
+from .layouts import Contents
+from .layouts.native import SPLITS, read_contents
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some patches of an archive: `rows` int64 [n], `features` float32 [n, sum of dims], `labels` int64 [n]."""
+
+    rows: NDArray[np.int64]
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class FeatureArchive:
+    """Features of N teachers for the same patches, opened in place; made by `shazam_fast.open`.
+
+    The teachers' features of a patch lie side by side, in the order of `teachers` (name -> dim).
+    Nothing is read until it is asked for; per-patch columns are read whole on first use.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        matrix = contents.matrix
+        self._contents = contents
+        self._store = _core.FeatureStore(matrix.columns, matrix.dtype, list(matrix.files), matrix.table)
+        self._threads = len(os.sched_getaffinity(0))
+        self.path = contents.path
+        self.teachers = dict(contents.teachers)
+        self.dtype = matrix.dtype
+        self.rows = self._store.rows
+        self.classes = contents.classes
+        self.slides = contents.slides
+        self.groups = contents.groups
+        self.fingerprint = contents.fingerprint
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __repr__(self) -> str:
+        teachers = ", ".join(f"{name}: {dim}" for name, dim in self.teachers.items())
+        return f"FeatureArchive({str(self.path)!r}, rows={self.rows:,}, teachers={{{teachers}}}, {self.dtype})"
+
+    @property
+    def width(self) -> int:
+        """Columns of all teachers together."""
+        return sum(self.teachers.values())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one patch's features as stored."""
+        return self.width * self._store.itemsize
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
+        labels = self._column("label")
+        bad = np.flatnonzero((labels < -1) | (labels >= len(self.classes)))
+        if bad.size:
+            raise ArchiveError(
+                f"{self.path}: label {labels[bad[0]]} in row {bad[0]} is out of range: "
+                f"the archive has {len(self.classes)} classes"
+            )
+        return labels
+
+    @cached_property
+    def splits(self) -> NDArray[np.uint8]:
+        """Split code of every patch: 0 train, 1 val, 2 test, 255 none. [rows]."""
+        return self._column("split")
+
+    @cached_property
+    def slide_index(self) -> NDArray[np.int32]:
+        """Index into `slides` of every patch, -1 unknown. [rows]."""
+        return self._column("slide")
+
+    @cached_property
+    def group_index(self) -> NDArray[np.int32]:
+        """Index into `groups` (patients) of every patch, -1 unknown. [rows]."""
+        return self._column("group")
+
+    @cached_property
+    def coords(self) -> NDArray[np.int32]:
+        """x and y of every patch at level 0 in pixels, -1 unknown. [rows, 2]."""
+        return self._column("coords")
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """Row numbers of the split "train", "val", "test" or "none". Raises MismatchError for another name."""
+        if name not in SPLITS:
+            raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
+        return np.flatnonzero(self.splits == SPLITS[name])
+
+    def columns_of(self, teacher: str) -> slice:
+        """Where a teacher's features lie in the second axis of `gather`."""
+        if teacher not in self.teachers:
+            raise MismatchError(f"{self.path}: no teacher {teacher!r}; it has {', '.join(self.teachers)}")
+        names = list(self.teachers)
+        start = sum(self.teachers[name] for name in names[: names.index(teacher)])
+        return slice(start, start + self.teachers[teacher])
+
+    def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Features of the given rows, all teachers side by side. [n] -> [n, width].
+
+        Args:
+            rows: row numbers in any order, repeats allowed.
+            out: where to write: float32, or the stored dtype (bfloat16 as uint16). New float32 by default.
+
+        Raises ArchiveError when a row does not exist or a file is missing, truncated, or has shrunk.
+        """
+        index = np.ascontiguousarray(rows, dtype=np.int64)
+        if out is None:
+            out = np.empty((len(index), self.width), dtype=np.float32)
+        with self._store_errors():
+            self._store.gather(index, out, self._threads)
+        return out
+
+    def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
+        """The given rows (default: all, in order) as float32 batches; the last may be short."""
+        rows = np.arange(self.rows) if rows is None else rows
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            yield Batch(chosen, self.gather(chosen), self.labels[chosen])
+
+    def verify(self) -> None:
+        """Check every part's checksum and that all features are finite.
+
+        Raises ArchiveError naming the file, or NonFiniteError naming the teacher and the first row.
+        """
+        for file, expected in self._contents.checksums.items():
+            found = file_checksum(Path(file))
+            if found != expected:
+                raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found")
+        with self._store_errors():
+            row = self._store.check_finite(0, self.rows)
+        if row >= 0:
+            self.require_finite([row], self.gather([row]))
+
+    def require_finite(self, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:
+        """Raise NonFiniteError naming the teacher and the row of the first NaN or infinity in gathered features."""
+        finite = np.isfinite(features)
+        if finite.all():
+            return
+        position, column = np.argwhere(~finite)[0]
+        teacher = next(name for name in self.teachers if column < self.columns_of(name).stop)
+        raise NonFiniteError(
+            f"{self.path}: teacher {teacher!r}, row {rows[position]}: "
+            f"the feature is {features[position, column]}; extract this patch again or leave it out"
+        )
+
+    def _column(self, name: str) -> NDArray[Any]:
+        try:
+            return self._contents.columns[name]()
+        except OSError as error:
+            raise ArchiveError(f"{self.path}: column {name!r} cannot be read: {error}") from error
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _core.StoreError as error:
+            raise ArchiveError(str(error)) from None
+
+
+def open_archive(path: str | Path | FeatureArchive) -> FeatureArchive:
+    """Open an archive in place; no features are read. A FeatureArchive is passed through.
+
+    Raises ArchiveError when the archive is missing, interrupted while written, truncated or corrupt.
+    """
+    return path if isinstance(path, FeatureArchive) else FeatureArchive(read_contents(Path(path)))

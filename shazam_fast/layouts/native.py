@@ -1,0 +1,129 @@
+"""The native archive: a directory with `archive.json` and safetensors parts, all teachers of a patch side by side."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArchiveError
+from . import ITEM_BYTES, Contents, DTypeName, Extents
+from .safetensors_header import StoredTensor, read_header
+
+FORMAT = "shazam_fast archive"
+VERSION = 1
+MANIFEST = "archive.json"
+
+# column -> (dtype in the parts, trailing shape); written by writer.py, read here
+COLUMNS: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {
+    "label": (np.dtype(np.int64), ()),  # -1 unknown
+    "coords": (np.dtype(np.int32), (2,)),  # x, y at level 0, -1 unknown
+    "slide": (np.dtype(np.int32), ()),  # index into the manifest's names, -1 unknown
+    "group": (np.dtype(np.int32), ()),  # likewise; a group (patient) must stay in one split
+    "split": (np.dtype(np.uint8), ()),  # see SPLITS
+}
+SPLITS = {"train": 0, "val": 1, "test": 2, "none": 255}
+SAFETENSORS_NAMES = {
+    "int64": "I64", "uint8": "U8", "int32": "I32", "float16": "F16", "float32": "F32", "bfloat16": "BF16",
+}  # fmt: skip
+
+
+def read_contents(path: Path) -> Contents:
+    """Open the native archive at `path`; reads the manifest and the parts' headers, no features.
+
+    Raises ArchiveError when something is missing, truncated, corrupt, or written by a newer version.
+    """
+    manifest, fingerprint = _read_manifest(path)
+    try:
+        teachers = {str(t["name"]): int(t["dim"]) for t in manifest["teachers"]}
+        dtype = cast(DTypeName, str(manifest["dtype"]))
+        parts = [(str(p["file"]), int(p["rows"]), int(p["bytes"]), str(p["xxh3"])) for p in manifest["parts"]]
+        names = {key: tuple(str(n) for n in manifest[key]) for key in ("classes", "slides", "groups")}
+        rows = int(manifest["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(f"{path / MANIFEST}: corrupt manifest: {error!r}") from None
+    _check_manifest(path, teachers, dtype, rows, [part[1] for part in parts])
+
+    width = sum(teachers.values())
+    stored = [_read_part(path / file, part_rows, size, width, dtype) for file, part_rows, size, _ in parts]
+    item = ITEM_BYTES[dtype]
+    table = [[i, tensors["features"].offset, parts[i][1], width * item] for i, tensors in enumerate(stored)]
+    files = tuple(str(path / part[0]) for part in parts)
+    return Contents(
+        path=path,
+        teachers=teachers,
+        matrix=Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),
+        fingerprint=fingerprint,
+        columns={column: partial(_read_column, files, stored, column) for column in COLUMNS},
+        checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
+        **names,
+    )
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.is_dir():
+        raise ArchiveError(f"{path}: no such directory; a native archive is a directory with {MANIFEST}")
+    try:
+        text = (path / MANIFEST).read_bytes()
+        manifest = json.loads(text)
+    except FileNotFoundError:
+        unfinished = any(path.glob("part-*"))
+        hint = "its writing was interrupted; write it again" if unfinished else "it is not a native archive"
+        raise ArchiveError(f"{path}: {MANIFEST} not found: {hint}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArchiveError(f"{path / MANIFEST}: corrupt manifest: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArchiveError(f"{path / MANIFEST}: not a manifest of a {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise ArchiveError(
+            f"{path / MANIFEST}: format version {manifest.get('version')!r}; "
+            f"this release reads version {VERSION}: update shazam_fast"
+        )
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def _check_manifest(path: Path, teachers: dict[str, int], dtype: str, rows: int, part_rows: list[int]) -> None:
+    if dtype not in ITEM_BYTES:
+        raise ArchiveError(f"{path / MANIFEST}: unknown dtype {dtype!r}; expected one of {list(ITEM_BYTES)}")
+    if not teachers or min(teachers.values()) < 1:
+        raise ArchiveError(f"{path / MANIFEST}: every teacher needs a positive dim, found {teachers}")
+    if rows != sum(part_rows) or min(part_rows, default=0) < 0:
+        raise ArchiveError(f"{path / MANIFEST}: {rows} rows stated, the parts hold {sum(part_rows)}")
+
+
+def _read_part(file: Path, rows: int, size: int, width: int, dtype: str) -> dict[str, StoredTensor]:
+    tensors = read_header(file)
+    if file.stat().st_size != size:
+        raise ArchiveError(f"{file}: {file.stat().st_size} bytes, the manifest states {size}: part replaced?")
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {"features": (SAFETENSORS_NAMES[dtype], (rows, width))}
+    expected |= {name: (SAFETENSORS_NAMES[str(d)], (rows, *shape)) for name, (d, shape) in COLUMNS.items()}
+    for name, (stored_dtype, shape) in expected.items():
+        if name not in tensors:
+            raise ArchiveError(f"{file}: tensor {name!r} is missing; found {sorted(tensors)}")
+        found = tensors[name]
+        if (found.dtype, found.shape) != (stored_dtype, shape):
+            raise ArchiveError(
+                f"{file}: tensor {name!r} is {found.dtype} {list(found.shape)}, "
+                f"the manifest makes it {stored_dtype} {list(shape)}"
+            )
+    return tensors
+
+
+def _read_column(files: tuple[str, ...], stored: list[dict[str, StoredTensor]], column: str) -> NDArray[np.generic]:
+    dtype, shape = COLUMNS[column]
+    out = np.empty((sum(tensors[column].shape[0] for tensors in stored), *shape), dtype=dtype)
+    start = 0
+    for file, tensors in zip(files, stored, strict=True):
+        part = out[start : start + tensors[column].shape[0]]
+        with open(file, "rb") as stream:
+            stream.seek(tensors[column].offset)
+            content = stream.read(part.nbytes)
+        if len(content) != part.nbytes:
+            raise ArchiveError(f"{file}: ended inside column {column!r}: the file shrank after it was opened")
+        part[:] = np.frombuffer(content, dtype).reshape(part.shape)
+        start += len(part)
+    return out

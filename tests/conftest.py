@@ -1,0 +1,53 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic import make_patches
+
+import shazam_fast as sf
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def patches():
+    return make_patches()
+
+
+@pytest.fixture
+def archive(tmp_path, patches):
+    return sf.open(sf.write_archive(tmp_path / "patches.archive", **patches))
+
+
+@pytest.fixture(scope="session")
+def real_archive(tmp_path_factory):
+    """Features of seven real networks on oral histology; see DESIGN for where they come from."""
+    source = REAL_DATA / "oscc.npz"
+    if not source.exists():
+        pytest.skip(f"real features not found: {source}")
+    content = np.load(source)
+    features = {str(name): content[f"feat_{name}"] for name in content["teachers"]}
+    path = tmp_path_factory.mktemp("real") / "oscc.archive"
+    return sf.open(
+        sf.write_archive(
+            path,
+            features,
+            labels=content["labels"],
+            splits=content["split"],
+            groups=content["group"],
+            classes=[str(name) for name in content["class_names"]],
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A small bare student trained with teacher dropout, and its archive."""
+    archive = sf.open(sf.write_archive(tmp_path_factory.mktemp("trained") / "a.archive", **make_patches()))
+    result = sf.train(archive, epochs=6, batch_size=16, dim=32, depth=3, teacher_dropout=0.3)
+    return result.student, archive
