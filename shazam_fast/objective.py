@@ -1,0 +1,73 @@
+"""The objective of Shazam, eq. (9): cross-entropy plus a cosine and a Huber distillation loss per teacher."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import ops
+from .errors import ShazamError
+from .student import Student, StudentOutput
+
+TARGETS = ("projected", "detached", "frozen")
+HUBERS = ("norm", "elementwise")
+
+
+class Losses(NamedTuple):
+    """`total` scalar to minimise; `cross_entropy` scalar; `cosine` and `huber` one value per teacher [N]."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    cosine: Tensor
+    huber: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L = CE + lam * sum over teachers (L_cos + L_huber), averaged over the batch, eq. (9).
+
+    Args:
+        lam: weight of the distillation losses; 0 leaves cross-entropy alone.
+        delta: where the Huber loss turns from quadratic to linear.
+        huber: "norm", of the distance |t - T_i| (eqs. 6, 7), or "elementwise" (the authors' script).
+        targets: "projected", the student's own tokens T_i with their gradient (eqs. 5, 6); "detached", the same
+            without gradient; "frozen", the student's `frozen_targets` (the authors' script).
+    """
+
+    lam: float
+    delta: float
+    huber: str
+    targets: str
+
+    def __post_init__(self) -> None:
+        if self.huber not in HUBERS:
+            raise ShazamError(f"huber: one of {HUBERS} expected, found {self.huber!r}")
+        if self.targets not in TARGETS:
+            raise ShazamError(f"targets: one of {TARGETS} expected, found {self.targets!r}")
+        if self.lam < 0 or self.delta <= 0:
+            raise ShazamError(f"lam >= 0 and delta > 0 expected, found {self.lam} and {self.delta}")
+
+    def __call__(self, student: Student, features: Tensor, labels: Tensor, output: StudentOutput) -> Losses:
+        """Losses of a batch: `features` [B, sum of dims], `labels` int64 [B], what the student made of them."""
+        targets = self._targets(student, features, output)
+        cross_entropy = F.cross_entropy(output.logits, labels)
+        cosine = ops.cosine_losses(output.fused, targets, output.present)
+        if self.huber == "norm":
+            huber = ops.huber_norm_losses(output.fused, targets, self.delta, output.present)
+        else:
+            huber = ops.huber_elementwise_losses(output.fused, targets, self.delta, output.present)
+        total = cross_entropy + self.lam * (cosine.sum() + huber.sum())
+        return Losses(total, cross_entropy, cosine, huber)
+
+    def _targets(self, student: Student, features: Tensor, output: StudentOutput) -> Tensor:
+        if self.targets == "projected":
+            return output.tokens
+        if self.targets == "detached":
+            return output.tokens.detach()
+        if student.frozen_targets is None:
+            raise ShazamError("targets='frozen' needs a student with frozen_targets; train() makes them")
+        with torch.no_grad():
+            targets: Tensor = student.frozen_targets(student.standardise(features, output.present))
+        return targets
