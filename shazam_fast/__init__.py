@@ -1,0 +1,65 @@
+"""Fuse the features of several pathology foundation models ("teachers") with a small attention student.
+
+    import shazam_fast as sf
+    result = sf.train("patches.archive", out="runs/first")
+    scores = sf.score(result.student, "cohort.archive", out="cohort.parquet")
+
+Public names load their module on first use, so that importing the package stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .archive import Batch as Batch
+    from .archive import FeatureArchive as FeatureArchive
+    from .archive import open_archive as open  # noqa: F401 - an alias that renames
+    from .errors import ArchiveError as ArchiveError
+    from .errors import MismatchError as MismatchError
+    from .errors import NonFiniteError as NonFiniteError
+    from .errors import ShazamError as ShazamError
+    from .metrics import Metrics as Metrics
+    from .scoring import Scores as Scores
+    from .scoring import evaluate as evaluate
+    from .scoring import score as score
+    from .student import FoldedStudent as FoldedStudent
+    from .student import Student as Student
+    from .student_config import StudentConfig as StudentConfig
+    from .student_files import load as load
+    from .training import TrainResult as TrainResult
+    from .training import train as train
+    from .training_config import TrainConfig as TrainConfig
+    from .writer import ArchiveWriter as ArchiveWriter
+    from .writer import write_archive as write_archive
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "archive": ("Batch", "FeatureArchive"),
+    "errors": ("ArchiveError", "MismatchError", "NonFiniteError", "ShazamError"),
+    "metrics": ("Metrics",),
+    "scoring": ("Scores", "evaluate", "score"),
+    "student": ("FoldedStudent", "Student"),
+    "student_config": ("StudentConfig",),
+    "student_files": ("load",),
+    "training": ("TrainResult", "train"),
+    "training_config": ("TrainConfig",),
+    "writer": ("ArchiveWriter", "write_archive"),
+}
+_HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
+_HOME["open"] = ("archive", "open_archive")
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shazam_fast' has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    value = getattr(import_module(f".{module}", __name__), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
