@@ -84,13 +84,14 @@ TEST(extents_are_joined_in_order) {
   const TemporaryDirectory directory;
   const std::vector<std::string> files = {directory.write("a", counting(40)),
                                           directory.write("b", counting(40, 1000))};
-  // Rows 0-1 from b; none; rows 2-4 from a, every second row of two floats; row 5 from b again.
+  // Two rows of b; none; three rows of a with a gap behind each; two of b that end with the file.
   const FeatureStore store(2, DType::Float32, files,
-                           {{1, 8, 2, 8}, {0, 0, 0, 8}, {0, 16, 3, 16}, {1, 152, 1, 8}});
-  CHECK(store.rows() == 6);
-  const std::vector<float> expected = {1002, 1003, 1004, 1005, 4, 5, 8, 9, 12, 13, 1038, 1039};
-  CHECK(gather(store, {0, 1, 2, 3, 4, 5}) == expected);
-  CHECK(gather(store, {5, 2, 2}) == (std::vector<float>{1038, 1039, 4, 5, 4, 5}));
+                           {{1, 8, 2, 8}, {0, 0, 0, 8}, {0, 16, 3, 16}, {1, 136, 2, 16}});
+  CHECK(store.rows() == 7);
+  const std::vector<float> expected = {1002, 1003, 1004, 1005, 4,    5,    8,
+                                       9,    12,   13,   1034, 1035, 1038, 1039};
+  CHECK(gather(store, {0, 1, 2, 3, 4, 5, 6}) == expected);
+  CHECK(gather(store, {6, 2, 2}) == (std::vector<float>{1038, 1039, 4, 5, 4, 5}));
   std::vector<float> out(8);
   store.read(1, 5, view(out, 2), 1);
   CHECK(out == (std::vector<float>{1004, 1005, 4, 5, 8, 9, 12, 13}));
