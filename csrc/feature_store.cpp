@@ -63,7 +63,7 @@ FeatureStore::FeatureStore(int64_t columns, DType dtype, std::vector<std::string
       extents_(std::move(extents)),
       files_(std::move(files), max_open) {
   if (columns < 1 || __builtin_mul_overflow(columns, item_size(dtype), &row_bytes_)) {
-    throw StoreError(ErrorKind::Bounds, "a row cannot have " + std::to_string(columns) + " columns");
+    throw StoreError(ErrorKind::Bounds, "a row cannot have " + std::to_string(columns) + " values");
   }
   first_row_.reserve(extents_.size() + 1);
   int64_t rows = 0;

@@ -17,18 +17,14 @@ struct Registry {
   std::unordered_set<FileTable*> tables;
 };
 
-Registry* make_registry();
-
 Registry& registry() {
-  static Registry* const instance = make_registry();  // leaked: tables may outlive statics
+  static Registry* const instance = [] {
+    // Another thread may hold the lock when the process forks; the child would wait for it forever.
+    pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
+                   [] { registry().mutex.unlock(); });
+    return new Registry;  // never freed: a table may outlive every static object
+  }();
   return *instance;
-}
-
-Registry* make_registry() {
-  // Another thread may hold the lock at the moment of a fork; the child would wait for it forever.
-  pthread_atfork([] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
-                 [] { registry().mutex.unlock(); });
-  return new Registry;
 }
 
 }  // namespace
@@ -88,7 +84,7 @@ std::shared_ptr<const MappedFile> FileTable::insert(int64_t file,
   const MappedFile::Identity now = mapping->identity();
   if (entry.seen && now.inode != entry.identity.inode &&
       now.modified_ns != entry.identity.modified_ns) {
-    throw StoreError(ErrorKind::Changed, entry.path + ": was replaced by another file while in use");
+    throw StoreError(ErrorKind::Changed, entry.path + ": was replaced by another file");
   }
   entry.seen = true;
   entry.identity = now;

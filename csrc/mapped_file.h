@@ -47,8 +47,8 @@ class MappedFile {
   /// Throws Truncated unless the first `bytes` bytes are mapped and still in the file.
   void require(int64_t bytes) const;
 
-  /// Whether the page of this byte can be read without waiting for the disk. False where the
-  /// file system does not tell.
+  /// Whether this byte can be read without waiting for the disk; false where the file system does
+  /// not tell. If not, the question itself may start the reading of its page.
   bool is_cached(const std::byte* address) const;
 
   /// Starts reading [begin, end) into the page cache and returns at once. A hint: never fails.

@@ -60,7 +60,8 @@ class Prefetcher::Worker {
     for (const Matrix& buffer : buffers_) {
       if (buffer.rows < largest) {
         fail(ErrorKind::Bounds, "a batch of " + std::to_string(largest) +
-                                    " rows does not fit a buffer of " + std::to_string(buffer.rows));
+                                    " rows does not fit the " + std::to_string(buffer.rows) +
+                                    " of a buffer");
       }
       for (const Source& source : sources_) check_source(source, buffer);
     }

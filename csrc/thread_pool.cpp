@@ -67,7 +67,9 @@ class Pool {
  private:
   void grow(int helpers) {
     try {
-      while (static_cast<int>(workers_.size()) < helpers) workers_.emplace_back([this] { serve(); });
+      while (static_cast<int>(workers_.size()) < helpers) {
+        workers_.emplace_back([this] { serve(); });
+      }
     } catch (const std::system_error&) {
       // The system gives us no more threads: those there are, or the caller alone, do the work.
     }

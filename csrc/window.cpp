@@ -11,11 +11,11 @@ namespace shazam {
 namespace {
 
 constexpr int64_t kWindowBytes = 32 << 20;
-constexpr int64_t kPieceBytes = 64 << 10;      // the grain of the threads' work
-constexpr int64_t kThreadBytes = 128 << 10;    // less is copied before another thread wakes up
-constexpr int64_t kPrefetchPieces = 4;         // how far ahead of the copy the CPU is told of a row
-constexpr int64_t kPrefetchBytes = 1 << 10;    // of its start; the hardware follows the rest
-constexpr ptrdiff_t kGapBytes = 16 << 10;      // reading through a gap this small beats two reads
+constexpr int64_t kPieceBytes = 64 << 10;    // the grain of the threads' work
+constexpr int64_t kThreadBytes = 512 << 10;  // to wake a thread costs as much as copying 300 KB
+constexpr int64_t kPrefetchPieces = 4;       // how far ahead of the copy the CPU is told of a row
+constexpr int64_t kPrefetchBytes = 1 << 10;  // how much of its start; the hardware sees the rest
+constexpr ptrdiff_t kGapBytes = 16 << 10;    // reading through a gap this small beats two reads
 
 void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
   const bool dense = piece.stride == columns * item_size(dtype) &&
@@ -90,11 +90,11 @@ const MappedFile* Window::open(int64_t file) {
   }
 }
 
-/// Asks for a few pages in place of all: to ask costs half of what it costs to copy a row, while a
-/// random request finds much the same in all its parts.
+/// Asks about 16 places at most, since a question costs as much as copying half a row and a warm
+/// request should not notice. A request that finds one place cold will mostly find more.
 bool Window::looks_cold() const {
   const size_t count = pieces_.size();
-  const size_t step = std::max(std::clamp<size_t>(count / 4, 1, 8), count / 16);
+  const size_t step = std::max(std::clamp<size_t>(count / 4, 1, 8), (count + 15) / 16);
   for (size_t i = 0; i < count; i += step) {
     if (!pieces_[i].file->is_cached(pieces_[i].source)) return true;
   }

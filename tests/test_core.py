@@ -233,7 +233,7 @@ def test_other_constructor_arguments():
     extents = np.array([[0, 0, 1, 8]])
     with expect_error("dtype", "unknown dtype 'int8'"):
         _core.FeatureStore(2, "int8", ["a"], extents)
-    with expect_error("bounds", "0 columns"):
+    with expect_error("bounds", "0 values"):
         _core.FeatureStore(0, "float32", ["a"], extents)
     with expect_error("bounds", "max_open"):
         _core.FeatureStore(2, "float32", ["a"], extents, 0)

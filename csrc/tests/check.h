@@ -38,8 +38,10 @@ inline bool throws(ErrorKind kind, const std::string& text, const std::function<
   try {
     work();
   } catch (const StoreError& error) {
-    if (error.kind() == kind && std::string(error.what()).find(text) != std::string::npos) return true;
-    std::printf("found %s: %s\n", name(error.kind()), error.what());
+    const bool expected =
+        error.kind() == kind && std::string(error.what()).find(text) != std::string::npos;
+    if (!expected) std::printf("found %s: %s\n", name(error.kind()), error.what());
+    return expected;
   }
   return false;
 }

@@ -124,7 +124,7 @@ TEST(arguments_that_do_not_fit_are_refused) {
   CHECK(refused("must rise", [](Fixture& f) { f.bounds[0] = -1; }));
   CHECK(refused("must rise", [](Fixture& f) { std::swap(f.bounds[1], f.bounds[2]); }));
   CHECK(refused("must rise", [](Fixture& f) { f.bounds.back() = kRows + 1; }));
-  CHECK(refused("17 rows does not fit", [](Fixture& f) { ++f.bounds[1]; }));
+  CHECK(refused("17 rows does not fit the 16 of", [](Fixture& f) { ++f.bounds[1]; }));
   CHECK(refused("at column 2 do not fit", [](Fixture& f) { f.sources[0].column = 2; }));
   CHECK(refused("at column -1 do not fit", [](Fixture& f) { f.sources[0].column = -1; }));
   CHECK(refused("at least one buffer", [](Fixture&) {}, 0));
