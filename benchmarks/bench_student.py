@@ -135,7 +135,9 @@ def test_forward(measure, case, provider):
             return out
 
     flops = forward_flops(B, D, 5, block == "residual")
-    logits = measure(f"forward {block} D={D} B={B}", provider, run, rows=B, flops=flops, nbytes=features.nbytes)
+    logits = measure(
+        f"forward {block} D={D} B={B}", provider, run, rows=B, flops=flops, nbytes=features.nbytes, baseline="authors"
+    )
     assert logits.shape == (B, CLASSES)
     assert logits.isfinite().all()
 
@@ -170,5 +172,13 @@ def test_training_step(measure, case, provider):
         return loss
 
     flops = 3 * forward_flops(B, D, 5, block == "residual")
-    loss = measure(f"training step {block} D={D} B={B}", provider, run, rows=B, flops=flops, nbytes=features.nbytes)
+    loss = measure(
+        f"training step {block} D={D} B={B}",
+        provider,
+        run,
+        rows=B,
+        flops=flops,
+        nbytes=features.nbytes,
+        baseline="authors",
+    )
     assert loss.isfinite()

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-BASELINE = "authors"  # every other provider's median is compared with this one's
-
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="fewer and smaller cases, under a minute a file")
@@ -22,12 +20,13 @@ def processor():
 
 @pytest.fixture
 def measure(benchmark):
-    """Time a function of one provider in one case: `measure(case, provider, function, rows=, flops=, nbytes=)`."""
+    """Time what one provider does in one case; the median is compared with that of the case's baseline provider."""
 
-    def run(case, provider, function, *, rows, flops, nbytes, rounds=30):
+    def run(case, provider, function, *, rows, nbytes, baseline=None, flops=0, rounds=30, warmup=5, setup=None):
         benchmark.group = case
         benchmark.extra_info.update(
             provider=provider,
+            baseline=baseline,
             rows=rows,
             flops=flops,
             bytes=nbytes,
@@ -36,7 +35,8 @@ def measure(benchmark):
             torch=torch.__version__,
             numpy=np.__version__,
         )
-        return benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=5)
+        warmup = 0 if setup is not None else min(warmup, rounds)
+        return benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=warmup, setup=setup)
 
     return run
 
@@ -49,11 +49,12 @@ def pytest_terminal_summary(terminalreporter, config):
             cases[record.group][record.extra_info["provider"]] = record
     for case, providers in cases.items():
         terminalreporter.write_sep("-", case)
-        baseline = providers.get(BASELINE)
         for provider, record in providers.items():
             median, info = record.stats.median, record.extra_info
-            line = f"{provider:>12}  {median * 1e3:8.2f} ms  {info['rows'] / median:12,.0f} patches/s"
-            line += f"  {info['flops'] / median / 1e9:7.1f} GFLOP/s  {info['bytes'] / median / 1e9:6.2f} GB/s"
-            if baseline and provider != BASELINE:
-                line += f"  {baseline.stats.median / median:.2f}x {BASELINE}"
+            line = f"{provider:>12}  {median * 1e3:10.2f} ms  {info['rows'] / median:14,.0f} rows/s"
+            line += f"  {info['bytes'] / median / 1e9:7.2f} GB/s" if info["bytes"] else ""
+            line += f"  {info['flops'] / median / 1e9:7.1f} GFLOP/s" if info["flops"] else ""
+            baseline = providers.get(info["baseline"])
+            if baseline and baseline is not record:
+                line += f"  {baseline.stats.median / median:.2f}x {info['baseline']}"
             terminalreporter.write_line(line)

@@ -61,7 +61,8 @@ def residual_layer(tokens: Tensor, qkv: Tensor, qkv_bias: Tensor, present: Tenso
     """Attention of the residual block before its output map. [B, N, D] -> [B, N, D]."""
     D = tokens.shape[-1]
     q, k, v = F.linear(tokens, qkv.mT, qkv_bias).split(D, dim=-1)
-    return attention_weights(q @ k.mT / math.sqrt(D), present) @ v
+    attended: Tensor = attention_weights(q @ k.mT / math.sqrt(D), present) @ v
+    return attended
 
 
 def teacher_weights(attention: Tensor, present: Tensor | None) -> Tensor:

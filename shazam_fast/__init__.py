@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .archive import Batch as Batch
     from .archive import FeatureArchive as FeatureArchive
-    from .archive import open_archive as open  # noqa: F401 - an alias that renames
     from .errors import ArchiveError as ArchiveError
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
     from .metrics import Metrics as Metrics
+    from .opening import open_archive as open  # noqa: F401 - an alias that renames
     from .scoring import Scores as Scores
     from .scoring import evaluate as evaluate
     from .scoring import score as score
+    from .splits import GroupedSplit as GroupedSplit
     from .student import FoldedStudent as FoldedStudent
     from .student import Student as Student
     from .student_config import StudentConfig as StudentConfig
@@ -39,6 +40,7 @@ _HOMES = {
     "errors": ("ArchiveError", "MismatchError", "NonFiniteError", "ShazamError"),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
+    "splits": ("GroupedSplit",),
     "student": ("FoldedStudent", "Student"),
     "student_config": ("StudentConfig",),
     "student_files": ("load",),
@@ -47,7 +49,7 @@ _HOMES = {
     "writer": ("ArchiveWriter", "write_archive"),
 }
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
-_HOME["open"] = ("archive", "open_archive")
+_HOME["open"] = ("opening", "open_archive")
 
 __all__ = list(_HOME)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .errors import ArchiveError, MismatchError, NonFiniteError
 from .files import file_checksum
-from .layouts import Contents
-from .layouts.native import SPLITS, read_contents
+from .layouts import Contents, DTypeName
+from .layouts.native import COLUMNS, SPLITS, UNKNOWN
+
+BATCHES_AHEAD = 2  # that a stream gathers while one is worked on
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,15 @@ class FeatureArchive:
     """
 
     def __init__(self, contents: Contents) -> None:
-        matrix = contents.matrix
         self._contents = contents
-        self._store = _core.FeatureStore(matrix.columns, matrix.dtype, list(matrix.files), matrix.table)
+        self._stores = [_core.FeatureStore(b.columns, b.dtype, b.files, b.table) for b in contents.blocks]
+        self._first_column = np.cumsum([0, *(b.columns for b in contents.blocks)]).tolist()
         self._threads = len(os.sched_getaffinity(0))
         self.path = contents.path
         self.teachers = dict(contents.teachers)
-        self.dtype = matrix.dtype
-        self.rows = self._store.rows
+        dtypes = {b.dtype for b in contents.blocks}
+        self.dtype: DTypeName = dtypes.pop() if len(dtypes) == 1 else "float32"
+        self.rows = self._stores[0].rows
         self.classes = contents.classes
         self.slides = contents.slides
         self.groups = contents.groups
@@ -63,7 +67,7 @@ class FeatureArchive:
     @property
     def row_bytes(self) -> int:
         """Bytes of one patch's features as stored."""
-        return self.width * self._store.itemsize
+        return sum(store.columns * store.itemsize for store in self._stores)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -116,15 +120,18 @@ class FeatureArchive:
 
         Args:
             rows: row numbers in any order, repeats allowed.
-            out: where to write: float32, or the stored dtype (bfloat16 as uint16). New float32 by default.
+            out: where to write: float32, or `dtype` (bfloat16 as uint16). A new float32 array by default.
 
         Raises ArchiveError when a row does not exist or a file is missing, truncated, or has shrunk.
         """
         index = np.ascontiguousarray(rows, dtype=np.int64)
         if out is None:
             out = np.empty((len(index), self.width), dtype=np.float32)
+        if out.shape != (len(index), self.width):
+            raise MismatchError(f"out of shape {(len(index), self.width)} expected, found {out.shape}")
         with self._store_errors():
-            self._store.gather(index, out, self._threads)
+            for store, start in zip(self._stores, self._first_column, strict=False):
+                store.gather(index, out[:, start : start + store.columns], self._threads)
         return out
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
@@ -133,6 +140,28 @@ class FeatureArchive:
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             yield Batch(chosen, self.gather(chosen), self.labels[chosen])
+
+    def stream(self, rows: NDArray[np.int64] | None = None, batch_size: int = 2048) -> Iterator[Batch]:
+        """`batches`, gathered ahead on a background thread, in a few buffers whatever the archive's size.
+
+        A batch's features are valid until the next batch is asked for.
+        """
+        rows = np.arange(self.rows) if rows is None else np.ascontiguousarray(rows, dtype=np.int64)
+        bounds = np.append(np.arange(0, len(rows), batch_size), len(rows))
+        size = min(batch_size, len(rows))
+        buffers = [np.empty((size, self.width), dtype=np.float32) for _ in range(BATCHES_AHEAD + 1)]
+        sources = list(zip(self._stores, self._first_column, strict=False))
+        with self._store_errors():
+            prefetcher = _core.Prefetcher(sources, rows, bounds, buffers, self._threads)
+            try:
+                for start, stop in pairwise(bounds.tolist()):
+                    filled = prefetcher.next()
+                    assert filled is not None
+                    buffer, count = filled
+                    yield Batch(rows[start:stop], buffers[buffer][:count], self.labels[rows[start:stop]])
+                    prefetcher.release(buffer)
+            finally:
+                prefetcher.close()
 
     def verify(self) -> None:
         """Check every part's checksum and that all features are finite.
@@ -144,9 +173,9 @@ class FeatureArchive:
             if found != expected:
                 raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found")
         with self._store_errors():
-            row = self._store.check_finite(0, self.rows)
-        if row >= 0:
-            self.require_finite([row], self.gather([row]))
+            bad = [row for store in self._stores if (row := store.check_finite(0, self.rows)) >= 0]
+        if bad:
+            self.require_finite([min(bad)], self.gather([min(bad)]))
 
     def require_finite(self, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:
         """Raise NonFiniteError naming the teacher and the row of the first NaN or infinity in gathered features."""
@@ -161,6 +190,8 @@ class FeatureArchive:
         )
 
     def _column(self, name: str) -> NDArray[Any]:
+        if name not in self._contents.columns:
+            return np.full((self.rows, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
         try:
             return self._contents.columns[name]()
         except OSError as error:
@@ -172,11 +203,3 @@ class FeatureArchive:
             yield
         except _core.StoreError as error:
             raise ArchiveError(str(error)) from None
-
-
-def open_archive(path: str | Path | FeatureArchive) -> FeatureArchive:
-    """Open an archive in place; no features are read. A FeatureArchive is passed through.
-
-    Raises ArchiveError when the archive is missing, interrupted while written, truncated or corrupt.
-    """
-    return path if isinstance(path, FeatureArchive) else FeatureArchive(read_contents(Path(path)))

@@ -57,7 +57,7 @@ def demo(
 @app.command()
 def inspect(archive: ArchivePath) -> None:
     """Print what an archive holds: teachers, rows, classes per split, slides, bytes."""
-    from .archive import open_archive
+    from .opening import open_archive
 
     opened = open_archive(archive)
     console.print(

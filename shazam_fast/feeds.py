@@ -21,7 +21,7 @@ def feature_statistics(archive: FeatureArchive, rows: NDArray[np.int64]) -> tupl
     squares = torch.zeros_like(total)
     shift: Tensor | None = None
     with Progress("reading features", len(rows), "patches") as progress:
-        for batch in archive.batches(rows):
+        for batch in archive.stream(rows):
             x = torch.from_numpy(batch.features).double()
             shift = x.mean(dim=0) if shift is None else shift
             x -= shift

@@ -15,8 +15,13 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    rename_durably(unfinished, path)
+
+
+def rename_durably(old: Path, new: Path) -> None:
+    """Rename a file within its directory and sync the directory."""
+    old.rename(new)
+    directory = os.open(new.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .archive import FeatureArchive, open_archive
+from .archive import FeatureArchive
 from .errors import MismatchError, NonFiniteError, ShazamError
 from .files import UNFINISHED
 from .metrics import Metrics, compute_metrics
+from .opening import ArchiveLike, open_archive
 from .progress import Progress
 from .student import FoldedStudent, Student
 from .student_config import StudentConfig
 from .student_files import load
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class TeacherMatch:
 
 def score(
     student: Student | str | Path,
-    archive: FeatureArchive | str | Path,
+    archive: ArchiveLike,
     out: str | Path | None = None,
     *,
     split: str | None = None,
@@ -126,7 +127,7 @@ def score(
 
 def evaluate(
     student: Student | str | Path,
-    archive: FeatureArchive | str | Path,
+    archive: ArchiveLike,
     split: str = "test",
     *,
     batch_size: int = BATCH_ROWS,
@@ -159,7 +160,7 @@ def predict(
     """
     match = TeacherMatch(archive, model.config)
     like = next(chain(model.parameters(), model.buffers()))
-    for batch in archive.batches(rows, batch_size):
+    for batch in archive.stream(rows, batch_size):
         features, present = match(torch.from_numpy(batch.features).to(like))
         logits, weights = model.infer(features, present)
         if not torch.isfinite(logits).all():

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .archive import FeatureArchive, open_archive
+from .archive import FeatureArchive
 from .checkpoint import CHECKPOINT, require_same_job
 from .errors import MismatchError, ShazamError
 from .metrics import Metrics
+from .opening import ArchiveLike, open_archive
 from .scoring import choose_device, evaluate, require_same_classes
+from .splits import require_whole_groups
 from .student import Student
 from .student_files import CARD, load
 from .training_config import TrainConfig
@@ -37,7 +39,7 @@ class TrainResult:
 
 
 def train(
-    archive: FeatureArchive | str | Path,
+    archive: ArchiveLike,
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
@@ -54,7 +56,8 @@ def train(
 
     Raises:
         ShazamError: an impossible configuration, an empty or too small split.
-        MismatchError: `out` holds another training; a class that no training patch has; unlabelled patches.
+        MismatchError: `out` holds another training; a class that no training patch has; unlabelled patches;
+            a group (patient) with patches in two splits.
         NonFiniteError: a NaN or infinite feature (names teacher and row) or loss (names epoch, step, term).
         KeyboardInterrupt: Ctrl-C, after the checkpoint was saved.
     """
@@ -66,6 +69,7 @@ def train(
         return _finished(out, job, archive)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    require_whole_groups(archive.splits, archive.group_index, archive.groups)
     splits = {name: _labelled_rows(archive, name, config) for name in ("train", "val")}
     checkpoint = None if out is None else out / CHECKPOINT
     run = TrainingRun(archive, config, splits["train"], splits["val"], checkpoint)

@@ -1,7 +1,7 @@
 """Writing native archives: streamed, checksummed, and never visible half-written."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from .columns import (
 )
 from .errors import ShazamError
 from .files import UNFINISHED, write_durably
-from .layouts.native import FORMAT, MANIFEST, VERSION
+from .layouts.native import FORMAT, MANIFEST, UNKNOWN, VERSION
 from .layouts.native_write import PartWriter
 from .progress import Progress
 
@@ -67,7 +67,8 @@ class ArchiveWriter:
         self._names: dict[str, dict[str, int]] = {"slide": {}, "group": {}}
         self._parts: list[dict[str, object]] = []
         self._part: PartWriter | None = None
-        _claim_directory(self.path)
+        self._record: dict[str, object] = {}  # what else the manifest is to say
+        self._claim()
 
     def append(
         self,
@@ -82,7 +83,7 @@ class ArchiveWriter:
         """Add n patches. `features` maps every teacher to [n, dim]; the rest are [n], `coords` [n, 2] (x, y).
 
         Labels are class indices (-1 unknown) or class names; splits are "train", "val", "test", "none" or their
-        codes; slides and groups are names.
+        codes; slides and groups are names ("" unknown).
 
         Raises:
             MismatchError: counts or widths that differ; the message names the teacher.
@@ -122,7 +123,7 @@ class ArchiveWriter:
             raise ShazamError(f"{self.path}: an archive needs at least one row, none was appended")
         try:
             self._close_part()
-            write_durably(self.path / MANIFEST, json.dumps(self._manifest(), indent=1).encode())
+            self._publish()
         except OSError as error:
             raise ShazamError(f"{self.path}: the archive could not be finished: {error}") from error
 
@@ -131,7 +132,7 @@ class ArchiveWriter:
         if self._part is not None:
             self._part.abort()
             self._part = None
-        _remove_leftovers(self.path)
+        remove_leftovers(self.path)
         self.path.rmdir()
 
     def __enter__(self) -> Self:
@@ -149,6 +150,13 @@ class ArchiveWriter:
             self.abort()
             raise
 
+    def _claim(self) -> None:
+        claim_directory(self.path)
+        remove_leftovers(self.path)
+
+    def _publish(self) -> None:
+        write_durably(self.path / MANIFEST, self._manifest())
+
     def _interleave(self, features: Mapping[str, NDArray[Any]], start: int, stop: int) -> NDArray[Any]:
         out = np.empty((stop - start, self._width), dtype=self._dtype)
         column = 0
@@ -165,16 +173,16 @@ class ArchiveWriter:
             return None
         unique, inverse = np.unique(np.asarray(names).astype(str), return_inverse=True)
         known = self._names[kind]
-        codes = np.array([known.setdefault(str(name), len(known)) for name in unique], dtype=np.int32)
-        return codes[inverse.reshape(-1)]
+        codes = [known.setdefault(str(name), len(known)) if name else UNKNOWN[kind] for name in unique]
+        return np.array(codes, dtype=np.int32)[inverse.reshape(-1)]
 
     def _close_part(self) -> None:
         if self._part is not None:
             self._parts.append(self._part.close(self._width, self._dtype))
             self._part = None
 
-    def _manifest(self) -> dict[str, object]:
-        return {
+    def _manifest(self) -> bytes:
+        manifest = {
             "format": FORMAT,
             "version": VERSION,
             "teachers": [{"name": name, "dim": dim} for name, dim in self.teachers.items()],
@@ -184,7 +192,9 @@ class ArchiveWriter:
             "slides": list(self._names["slide"]),
             "groups": list(self._names["group"]),
             "parts": self._parts,
+            **self._record,
         }
+        return json.dumps(manifest, indent=1).encode()
 
 
 def write_archive(
@@ -248,20 +258,24 @@ def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArr
         yield {name: array[start : start + step] for name, array in features.items()}
 
 
-def _claim_directory(path: Path) -> None:
-    """Create the directory, or take over what an interrupted writing left; anything else is refused."""
+def claim_directory(path: Path, expected: str = "") -> None:
+    """Create the directory, or accept one with what an interrupted writing left or the file `expected`, no other.
+
+    Raises ShazamError when it cannot be created, holds an archive, or other files.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShazamError(f"{path}: cannot create the archive's directory: {error}") from error
     if (path / MANIFEST).exists():
         raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
-    foreign = [p.name for p in path.iterdir() if not p.match("part-*") and p.suffix != UNFINISHED]
-    if foreign:
-        raise ShazamError(f"{path}: the directory holds other files ({', '.join(sorted(foreign)[:3])}); choose another")
-    _remove_leftovers(path)
+    names = {p.name for p in path.iterdir() if not p.match("part-*") and p.suffix != UNFINISHED}
+    if foreign := sorted(names - {expected}):
+        raise ShazamError(f"{path}: the directory holds other files ({', '.join(foreign[:3])}); choose another")
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path, keep: Collection[str] = ()) -> None:
+    """Remove parts, except those named in `keep`, and unfinished files."""
     for file in [*path.glob("part-*"), *path.glob(f"*{UNFINISHED}")]:
-        file.unlink(missing_ok=True)
+        if file.name not in keep:
+            file.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ def make_patches(rows=300, teachers=TEACHERS, classes=CLASSES, seed=0, scales=(1
         "labels": labels,
         "splits": splits,
         "slides": np.array([f"slide-{i // 25:03d}" for i in range(rows)]),
-        "groups": np.array([f"patient-{i // 50}" for i in range(rows)]),
+        "groups": np.array([f"{split}-patient-{i // 25}" for i, split in enumerate(splits)]),
         "coords": np.stack([np.arange(rows) * 256, np.arange(rows) % 17 * 256], axis=1),
         "classes": list(classes),
     }

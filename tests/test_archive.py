@@ -52,6 +52,23 @@ def test_batches_cover_all_rows_once(archive, patches):
     np.testing.assert_array_equal(chosen.labels, patches["labels"][chosen.rows])
 
 
+def test_streams_are_batches_gathered_ahead(archive, patches):
+    rows = np.random.default_rng(0).permutation(300)
+    whole = side_by_side(patches).astype(np.float32)
+    seen = []
+    for batch in archive.stream(rows, batch_size=32):
+        np.testing.assert_array_equal(batch.features, whole[batch.rows])
+        np.testing.assert_array_equal(batch.labels, patches["labels"][batch.rows])
+        seen.append(batch.rows)
+    np.testing.assert_array_equal(np.concatenate(seen), rows)
+    for batch in archive.stream(batch_size=7):
+        assert batch.rows[0] < 14
+        if batch.rows[0] == 7:
+            break  # leaving early stops the background thread
+    with pytest.raises(sf.ArchiveError, match="row 300"):
+        list(archive.stream(np.array([0, 300])))
+
+
 def test_float32_archives_keep_every_bit(tmp_path, patches):
     archive = sf.open(sf.write_archive(tmp_path / "a", **patches, dtype="float32"))
     np.testing.assert_array_equal(archive.gather(np.arange(300)), side_by_side(patches, np.float32))
@@ -243,10 +260,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 
 
 def test_missing_archives(tmp_path, archive):
-    with pytest.raises(sf.ArchiveError, match="no such directory"):
+    with pytest.raises(sf.ArchiveError, match="no such file or directory"):
         sf.open(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(sf.ArchiveError, match="it is not a native archive"):
+    with pytest.raises(sf.ArchiveError, match="none of its files could be features"):
         sf.open(tmp_path / "empty")
     (archive.path / "archive.json").unlink()
     with pytest.raises(sf.ArchiveError, match="its writing was interrupted"):

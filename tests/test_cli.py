@@ -79,8 +79,8 @@ def test_a_preset_and_one_changed_option(archive, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("inspect", "nothing.archive"), "error: nothing.archive: no such directory"),
-        (("train", "nothing.archive", "--out", "run"), "error: nothing.archive: no such directory"),
+        (("inspect", "nothing.archive"), "error: nothing.archive: no such file or directory"),
+        (("train", "nothing.archive", "--out", "run"), "error: nothing.archive: no such file or directory"),
         (("train", "x", "--out", "run", "--preset", "camelyon"), "error: no preset is called 'camelyon'"),
         (("evaluate", "no-student", "nothing.archive"), "a student is a directory with student.json"),
         (("score", "no-student", "nothing.archive", "--out", "s.parquet"), "a student is a directory with"),

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..archive import FeatureArchive, open_archive
+from ..archive import FeatureArchive
 from ..metrics import Metrics, compute_metrics
+from ..opening import open_archive
 from ..scoring import score
 from ..training import train
 from ..writer import write_archive

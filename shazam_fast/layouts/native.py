@@ -27,9 +27,15 @@ COLUMNS: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {
     "split": (np.dtype(np.uint8), ()),  # see SPLITS
 }
 SPLITS = {"train": 0, "val": 1, "test": 2, "none": 255}
+UNKNOWN = {"label": -1, "coords": -1, "slide": -1, "group": -1, "split": SPLITS["none"]}
 SAFETENSORS_NAMES = {
     "int64": "I64", "uint8": "U8", "int32": "I32", "float16": "F16", "float32": "F32", "bfloat16": "BF16",
 }  # fmt: skip
+
+
+def is_native(path: Path) -> bool:
+    """Whether the directory is a native archive, or what an interrupted writing left of one."""
+    return (path / MANIFEST).exists() or any(path.glob("part-[0-9][0-9][0-9][0-9][0-9].*"))
 
 
 def read_contents(path: Path) -> Contents:
@@ -56,7 +62,7 @@ def read_contents(path: Path) -> Contents:
     return Contents(
         path=path,
         teachers=teachers,
-        matrix=Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),
+        blocks=(Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
         fingerprint=fingerprint,
         columns={column: partial(_read_column, files, stored, column) for column in COLUMNS},
         checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
@@ -65,15 +71,11 @@ def read_contents(path: Path) -> Contents:
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
-    if not path.is_dir():
-        raise ArchiveError(f"{path}: no such directory; a native archive is a directory with {MANIFEST}")
     try:
         text = (path / MANIFEST).read_bytes()
         manifest = json.loads(text)
     except FileNotFoundError:
-        unfinished = any(path.glob("part-*"))
-        hint = "its writing was interrupted; write it again" if unfinished else "it is not a native archive"
-        raise ArchiveError(f"{path}: {MANIFEST} not found: {hint}") from None
+        raise ArchiveError(f"{path}: {MANIFEST} not found: its writing was interrupted; write it again") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArchiveError(f"{path / MANIFEST}: corrupt manifest: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import UNFINISHED, file_checksum
-from .native import COLUMNS, SAFETENSORS_NAMES, SPLITS
+from .native import COLUMNS, SAFETENSORS_NAMES, UNKNOWN
 
 DATA_START = 4096  # the parts' data begin on a page
-UNKNOWN = {"label": -1, "coords": -1, "slide": -1, "group": -1, "split": SPLITS["none"]}
 
 
 class PartWriter:

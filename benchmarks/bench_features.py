@@ -1,0 +1,330 @@
+"""Reading features: random batches, whole files, cold and warm, against what people use today.
+
+    pytest benchmarks/bench_features.py [--quick] --benchmark-json=out.json
+
+Four teachers, 1280 + 1024 + 1024 + 1536 columns of float16. Providers: ours on a native archive ("ours") and on one
+.npy file a teacher ("ours npy"), NumPy memory maps with astype, h5py, zarr, safetensors, and the authors' DataLoader
+over a TensorDataset that is already in memory. "memcpy" and "plain read" are the ceilings that bound them all.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import shazam_fast as sf
+
+TEACHERS = {"virchow": 1280, "uni": 1024, "phikon-v2": 1024, "gigapath": 1536}
+WIDTH = sum(TEACHERS.values())
+THREADS = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def rows(request):
+    return 10_000 if request.config.getoption("--quick") else 60_000
+
+
+@pytest.fixture(scope="module")
+def features(rows):
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal((rows, dim), dtype=np.float32).astype(np.float16) for name, dim in TEACHERS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, features):
+    folder = tmp_path_factory.mktemp("features")
+    sf.write_archive(folder / "a.archive", features)
+    for name, array in features.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def drop_from_page_cache(*paths):
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def memory_maps(files):
+    return [np.load(files / f"{name}.npy", mmap_mode="r") for name in TEACHERS]
+
+
+def write_chunked(files, features, library):
+    """The four teachers in chunks of 512 rows, as HDF5 and zarr users commonly store them."""
+    if library == "h5py":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(files / "chunked.h5", "w") as file:
+            for name, array in features.items():
+                file.create_dataset(name, data=array, chunks=(512, array.shape[1]))
+        file = h5py.File(files / "chunked.h5", "r")
+        return [file[name] for name in TEACHERS]
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(files / "chunked.zarr"), mode="w")
+    for name, array in features.items():
+        target = group.create_array(
+            name, shape=array.shape, chunks=(512, array.shape[1]), dtype=array.dtype, compressors=None
+        )
+        target[:] = array
+    return [group[name] for name in TEACHERS]
+
+
+def random_reader(provider, files, features, batch):
+    """A function that reads one random batch as float32, and how to check what it gave."""
+    if provider in ("ours", "ours npy"):
+        source = files / "a.archive" if provider == "ours" else {name: files / f"{name}.npy" for name in TEACHERS}
+        archive, out = sf.open(source), np.empty((batch, WIDTH), np.float32)
+        return lambda index: archive.gather(index, out=out)
+    if provider == "memmap":
+        maps = memory_maps(files)
+        return lambda index: [m[index].astype(np.float32) for m in maps]
+    if provider in ("h5py", "zarr"):
+        datasets = write_chunked(files, features, provider)
+
+        def read(index):
+            order = np.argsort(index)
+            back = np.argsort(order)
+            return [
+                (d[index[order]] if provider == "h5py" else d.oindex[index])[
+                    back if provider == "h5py" else ...
+                ].astype(np.float32)
+                for d in datasets
+            ]
+
+        return read
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    save_file(features, files / "all.safetensors")
+    opened = safe_open(files / "all.safetensors", framework="np")
+    slices = [opened.get_slice(name) for name in TEACHERS]
+    return lambda index: [np.concatenate([s[i : i + 1] for i in index.tolist()]).astype(np.float32) for s in slices]
+
+
+@pytest.mark.parametrize("batch", [64, 4096])
+@pytest.mark.parametrize("provider", ["memmap", "ours", "ours npy", "h5py", "zarr", "safetensors", "dataloader"])
+def test_random_batches(measure, request, files, features, rows, provider, batch):
+    """Warm page cache. The slow readers read fewer batches."""
+    rng = np.random.default_rng(1)
+    case = f"random batches of {batch} rows to float32, warm"
+    if provider == "dataloader":
+        tensors = [torch.from_numpy(features[name].astype(np.float32)) for name in TEACHERS]
+        dataset = torch.utils.data.TensorDataset(*tensors, torch.zeros(rows))
+        loader = iter(torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=True))
+        rounds = min(rows // batch - 6, 30)
+        got = measure(
+            case, provider, lambda: next(loader), rows=batch, nbytes=batch * WIDTH * 2, baseline="memmap", rounds=rounds
+        )
+        assert got[0].shape == (batch, 1280)
+        return
+    read = random_reader(provider, files, features, batch)
+    slow = provider in ("h5py", "zarr", "safetensors")
+    indices = [rng.choice(rows, batch, replace=False) for _ in range(3 if slow else 200)]
+    state = {"calls": 0}
+
+    def one():
+        state["calls"] += 1
+        return read(indices[state["calls"] % len(indices)])
+
+    got = measure(
+        case, provider, one, rows=batch, nbytes=batch * WIDTH * 2, baseline="memmap", rounds=3 if slow else 200
+    )
+    last = indices[state["calls"] % len(indices)]
+    expected = np.concatenate([features[name][last].astype(np.float32) for name in TEACHERS], axis=1)
+    np.testing.assert_array_equal(got if isinstance(got, np.ndarray) else np.concatenate(got, axis=1), expected)
+
+
+@pytest.fixture(scope="module")
+def trident(tmp_path_factory, rows):
+    """One slide in TRIDENT's layout: float32 features in chunks of ONE row."""
+    h5py = pytest.importorskip("h5py")
+    job = tmp_path_factory.mktemp("trident") / "20x_512px_0px_overlap"
+    (job / "features_gigapath").mkdir(parents=True)
+    n = min(rows, 20_000)
+    array = np.random.default_rng(2).standard_normal((n, 1536), dtype=np.float32)
+    with h5py.File(job / "features_gigapath" / "slide.h5", "w") as file:
+        file.create_dataset("features", data=array, chunks=(1, 1536), maxshape=(None, 1536))
+        file.create_dataset("coords", data=np.stack([np.arange(n), np.arange(n)], 1), chunks=(1, 2), maxshape=(None, 2))
+    return job, array
+
+
+@pytest.mark.parametrize("provider", ["h5py", "ours"])
+@pytest.mark.parametrize("what", ["full read", "random batches of 64 rows"])
+def test_trident(measure, trident, provider, what):
+    job, array = trident
+    n, full = len(array), what == "full read"
+    rng = np.random.default_rng(3)
+    rows = np.arange(n) if full else np.sort(rng.choice(n, 64, replace=False))
+    if provider == "h5py":
+        h5py = pytest.importorskip("h5py")
+        dataset = h5py.File(job / "features_gigapath" / "slide.h5", "r")["features"]
+
+        def read():
+            return dataset[:] if full else dataset[rows]
+    else:
+        archive, out = sf.open(job), np.empty((len(rows), 1536), np.float32)
+
+        def read():
+            return archive.gather(rows, out=out)
+
+    got = measure(
+        f"TRIDENT layout, {what}, warm",
+        provider,
+        read,
+        rows=len(rows),
+        nbytes=len(rows) * 6144,
+        baseline="h5py",
+        rounds=7,
+    )
+    np.testing.assert_array_equal(got, array[rows])
+
+
+def parallel_copy(target, source):
+    """The ceiling: the same bytes copied by as many threads as ours uses."""
+    edges = np.linspace(0, len(source), THREADS + 1, dtype=int)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(
+            pool.map(
+                lambda k: np.copyto(target[edges[k] : edges[k + 1]], source[edges[k] : edges[k + 1]]), range(THREADS)
+            )
+        )
+    return target
+
+
+@pytest.mark.parametrize("provider", ["memcpy", "ours"])
+def test_sequential_warm(measure, files, features, rows, provider):
+    """The archive as stored, 2,048 rows at a time into one buffer; memcpy copies the same rows from memory."""
+    archive, block = sf.open(files / "a.archive"), 2048
+    out = np.empty((block, WIDTH), np.float16)
+    starts = range(0, rows - block + 1, block)
+    source = np.concatenate([features[name] for name in TEACHERS], axis=1)
+
+    def read():
+        for start in starts:
+            if provider == "ours":
+                archive.gather(np.arange(start, start + block), out=out)
+            else:
+                parallel_copy(out, source[start : start + block])
+        return out
+
+    count = len(starts) * block
+    got = measure(
+        "sequential, as stored, warm", provider, read, rows=count, nbytes=count * WIDTH * 2, baseline="memcpy", rounds=9
+    )
+    np.testing.assert_array_equal(got, source[starts[-1] : starts[-1] + block])
+
+
+@pytest.mark.parametrize("provider", ["plain read", "ours"])
+def test_sequential_cold(measure, files, rows, provider):
+    """The same from the disk: a plain read in blocks of 16 MiB is the ceiling."""
+    part = next((files / "a.archive").glob("part-*"))
+    archive, block = sf.open(files / "a.archive"), 2048
+    rows = min(rows, (part.stat().st_size - 4096) // (WIDTH * 2))
+    buffer = bytearray(16 << 20)
+
+    def read():
+        if provider == "plain read":
+            with part.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+        else:
+            for _ in archive.stream(np.arange(rows), batch_size=block):
+                pass
+
+    measure("sequential to float32, cold", provider, read, rows=rows, nbytes=rows * WIDTH * 2, baseline="plain read",
+            rounds=5, setup=lambda: drop_from_page_cache(part))  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", ["memmap", "ours"])
+def test_random_cold(measure, files, rows, provider):
+    """One random batch of 512 rows whose pages are all on the disk."""
+    rng = np.random.default_rng(4)
+    paths = [files / f"{name}.npy" for name in TEACHERS]
+    maps = [np.load(path, mmap_mode="r") for path in paths]
+    archive = sf.open({name: files / f"{name}.npy" for name in TEACHERS})
+
+    def read(index):
+        return archive.gather(index) if provider == "ours" else [m[index].astype(np.float32) for m in maps]
+
+    def setup():
+        drop_from_page_cache(*paths)
+        return (rng.choice(rows, 512, replace=False),), {}
+
+    measure("random batches of 512 rows, cold", provider, read, rows=512, nbytes=512 * WIDTH * 2, baseline="memmap",
+            rounds=9, setup=setup)  # fmt: skip
+
+
+STREAM = """
+import sys, time
+import numpy as np
+import shazam_fast as sf
+def anonymous():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1024
+archive = sf.open(sys.argv[1])
+before = peak = anonymous()
+total = 0
+for batch in archive.stream():
+    total += len(batch.rows)
+    peak = max(peak, anonymous())
+assert total == archive.rows
+print(peak - before)
+"""
+
+
+def test_memory_of_a_stream(measure, request, tmp_path):
+    """Anonymous memory above the start while 10 GB (quick: 1 GB) stream by."""
+    gigabytes = 1 if request.config.getoption("--quick") else 10
+    chunk = {name: np.ones((10_000, dim), np.float16) for name, dim in TEACHERS.items()}
+    count = round(gigabytes * 1e9 / (10_000 * WIDTH * 2))
+    path = sf.write_archive(tmp_path / "large.archive", (chunk for _ in range(count)))
+
+    def stream():
+        run = subprocess.run([sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, check=True)
+        return float(run.stdout)
+
+    megabytes = measure(f"stream of {gigabytes} GB in a process of its own", "ours", stream, rows=count * 10_000,
+                        nbytes=count * 10_000 * WIDTH * 2, rounds=1, warmup=0)  # fmt: skip
+    request.node.user_properties.append(("anonymous MB above the start", round(megabytes)))
+    print(f"\n{megabytes:.0f} MB of anonymous memory above the start")
+    assert megabytes < 200
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".h5"])
+def test_opening_many_files(measure, request, tmp_path, suffix):
+    """One slide a file: 100,000 files (quick: 2,000), opened and one row of each of 64 slides read."""
+    count = 2_000 if request.config.getoption("--quick") else 100_000
+    write_slides(tmp_path, suffix, count)
+
+    def open_all():
+        archive = sf.open(tmp_path)
+        archive.gather(np.linspace(0, archive.rows - 1, 64, dtype=np.int64))
+        return archive
+
+    archive = measure(f"opening {count:,} files", f"ours {suffix}", open_all, rows=count, nbytes=0, rounds=1, warmup=0)
+    assert archive.rows == 2 * count
+    assert len(os.listdir("/proc/self/fd")) < 1024
+
+
+def write_slides(folder: Path, suffix: str, count: int):
+    features = np.ones((2, 8), np.float16)
+    first = folder / f"slide-{0:06d}{suffix}"
+    if suffix == ".npy":
+        np.save(first, features)
+    elif suffix == ".pt":
+        torch.save(torch.from_numpy(features), first)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(first, "w") as file:
+            file["features"] = features
+            file["coords"] = np.array([[0, 0], [1, 1]])
+    content = first.read_bytes()
+    for index in range(1, count):
+        (folder / f"slide-{index:06d}{suffix}").write_bytes(content)

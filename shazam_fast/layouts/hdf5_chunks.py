@@ -1,0 +1,161 @@
+"""Where the rows of an HDF5 dataset lie in its file, so that they can be read without the HDF5 library.
+
+A contiguous dataset is one run of rows. A chunked one keeps a table of chunks, each a block of rows padded to full
+size; chunks that were appended one after another usually lie one after another, and merge into few runs.
+"""
+
+import os
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArchiveError
+
+# Before this release the library reported the places of chunks without the user block in front of the file.
+USER_BLOCK_COUNTED = (1, 14, 4)
+
+
+def mapping_obstacle(dataset: Any) -> str | None:
+    """What keeps the rows of `dataset` ([rows, columns], or with a leading axis of 1) from being read in place.
+
+    None when nothing does; otherwise words that continue "the dataset is ...".
+    """
+    import h5py  # type: ignore[import-untyped]
+
+    properties = dataset.id.get_create_plist()
+    if properties.get_nfilters():
+        filters = ", ".join(properties.get_filter(i)[3].decode() for i in range(properties.get_nfilters()))
+        return f"compressed or filtered ({filters})"
+    if properties.get_layout() == h5py.h5d.COMPACT:
+        return "stored inside the header (compact)"
+    if properties.get_layout() == h5py.h5d.CHUNKED:
+        if dataset.chunks[-1] < dataset.shape[-1]:
+            return f"cut into chunks of {dataset.chunks}, which split the {dataset.shape[-1]} columns"
+        if dataset.file.userblock_size and h5py.version.hdf5_version_tuple < USER_BLOCK_COUNTED:
+            return f"behind a user block, which HDF5 {h5py.version.hdf5_version} does not count"
+    # bfloat16 and 12-bit integers, say, are handed out as the next larger NumPy type
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
+        return f"stored in another form than {dataset.dtype}"
+    return None
+
+
+def locate_rows(path: Path, dataset: Any) -> NDArray[np.int64]:
+    """Runs of evenly spaced rows of a `dataset` that has rows and no obstacle, in order.
+
+    Returns int64 [n, 3]: byte offset in the file at `path`, rows, row stride in bytes. Raises ArchiveError when rows
+    were never written or do not lie within the file.
+    """
+    rows, columns = dataset.shape[-2:]
+    size = path.stat().st_size
+    if dataset.chunks:
+        offsets = _chunk_offsets(path, dataset, size)
+        return _merge(offsets, rows, dataset.chunks[-2], dataset.chunks[-1] * dataset.dtype.itemsize)
+
+    offset, stride = dataset.id.get_offset(), columns * dataset.dtype.itemsize
+    if offset is None:
+        raise _never_written(path, dataset, 0)
+    if offset + rows * stride > size:
+        raise _truncated(path, dataset, offset + rows * stride, size)
+    return np.array([[offset, rows, stride]], dtype=np.int64)
+
+
+def read_matrix(path: Path, dataset: Any) -> NDArray[np.generic]:
+    """The values [rows, columns] of a small `dataset` that has rows: in place, or through h5py where they cannot be.
+
+    In place is faster: of chunks of one row, h5py reads 200,000 a second.
+    """
+    rows, columns = dataset.shape[-2:]
+    if not mapping_obstacle(dataset):
+        return _read_runs(path, locate_rows(path, dataset), columns, dataset.dtype)
+    if dataset.chunks:  # h5py gives zeros for chunks that are missing
+        chunks = prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        if (written := dataset.id.get_num_chunks()) != chunks:
+            raise ArchiveError(f"{path}: {written} of {chunks} chunks of {dataset.name!r} written: extract it again")
+    values: NDArray[np.generic] = dataset[...].reshape(rows, columns)
+    return values
+
+
+def _read_runs(path: Path, runs: NDArray[np.int64], columns: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    rows, row_bytes = int(runs[:, 1].sum()), columns * dtype.itemsize
+    parts = []
+    with path.open("rb") as file:
+        for offset, run_rows, stride in runs.tolist():
+            together = run_rows if stride == row_bytes else 1
+            for start in range(offset, offset + run_rows * stride, together * stride):
+                parts.append(os.pread(file.fileno(), together * row_bytes, start))
+    content = b"".join(parts)
+    if len(content) != rows * row_bytes:
+        raise ArchiveError(f"{path}: {rows * row_bytes - len(content)} bytes missing: it shrank while it was read")
+    return np.frombuffer(content, dtype).reshape(rows, columns)
+
+
+def _chunk_offsets(path: Path, dataset: Any, size: int) -> NDArray[np.int64]:
+    """Byte offset [chunks] of every chunk, by row: all are there, and none outside the file of `size` bytes."""
+    rows, step = dataset.shape[-2], dataset.chunks[-2]
+    chunk_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
+    listed = _list_chunks(dataset.id, limit=size // chunk_bytes + 1)
+    table = np.array([(c.chunk_offset[-2], c.byte_offset, c.size) for c in listed], dtype=np.int64).reshape(-1, 3)
+    first_rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    first_rows, offsets, sizes = table[np.argsort(table[:, 0], kind="stable")].T
+
+    in_place = first_rows == np.arange(len(table)) * step
+    complete = len(table) if in_place.all() else int(in_place.argmin())
+    if complete * step < rows:
+        raise _never_written(path, dataset, complete * step)
+    end = int(offsets.max()) + chunk_bytes
+    if end > size:
+        raise _truncated(path, dataset, end, size)
+    overlap = np.diff(np.sort(offsets)) < chunk_bytes
+    if len(table) > -(-rows // step) or overlap.any() or (sizes != chunk_bytes).any():
+        raise ArchiveError(f"{path}: corrupt file: chunks of {dataset.name!r} overlap, or are not {chunk_bytes} bytes")
+    return offsets
+
+
+def _list_chunks(dataset_id: Any, limit: int) -> list[Any]:
+    """The chunk table as h5py's StoreInfo records, no more than `limit`: a corrupt one may run in a circle."""
+    listed: list[Any] = []
+
+    def keep(chunk: Any) -> bool | None:
+        listed.append(chunk)
+        return True if len(listed) == limit else None  # anything but None ends the iteration
+
+    if hasattr(dataset_id, "chunk_iter"):
+        dataset_id.chunk_iter(keep)
+    else:  # HDF5 before 1.12.3: each call walks the table from its start
+        listed = [dataset_id.get_chunk_info(i) for i in range(min(limit, dataset_id.get_num_chunks()))]
+    return listed
+
+
+def _merge(offsets: NDArray[np.int64], rows: int, chunk_rows: int, stride: int) -> NDArray[np.int64]:
+    """Runs [n, 3] of the chunks at `offsets` [chunks]; the last chunk is clipped to `rows` in all."""
+    gaps = np.diff(offsets)
+    joined = gaps == chunk_rows * stride  # [chunks - 1], with the next chunk
+    if chunk_rows == 1:
+        # rows at any even distance are one run; where two distances meet, the row between belongs to the first
+        alike = gaps[1:] == gaps[:-1]
+        even = alike & (gaps[1:] > stride)
+        joined[1:] |= even
+        joined[:-1] |= even
+        joined[1:] &= alike | ~joined[:-1]
+    starts = np.flatnonzero(np.concatenate(([True], ~joined)))
+    chunks = np.diff(starts, append=len(offsets))
+    strides = np.where(chunks > 1, np.append(gaps, 0)[starts] // chunk_rows, stride)
+    runs = np.stack([offsets[starts], chunks * chunk_rows, strides], axis=1)
+    runs[-1, 1] -= len(offsets) * chunk_rows - rows
+    return runs
+
+
+def _never_written(path: Path, dataset: Any, row: int) -> ArchiveError:
+    return ArchiveError(
+        f"{path}: row {row} of {dataset.name!r} was never written, or the file is corrupt: extract the slide again"
+    )
+
+
+def _truncated(path: Path, dataset: Any, end: int, size: int) -> ArchiveError:
+    return ArchiveError(
+        f"{path}: truncated or corrupt: {dataset.name!r} needs {end} bytes of file, {size} are there: extract it again"
+    )
