@@ -12,6 +12,10 @@ class ArchiveError(ShazamError):
     """A file is not what it claims to be: missing, truncated, corrupt, or changed while in use."""
 
 
+class NotInPlaceError(ArchiveError):
+    """Sound features that cannot be mapped as they lie in their file; `shazam_fast.convert` can read them."""
+
+
 class MismatchError(ShazamError):
     """Two things that must fit do not: rows of two teachers, an archive and a student, a job and its output."""
 

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from shazam_fast import ArchiveError, ShazamError
 from shazam_fast._core import FeatureStore, StoreError
+from shazam_fast.errors import NotInPlaceError
 from shazam_fast.layouts import hdf5_chunks
 from shazam_fast.layouts.hdf5 import find_atlaspatch, find_hdf5_directory, find_trident, read_piece
 
 h5py = pytest.importorskip("h5py")
 
-DAMAGED_FILES = 2500
+DAMAGED_FILES = 2000
 
 
 def make_features(rows, columns=6, dtype=np.float32, seed=0):
@@ -281,6 +282,15 @@ def test_old_hdf5_lists_chunks_one_by_one(tmp_path):
         assert len(hdf5_chunks._list_chunks(old, 2)) == len(hdf5_chunks._list_chunks(full, 2)) == 2
 
 
+def test_a_chunk_table_in_any_order(tmp_path):
+    path = write_clam(tmp_path / "slide.h5", make_features(100), make_coords(100))
+    with h5py.File(path) as file:
+        full = file["features"]
+        backwards = SimpleNamespace(get_num_chunks=lambda: 4, get_chunk_info=lambda i: full.id.get_chunk_info(3 - i))
+        dataset = SimpleNamespace(id=backwards, shape=full.shape, chunks=full.chunks, dtype=full.dtype)
+        assert hdf5_chunks.locate_rows(path, dataset).tolist() == hdf5_chunks.locate_rows(path, full).tolist()
+
+
 # Finding files
 
 
@@ -468,6 +478,13 @@ def chunk_offset(path, index):
         return file["features"].id.get_chunk_info(index).byte_offset
 
 
+def test_a_chunk_at_an_impossible_offset(tmp_path):
+    path = write_one(tmp_path / "slide.h5", chunks=(4, 6))
+    swap(path, [chunk_offset(path, 1)], [-2])
+    with pytest.raises(ArchiveError, match=r"slide\.h5: HDF5 cannot read it"):
+        read_piece(path)
+
+
 def test_a_chunk_beyond_the_end(tmp_path):
     path = write_one(tmp_path / "slide.h5", chunks=(4, 6))
     swap(path, [chunk_offset(path, 1)], [1 << 40])
@@ -475,10 +492,20 @@ def test_a_chunk_beyond_the_end(tmp_path):
         read_piece(path)
 
 
-def test_chunks_that_overlap(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [{"offset": 8}, {"column": 6}, {"size": 88}, {"shape": 6}],
+    ids=["overlap", "column", "size", "more chunks than rows"],
+)
+def test_a_chunk_table_that_lies(tmp_path, changes):
     path = write_one(tmp_path / "slide.h5", chunks=(4, 6))
-    swap(path, [chunk_offset(path, 1)], [chunk_offset(path, 0) + 8])
-    with pytest.raises(ArchiveError, match=r"slide\.h5: corrupt file: chunks of '/features' overlap"):
+    if "shape" in changes:
+        swap(path, [10, 6, 10, 6], [changes["shape"], 6, 10, 6])
+    else:  # an entry of the table: bytes, row, column, place within a value, offset
+        offset = chunk_offset(path, 1)
+        moved = chunk_offset(path, 0) + changes["offset"] if "offset" in changes else offset
+        swap(path, [96, 4, 0, 0, offset], [changes.get("size", 96), 4, changes.get("column", 0), 0, moved])
+    with pytest.raises(ArchiveError, match=r"slide\.h5: corrupt: chunks of '/features' overlap, or"):
         read_piece(path)
 
 
@@ -537,7 +564,7 @@ def test_a_file_that_shrinks_while_its_coords_are_read(tmp_path):
 def test_features_to_convert(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     path = write_one(tmp_path / "slide.h5", **options)
-    with pytest.raises(ArchiveError, match=rf"slide\.h5: .*{message}; .*shazam_fast\.convert can read it"):
+    with pytest.raises(NotInPlaceError, match=rf"slide\.h5: .*{message}; .*shazam_fast\.convert can read it"):
         read_piece(path)
 
 
@@ -547,7 +574,7 @@ def test_compact_features(tmp_path):
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.COMPACT)
         h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((3, 6)), layout)
-    with pytest.raises(ArchiveError, match=r"stored inside the header \(compact\).*convert"):
+    with pytest.raises(NotInPlaceError, match=r"stored inside the header \(compact\).*convert"):
         read_piece(path)
 
 
@@ -561,7 +588,7 @@ def test_bfloat16_that_h5py_calls_float32(tmp_path):
         h5py.h5d.create(file.id, b"features", bfloat16, space)
         file["features"][...] = make_features(3)
         assert file["features"].dtype == np.float32
-    with pytest.raises(ArchiveError, match=r"stored in another form than float32.*convert"):
+    with pytest.raises(NotInPlaceError, match=r"stored in another form than float32.*convert"):
         read_piece(path)
 
 
@@ -574,10 +601,10 @@ def test_features_that_lie_in_other_files(tmp_path):
         layout = h5py.VirtualLayout((10, 6), "<f4")
         layout[:] = h5py.VirtualSource(str(other), "features", (10, 6))
         file.create_virtual_dataset("virtual", layout)
-    with pytest.raises(ArchiveError, match=r"the values of 'virtual' lie in other files.*convert"):
+    with pytest.raises(NotInPlaceError, match=r"the values of 'virtual' lie in other files.*convert"):
         read_piece(path, "virtual")
     for name in ("soft", "linked"):
-        with pytest.raises(ArchiveError, match=f"'{name}' is a link to elsewhere.*convert"):
+        with pytest.raises(NotInPlaceError, match=f"'{name}' is a link to elsewhere.*convert"):
             read_piece(path, name)
 
 
@@ -653,10 +680,18 @@ def write_specimens(folder):
 
 def structure_of(path, dataset):
     """Places of the bytes that are neither features nor zero: headers, names, chunk tables."""
-    content = np.fromfile(path, np.uint8)
+    content = path.read_bytes()
+    marked = np.frombuffer(content, np.uint8).copy()
     for offset, rows, stride in read_piece(path, dataset).runs:
-        content[offset : offset + rows * stride] = 0
-    return np.flatnonzero(content).tolist()
+        marked[offset : offset + rows * stride] = 0
+    # HDF5 2.0 never returns from a list of free places in a group's names that runs in a circle: leave those alone
+    heap = content.find(b"HEAP")
+    while heap >= 0:
+        free, names = np.frombuffer(content, "<i8", 2, heap + 16).tolist()
+        for start, stop in ((heap + 8, heap + 32), (names + free, names + free + 16)):
+            marked[max(0, start - 7) : stop] = 0  # an edit is up to 8 bytes long
+        heap = content.find(b"HEAP", heap + 1)
+    return np.flatnonzero(marked).tolist()
 
 
 def damaged(content, places):
@@ -691,8 +726,8 @@ def open_damaged_files(folder, examples):
         try:
             piece = read_piece(path, dataset)
             outcomes["opened"] += rows_of(path, piece).shape == (piece.rows, piece.columns)
-        except (ArchiveError, StoreError) as error:
-            outcomes[type(error).__name__] += 1
+        except (ArchiveError, StoreError):
+            outcomes["refused"] += 1
 
     check()
     print(*outcomes.values())

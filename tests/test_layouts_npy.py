@@ -44,7 +44,7 @@ def test_a_leading_axis_of_one_is_dropped(file):
 
 
 def test_one_column_and_one_row(file):
-    for features in (FEATURES[:, :1], FEATURES[:1], np.asfortranarray(FEATURES[:, :1])):
+    for features in (FEATURES[:, :1], FEATURES[:1]):
         save(file, features.astype(np.float16))
         np.testing.assert_array_equal(read_rows(file, read_piece(file)), np.load(file))
 
@@ -58,6 +58,13 @@ def test_empty_slides(file, array, columns):
 def test_a_header_that_another_program_wrote(file):
     values = FEATURES.astype(np.float32)
     file.write_bytes(with_header('{"shape":(7,5),"fortran_order":False,"descr":"<f4"}', values.tobytes()))
+    np.testing.assert_array_equal(np.load(file), values)
+    np.testing.assert_array_equal(read_rows(file, read_piece(file)), values)
+
+
+def test_one_column_is_in_both_orders(file):
+    values = FEATURES[:, :1].astype(np.float32)
+    file.write_bytes(with_header(HEADER.replace("False", "True").replace("5", "1"), values.tobytes()))
     np.testing.assert_array_equal(np.load(file), values)
     np.testing.assert_array_equal(read_rows(file, read_piece(file)), values)
 
@@ -132,7 +139,7 @@ VALUES = FEATURES.astype(np.float32).tobytes()
 
 
 @FUZZ
-@given(damaged([with_header(HEADER.ljust(117) + "\n", VALUES, version) for version in (1, 2, 3)], [range(128, 268)] * 3))
+@given(damaged([with_header(HEADER.ljust(115) + "\n", VALUES, version) for version in (1, 2, 3)], [range(126)] * 3))
 def test_any_damage_is_survived(file, content):
     survives(file, content, read_piece)
 
@@ -143,4 +150,5 @@ SIZES = st.one_of(st.integers(0, 8), st.sampled_from([-1, 2**31, 2**62, 2**63 - 
 @FUZZ
 @given(st.sampled_from(["<f4", "<f2", ">f2", "<f8", "|O"]), st.booleans(), st.lists(SIZES, max_size=4), st.binary())
 def test_any_shape_is_survived(file, descr, fortran, shape, values):
-    survives(file, with_header(repr({"descr": descr, "fortran_order": fortran, "shape": tuple(shape)}), values), read_piece)
+    header = repr({"descr": descr, "fortran_order": fortran, "shape": tuple(shape)})
+    survives(file, with_header(header, values), read_piece)

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArchiveError, ShazamError
+from ..errors import ArchiveError, NotInPlaceError, ShazamError
 from . import DTypeName, Piece, Source
 from .hdf5_chunks import locate_rows, mapping_obstacle, read_matrix
 
@@ -40,7 +40,7 @@ def read_piece(path: Path, dataset: str | None = None) -> Piece:
     An empty slide may be stored without a width, and as any dtype: it has 0 columns and passes as float32.
     Raises ArchiveError when the file cannot be read in place, saying why.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _read_features(path, file, dataset)
 
 
@@ -71,7 +71,7 @@ def find_atlaspatch(path: Path) -> list[Source]:
     folder = path / "patches"
     slides = {path.stem: path} if path.is_file() else _slide_files(folder if folder.is_dir() else path)
     first = next(iter(slides.values()))
-    with _opened(first) as file:
+    with opened(first) as file:
         encoders = _encoders(first, file)
     return [
         Source(encoder, slide, file, partial(_read_encoder, file, encoder, encoders))
@@ -148,7 +148,7 @@ def _refuse_listing(error: OSError) -> NoReturn:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """The h5py.File at `path`; whatever h5py raises on it becomes an ArchiveError."""
     try:
         import h5py  # type: ignore[import-untyped]
@@ -165,7 +165,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _read_encoder(path: Path, encoder: str, encoders: tuple[str, ...]) -> Piece:
     """One teacher of an AtlasPatch file, which must have `encoders` and no others."""
-    with _opened(path) as file:
+    with opened(path) as file:
         if (found := _encoders(path, file)) != encoders:
             raise ArchiveError(f"{path}: the encoders {found} differ from those of the first slide, {encoders}")
         return _read_features(path, file, f"features/{encoder}")
@@ -181,14 +181,14 @@ def _encoders(path: Path, file: Any) -> tuple[str, ...]:
 
 
 def _read_features(path: Path, file: Any, name: str | None) -> Piece:
-    name = name or next((n for n in FEATURE_DATASETS if _has(file, n)), FEATURE_DATASETS[0])
+    name = name or next((n for n in FEATURE_DATASETS if has_member(file, n)), FEATURE_DATASETS[0])
     features = _dataset(path, file, name)
-    rows, columns = _matrix_shape(path, features)
+    rows, columns = matrix_shape(path, features)
     runs = np.empty((0, 3), np.int64)
     if rows:
         _check_mappable(path, features)
         runs = locate_rows(path, features)
-    coords = _read_coords(path, file, rows) if _has(file, "coords") else None
+    coords = read_coords(path, file, rows) if has_member(file, "coords") else None
     return Piece(columns, DTYPES.get(features.dtype.str, "float32"), runs, coords)
 
 
@@ -198,13 +198,13 @@ def _check_mappable(path: Path, features: Any) -> None:
         order = "big-endian " if features.dtype.byteorder == ">" else ""
         obstacle = f"{order}{features.dtype.name}, neither float16 nor float32"
     if obstacle:
-        raise ArchiveError(f"{path}: dataset {features.name!r} is {obstacle}; {CONVERT}")
+        raise NotInPlaceError(f"{path}: dataset {features.name!r} is {obstacle}; {CONVERT}")
 
 
-def _read_coords(path: Path, file: Any, rows: int) -> NDArray[np.generic]:
+def read_coords(path: Path, file: Any, rows: int) -> NDArray[np.generic]:
     """x, y [rows, 2] in the stored dtype, native byte order."""
     coords = _dataset(path, file, "coords")
-    found, width = _matrix_shape(path, coords)
+    found, width = matrix_shape(path, coords)
     if found != rows:
         raise ArchiveError(f"{path}: {rows} rows of features but {found} of coords; extract the slide again")
     if coords.dtype.kind not in "iuf":
@@ -217,7 +217,7 @@ def _read_coords(path: Path, file: Any, rows: int) -> NDArray[np.generic]:
     return np.ascontiguousarray(read_matrix(path, coords)[:, :2], dtype=native)
 
 
-def _matrix_shape(path: Path, dataset: Any) -> tuple[int, int]:
+def matrix_shape(path: Path, dataset: Any) -> tuple[int, int]:
     """(rows, columns) of a dataset [rows, columns] or [1, rows, columns], or [0] of an empty slide."""
     shape = dataset.shape
     if shape == (0,):
@@ -240,7 +240,7 @@ def _dataset(path: Path, file: Any, name: str) -> Any:
         raise ArchiveError(f"{path}: {name!r} is no dataset")
     properties = found.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
-        raise ArchiveError(f"{path}: the values of {name!r} lie in other files; {CONVERT}")
+        raise NotInPlaceError(f"{path}: the values of {name!r} lie in other files; {CONVERT}")
     return found
 
 
@@ -252,15 +252,17 @@ def _member(path: Path, file: Any, name: str) -> Any:
     for part in name.split("/"):
         if not isinstance(found, h5py.Group):
             raise ArchiveError(f"{path}: no dataset {name!r}; {found.name!r} is a dataset")
-        if not _has(found, part):
+        link = found.get(part, getlink=True)
+        if link is None:
             raise ArchiveError(f"{path}: no dataset {name!r}; {found.name!r} has {_names(found)}")
-        if not isinstance(found.get(part, getlink=True), h5py.HardLink):
-            raise ArchiveError(f"{path}: {name!r} is a link to elsewhere; {CONVERT}")
+        if not isinstance(link, h5py.HardLink):
+            raise NotInPlaceError(f"{path}: {name!r} is a link to elsewhere; {CONVERT}")
         found = found[part]
     return found
 
 
-def _has(group: Any, name: str) -> bool:
+def has_member(group: Any, name: str) -> bool:
+    """Whether `name` is in the group, be it a link that leads nowhere."""
     return group.get(name, getlink=True) is not None
 
 

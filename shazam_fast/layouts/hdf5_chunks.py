@@ -34,7 +34,7 @@ def mapping_obstacle(dataset: Any) -> str | None:
     if properties.get_layout() == h5py.h5d.CHUNKED:
         if dataset.chunks[-1] < dataset.shape[-1]:
             return f"cut into chunks of {dataset.chunks}, which split the {dataset.shape[-1]} columns"
-        if dataset.file.userblock_size and h5py.version.hdf5_version_tuple < USER_BLOCK_COUNTED:
+        if h5py.version.hdf5_version_tuple < USER_BLOCK_COUNTED and dataset.file.userblock_size:
             return f"behind a user block, which HDF5 {h5py.version.hdf5_version} does not count"
     # bfloat16 and 12-bit integers, say, are handed out as the next larger NumPy type
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
@@ -97,21 +97,21 @@ def _chunk_offsets(path: Path, dataset: Any, size: int) -> NDArray[np.int64]:
     rows, step = dataset.shape[-2], dataset.chunks[-2]
     chunk_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
     listed = _list_chunks(dataset.id, limit=size // chunk_bytes + 1)
-    table = np.array([(c.chunk_offset[-2], c.byte_offset, c.size) for c in listed], dtype=np.int64).reshape(-1, 3)
-    first_rows: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    first_rows, offsets, sizes = table[np.argsort(table[:, 0], kind="stable")].T
-
-    in_place = first_rows == np.arange(len(table)) * step
+    table = np.array([(c.byte_offset, c.size, *reversed(c.chunk_offset)) for c in listed], dtype=np.int64)
+    table = table.reshape(-1, 2 + len(dataset.chunks))  # byte offset, bytes, column, row, 0 along a leading axis
+    table = table[np.argsort(table[:, 3], kind="stable")]
+    in_place = table[:, 3] == np.arange(len(table)) * step
     complete = len(table) if in_place.all() else int(in_place.argmin())
     if complete * step < rows:
         raise _never_written(path, dataset, complete * step)
+    offsets = table[:, 0]
     end = int(offsets.max()) + chunk_bytes
     if end > size:
         raise _truncated(path, dataset, end, size)
     overlap = np.diff(np.sort(offsets)) < chunk_bytes
-    if len(table) > -(-rows // step) or overlap.any() or (sizes != chunk_bytes).any():
-        raise ArchiveError(f"{path}: corrupt file: chunks of {dataset.name!r} overlap, or are not {chunk_bytes} bytes")
+    displaced = table[:, 2].any() or table[:, 4:].any() or len(table) > -(-rows // step)
+    if overlap.any() or displaced or (table[:, 1] != chunk_bytes).any():
+        raise ArchiveError(f"{path}: corrupt: chunks of {dataset.name!r} overlap, or have an impossible place or size")
     return offsets
 
 

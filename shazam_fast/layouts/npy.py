@@ -5,7 +5,7 @@ import os
 from math import prod
 from pathlib import Path
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, NotInPlaceError
 from . import Piece
 from .strided import MAX_DIM, StoredTensor, contiguous, feature_piece, open_file
 
@@ -58,7 +58,7 @@ def _check_dtype(path: Path, descr: object) -> tuple[str, int]:
         return DTYPES[descr]
     if isinstance(descr, str) and "O" in descr:
         raise ArchiveError(f"{path}: holds pickled Python objects; refused: save an array of numbers with numpy.save")
-    raise ArchiveError(
+    raise NotInPlaceError(
         f"{path}: the array has dtype {repr(descr)[:80]}, expected little-endian float16 '<f2' or float32 '<f4': "
         "convert the file with shazam_fast.convert"
     )
@@ -70,7 +70,7 @@ def read_piece(path: Path) -> Piece:
     descr, fortran, shape = _parse_header(path, text)
     dtype, item = _check_dtype(path, descr)
     if fortran and sum(n > 1 for n in shape) > 1:
-        raise ArchiveError(
+        raise NotInPlaceError(
             f"{path}: the array is in Fortran order, column after column; save numpy.ascontiguousarray of it, or "
             "convert the file with shazam_fast.convert"
         )

@@ -12,6 +12,7 @@ from ..errors import ArchiveError
 
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 ITEM_BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
+MAX_AXES = 64
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 
 
@@ -46,7 +47,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise ArchiveError(f"{path}: file not found") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise ArchiveError(f"{path}: corrupt safetensors header: {error}") from None
     if not isinstance(header, dict):
         raise ArchiveError(f"{path}: corrupt safetensors header: a JSON object was expected")
@@ -64,10 +67,12 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Store
             raise ArchiveError(f"{path}: corrupt header entry of tensor {name!r}")
     if dtype not in ITEM_BYTES:
         raise ArchiveError(f"{path}: tensor {name!r} has unknown dtype {dtype!r}")
-    if not all(type(n) is int and n >= 0 for n in shape):
-        raise ArchiveError(f"{path}: tensor {name!r} has an impossible shape {shape}")
+    if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ArchiveError(f"{path}: tensor {name!r} has an impossible shape")
+    if not 0 <= start <= stop < 2**63:
+        raise ArchiveError(f"{path}: tensor {name!r} has impossible offsets")
     tensor = StoredTensor(dtype, tuple(shape), data_start + start)
-    if start < 0 or stop - start != tensor.nbytes:
+    if stop - start != tensor.nbytes:
         raise ArchiveError(
             f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} needs {tensor.nbytes} bytes, "
             f"its offsets {start}..{stop} hold {stop - start}"

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, NotInPlaceError
 from . import ITEM_BYTES, DTypeName, Piece
 
 INTEGERS = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"})
@@ -110,7 +110,7 @@ def _as_matrix(path: Path, name: str, features: StoredTensor) -> tuple[int, int,
         raise ArchiveError(f"{path}: {name} has the impossible shape {list(features.shape)}")
     row_step = tensor.stride[0] if rows > 1 else columns
     if rows > 0 and ((columns > 1 and tensor.stride[1] != 1) or row_step < columns):
-        raise ArchiveError(
+        raise NotInPlaceError(
             f"{path}: {name} of shape {list(features.shape)} is stored with strides {list(features.stride)}, so its "
             "rows do not lie one after another (transposed or expanded); save a contiguous copy, or convert the file "
             "with shazam_fast.convert"
@@ -133,7 +133,7 @@ def feature_piece(
     if features.dtype not in ITEM_BYTES and 0 in features.shape:
         features = replace(features, dtype="float32")
     if features.dtype not in ITEM_BYTES:
-        raise ArchiveError(
+        raise NotInPlaceError(
             f"{path}: {name} is {features.dtype}; features are float16, bfloat16 or float32: "
             "convert the file with shazam_fast.convert"
         )

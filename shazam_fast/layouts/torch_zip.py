@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, NotInPlaceError
 from . import Piece
 from .strided import INTEGERS, StoredTensor, feature_piece, open_file
 from .torch_pickle import decode
@@ -47,7 +47,7 @@ class _TorchZip:
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
         self._entries = {entry.name: entry for entry in self._read_directory()}
-        pickles = [name for name in self._entries if name.endswith(b"/data.pkl") and name.count(b"/") == 1]
+        pickles = [name for name in self._entries if name.endswith(b"/data.pkl")]
         if len(pickles) != 1:
             raise self._error(f"{len(pickles)} entries called data.pkl, expected 1: not written by torch.save")
         self._root = pickles[0].removesuffix(b"data.pkl")
@@ -66,6 +66,12 @@ class _TorchZip:
 
     def _error(self, what: str) -> ArchiveError:
         return ArchiveError(f"{self._path}: {what}")
+
+    def _convert(self, what: str) -> NotInPlaceError:
+        return NotInPlaceError(
+            f"{self._path}: {what}, so it cannot be opened in place: {SAVE_AGAIN}, or convert it with "
+            "shazam_fast.convert"
+        )
 
     def _read(self, offset: int, count: int) -> bytes:
         if count > MAX_METADATA_BYTES:
@@ -111,7 +117,7 @@ class _TorchZip:
     def _name_other_format(self) -> str:
         head = os.pread(self._descriptor, len(LEGACY_MAGIC), 0)
         if head == LEGACY_MAGIC:
-            return f"written in the old format of torch.save, which cannot be opened in place: {SAVE_AGAIN}"
+            raise self._convert("written in the old format of torch.save")
         if head.startswith(b"\x80"):
             return "a plain pickle; refused, as reading it may run any code: save the tensors with torch.save"
         if head.startswith(b"PK"):
@@ -146,7 +152,7 @@ class _TorchZip:
         if entry.flags & ENCRYPTED:
             raise self._error(f"entry {shown!r} is encrypted; decrypt it and {SAVE_AGAIN}")
         if entry.method != 0 or entry.stored != entry.size:
-            raise self._error(f"entry {shown!r} is compressed, so it cannot be opened in place: {SAVE_AGAIN}")
+            raise self._convert(f"entry {shown!r} is compressed")
         local = self._read(entry.header, LOCAL.size + len(name))
         fields = LOCAL.unpack_from(local)
         if fields[0] != b"PK\x03\x04" or fields[9] != len(name) or local[LOCAL.size :] != name:
