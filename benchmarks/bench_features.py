@@ -7,10 +7,12 @@ Four teachers, 1280 + 1024 + 1024 + 1536 columns of float16. Providers: ours on 
 over a TensorDataset that is already in memory. "memcpy" and "plain read" are the ceilings that bound them all.
 """
 
+import gc
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,10 +121,9 @@ def test_random_batches(measure, request, files, features, rows, provider, batch
         tensors = [torch.from_numpy(features[name].astype(np.float32)) for name in TEACHERS]
         dataset = torch.utils.data.TensorDataset(*tensors, torch.zeros(rows))
         loader = iter(torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=True))
-        rounds = min(rows // batch - 6, 30)
-        got = measure(
-            case, provider, lambda: next(loader), rows=batch, nbytes=batch * WIDTH * 2, baseline="memmap", rounds=rounds
-        )
+        rounds = min(max(rows // batch - 6, 1), 30)
+        got = measure(case, provider, lambda: next(loader), rows=batch, nbytes=batch * WIDTH * 2, baseline="memmap",
+                      rounds=rounds, warmup=1)  # fmt: skip
         assert got[0].shape == (batch, 1280)
         return
     read = random_reader(provider, files, features, batch)
@@ -187,76 +188,95 @@ def test_trident(measure, trident, provider, what):
     np.testing.assert_array_equal(got, array[rows])
 
 
-def parallel_copy(target, source):
-    """The ceiling: the same bytes copied by as many threads as ours uses."""
-    edges = np.linspace(0, len(source), THREADS + 1, dtype=int)
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(
-            pool.map(
-                lambda k: np.copyto(target[edges[k] : edges[k + 1]], source[edges[k] : edges[k + 1]]), range(THREADS)
-            )
-        )
-    return target
+@pytest.fixture(scope="module")
+def pool():
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield threads
 
 
 @pytest.mark.parametrize("provider", ["memcpy", "ours"])
-def test_sequential_warm(measure, files, features, rows, provider):
-    """The archive as stored, 2,048 rows at a time into one buffer; memcpy copies the same rows from memory."""
+def test_sequential_warm(measure, files, features, rows, provider, pool):
+    """The archive as stored, 2,048 rows at a time into one buffer; memcpy copies the same rows from memory.
+
+    The ceiling copies with as many threads as ours uses.
+    """
     archive, block = sf.open(files / "a.archive"), 2048
     out = np.empty((block, WIDTH), np.float16)
     starts = range(0, rows - block + 1, block)
     source = np.concatenate([features[name] for name in TEACHERS], axis=1)
+    edges = np.linspace(0, block, THREADS + 1, dtype=int)
+    shares = list(pairwise(edges.tolist()))
+
+    def copy(start):
+        list(pool.map(lambda s: np.copyto(out[s[0] : s[1]], source[start + s[0] : start + s[1]]), shares))
 
     def read():
         for start in starts:
             if provider == "ours":
                 archive.gather(np.arange(start, start + block), out=out)
             else:
-                parallel_copy(out, source[start : start + block])
+                copy(start)
         return out
 
     count = len(starts) * block
-    got = measure(
-        "sequential, as stored, warm", provider, read, rows=count, nbytes=count * WIDTH * 2, baseline="memcpy", rounds=9
-    )
+    got = measure("sequential, as stored, warm", provider, read, rows=count, nbytes=count * WIDTH * 2,
+                  baseline="memcpy", rounds=15)  # fmt: skip
     np.testing.assert_array_equal(got, source[starts[-1] : starts[-1] + block])
 
 
+class Cold:
+    """Readers whose files are out of the page cache: pages that a process has mapped would stay, so none is open."""
+
+    def __init__(self, paths, make):
+        self._paths, self._make, self.reader = paths, make, None
+
+    def reopen(self):
+        self.reader = None
+        gc.collect()
+        drop_from_page_cache(*self._paths)
+        self.reader = self._make()
+
+
 @pytest.mark.parametrize("provider", ["plain read", "ours"])
-def test_sequential_cold(measure, files, rows, provider):
-    """The same from the disk: a plain read in blocks of 16 MiB is the ceiling."""
+def test_sequential_cold(measure, files, provider):
+    """The whole archive from the disk: a plain read of the same file in blocks of 16 MiB is the ceiling."""
     part = next((files / "a.archive").glob("part-*"))
-    archive, block = sf.open(files / "a.archive"), 2048
-    rows = min(rows, (part.stat().st_size - 4096) // (WIDTH * 2))
     buffer = bytearray(16 << 20)
+    cold = Cold([part], lambda: part.open("rb", buffering=0) if provider == "plain read" else sf.open(part.parent))
+    rows = (part.stat().st_size - 4096) // (WIDTH * 2 + 29)
 
     def read():
         if provider == "plain read":
-            with part.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+            while cold.reader.readinto(buffer):
+                pass
         else:
-            for _ in archive.stream(np.arange(rows), batch_size=block):
+            for _ in cold.reader.stream(np.arange(rows)):
                 pass
 
     measure("sequential to float32, cold", provider, read, rows=rows, nbytes=rows * WIDTH * 2, baseline="plain read",
-            rounds=5, setup=lambda: drop_from_page_cache(part))  # fmt: skip
+            rounds=7, setup=cold.reopen)  # fmt: skip
 
 
 @pytest.mark.parametrize("provider", ["memmap", "ours"])
 def test_random_cold(measure, files, rows, provider):
-    """One random batch of 512 rows whose pages are all on the disk."""
+    """One random batch of 512 rows of four .npy files whose pages are all on the disk."""
     rng = np.random.default_rng(4)
     paths = [files / f"{name}.npy" for name in TEACHERS]
-    maps = [np.load(path, mmap_mode="r") for path in paths]
-    archive = sf.open({name: files / f"{name}.npy" for name in TEACHERS})
-
-    def read(index):
-        return archive.gather(index) if provider == "ours" else [m[index].astype(np.float32) for m in maps]
+    cold = Cold(
+        paths,
+        lambda: (
+            sf.open(dict(zip(TEACHERS, paths, strict=True)))
+            if provider == "ours"
+            else [np.load(path, mmap_mode="r") for path in paths]
+        ),
+    )
 
     def setup():
-        drop_from_page_cache(*paths)
+        cold.reopen()
         return (rng.choice(rows, 512, replace=False),), {}
+
+    def read(index):
+        return cold.reader.gather(index) if provider == "ours" else [m[index].astype(np.float32) for m in cold.reader]
 
     measure("random batches of 512 rows, cold", provider, read, rows=512, nbytes=512 * WIDTH * 2, baseline="memmap",
             rounds=9, setup=setup)  # fmt: skip

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .archive import Batch as Batch
     from .archive import FeatureArchive as FeatureArchive
+    from .conversion import ConversionReport as ConversionReport
+    from .conversion import convert as convert
     from .errors import ArchiveError as ArchiveError
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "archive": ("Batch", "FeatureArchive"),
+    "conversion": ("ConversionReport", "convert"),
     "errors": ("ArchiveError", "MismatchError", "NonFiniteError", "ShazamError"),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),

@@ -47,7 +47,7 @@ def annotate(
         names = archive.values(labels, LABEL_COLUMNS, "labels")
         contents, columns["label"] = _encode(contents, names, classes)
     if groups is None and isinstance(labels, str | Path) and str(labels) != FOLDER:
-        groups = labels if _column_of(_read_csv(Path(labels)), GROUP_COLUMNS) else None  # the patient stands beside it
+        groups = labels if _column_of(read_csv(Path(labels)), GROUP_COLUMNS) else None  # the patient stands beside it
     if groups is not None:
         group_names = archive.values(groups, GROUP_COLUMNS, "groups").astype(str)
         unique, codes = np.unique(group_names[group_names != ""], return_inverse=True)
@@ -104,7 +104,7 @@ class _Rows:
         return array
 
     def _from_csv(self, path: Path, columns: tuple[str, ...], what: str) -> NDArray[Any]:
-        table = _read_csv(path)
+        table = read_csv(path)
         if columns is SPLIT_COLUMNS and {"train", "val"} <= table.keys():
             return self._by_slide(_clam_splits(path, table), what, path)
         value, slide = _column_of(table, columns), _column_of(table, SLIDE_COLUMNS)
@@ -169,7 +169,8 @@ def _encode(
     return replace(contents, classes=tuple(classes)), labels
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
+def read_csv(path: Path) -> dict[str, list[str]]:
+    """Columns of a CSV file by their names in its first line. Raises ArchiveError when it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

@@ -17,7 +17,9 @@ from .errors import ArchiveError, MismatchError, NonFiniteError
 from .files import file_checksum
 from .layouts import Contents, DTypeName
 from .layouts.native import COLUMNS, SPLITS, UNKNOWN
+from .progress import Progress
 
+VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # that a stream gathers while one is worked on
 
 
@@ -63,6 +65,11 @@ class FeatureArchive:
     def width(self) -> int:
         """Columns of all teachers together."""
         return sum(self.teachers.values())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that the features lie in, teacher after teacher."""
+        return tuple(dict.fromkeys(file for block in self._contents.blocks for file in block.files))
 
     @property
     def row_bytes(self) -> int:
@@ -168,14 +175,20 @@ class FeatureArchive:
 
         Raises ArchiveError naming the file, or NonFiniteError naming the teacher and the first row.
         """
-        for file, expected in self._contents.checksums.items():
-            found = file_checksum(Path(file))
-            if found != expected:
-                raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found")
-        with self._store_errors():
-            bad = [row for store in self._stores if (row := store.check_finite(0, self.rows)) >= 0]
-        if bad:
-            self.require_finite([min(bad)], self.gather([min(bad)]))
+        step = max(1, VERIFY_BYTES // self.row_bytes)
+        total = sum(os.path.getsize(file) for file in self._contents.checksums) + self.rows * self.row_bytes
+        with Progress(f"verifying {self.path.name}", total, "bytes") as progress, self._store_errors():
+            for file, expected in self._contents.checksums.items():
+                found = file_checksum(Path(file))
+                if found != expected:
+                    raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found")
+                progress.advance(os.path.getsize(file))
+            for start in range(0, self.rows, step):
+                stop = min(start + step, self.rows)
+                bad = [row for store in self._stores if (row := store.check_finite(start, stop)) >= 0]
+                if bad:
+                    self.require_finite([min(bad)], self.gather([min(bad)]))
+                progress.advance((stop - start) * self.row_bytes)
 
     def require_finite(self, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:
         """Raise NonFiniteError naming the teacher and the row of the first NaN or infinity in gathered features."""

@@ -15,6 +15,7 @@ from .errors import ShazamError
 from .training_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
+    from .archive import FeatureArchive
     from .metrics import Metrics
 
 app = typer.Typer(
@@ -28,6 +29,14 @@ console = Console()
 
 ArchivePath = Annotated[Path, typer.Argument(help="Feature archive.", show_default=False)]
 StudentPath = Annotated[Path, typer.Argument(help="Directory of a trained student.", show_default=False)]
+Labels = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="CSV", help='Table of slide (or slide, x, y) and label; or "folder".', show_default=False),
+]
+Splits = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="CSV", help="Table of slide and split, or CLAM's splits_*.csv.", show_default=False),
+]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; a GPU when there is one.")]  # noqa: UP045
 
 
@@ -55,19 +64,62 @@ def demo(
 
 
 @app.command()
-def inspect(archive: ArchivePath) -> None:
-    """Print what an archive holds: teachers, rows, classes per split, slides, bytes."""
+def convert(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[SOURCE] OUT", help="What to pack, and the archive to write.", show_default=False),
+    ],
+    teacher: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME=PATH", help="In place of SOURCE: one teacher's features; repeat for each."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    labels: Labels = None,
+    splits: Splits = None,
+) -> None:
+    """Pack features of any format into one archive; the same command continues an interrupted conversion."""
+    from .conversion import convert as run
+
+    *sources, out = paths
+    if len(sources) != (0 if teacher else 1):
+        raise typer.BadParameter("give SOURCE and OUT, or --teacher NAME=PATH for each teacher and OUT")
+    source = _parse_teachers(teacher) if teacher else sources[0]
+    report = run(source, out, dtype=dtype, labels=labels, splits=splits)
+    console.print(f"{report.rows:,} patches, {report.bytes / 1e9:.2f} GB in {out}")
+    if report.overflowed:
+        console.print(f"{report.overflowed:,} values are beyond float16")
+    rounding = Table("teacher", "largest", "rms", title=f"relative error of {dtype}, by patch", title_justify="left")
+    for name, largest in report.max_error.items():
+        rounding.add_row(name, f"{largest:.1e}", f"{report.rms_error[name]:.1e}")
+    console.print(rounding)
+
+
+@app.command()
+def verify(archive: ArchivePath) -> None:
+    """Check an archive's checksums, and that all features are finite."""
+    from .layouts.native import is_native
     from .opening import open_archive
 
     opened = open_archive(archive)
+    opened.verify()
+    checked = "match their checksums" if is_native(archive) else "are complete (they have no checksums)"
+    console.print(f"{archive}: {opened.rows:,} patches, all finite; {len(opened.files):,} files {checked}")
+
+
+@app.command()
+def inspect(archive: ArchivePath, labels: Labels = None, splits: Splits = None) -> None:
+    """Print what an archive holds: teachers and their norms, patches, slides, classes per split, bytes."""
+    from .layouts.native import is_native
+    from .opening import open_archive
+
+    opened = open_archive(archive, labels=labels, splits=splits)
+    kind = "native archive of" if is_native(archive) else "opened in place from"
     console.print(
         f"[bold]{opened.path}[/bold]: {opened.rows:,} patches, {opened.dtype}, "
-        f"{opened.rows * opened.row_bytes / 1e9:.2f} GB, {len(opened.slides):,} slides, {len(opened.groups):,} groups"
+        f"{opened.rows * opened.row_bytes / 1e9:.2f} GB, {len(opened.slides):,} slides, {len(opened.groups):,} groups, "
+        f"{kind} {len(opened.files):,} files"
     )
-    teachers = Table("teacher", "dim", title="teachers", title_justify="left")
-    for name, dim in opened.teachers.items():
-        teachers.add_row(name, f"{dim:,}")
-    console.print(teachers)
+    _print_teachers(opened)
     counts = Table("class", "train", "val", "test", "none", title="patches", title_justify="left")
     for label, name in enumerate([*opened.classes, "(no label)"]):
         wanted = label if label < len(opened.classes) else -1
@@ -137,6 +189,29 @@ def score(
 
     scores = run(student, archive, out, split=split, device=device)
     console.print(f"{len(scores.rows):,} patches scored: {out}")
+
+
+def _parse_teachers(given: list[str]) -> dict[str, str]:
+    """{name: path} of options name=path."""
+    pairs = [option.partition("=") for option in given]
+    if not all(name and path for name, _, path in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
+        raise typer.BadParameter(f"--teacher NAME=PATH, each name once, expected; found {', '.join(given)}")
+    return {name: path for name, _, path in pairs}
+
+
+def _print_teachers(archive: "FeatureArchive") -> None:
+    from .inspection import sample_teachers
+
+    samples = sample_teachers(archive)
+    rows = next(iter(samples.values())).rows
+    title = (
+        "teachers; norms of all patches" if rows == archive.rows else f"teachers; norms of a sample of {rows:,} patches"
+    )
+    table = Table("teacher", "dim", "smallest", "median", "largest", "not finite", title=title, title_justify="left")
+    for name, sample in samples.items():
+        norms = (f"{norm:.4g}" for norm in (sample.min_norm, sample.median_norm, sample.max_norm))
+        table.add_row(name, f"{archive.teachers[name]:,}", *norms, f"{sample.non_finite:,} of {rows:,}")
+    console.print(table)
 
 
 def _options_given(context: typer.Context) -> dict[str, Any]:

@@ -60,13 +60,7 @@ def open_archive(
             raise MismatchError(f"{path}: a native archive is opened whole; teachers= and slides= select among files")
     else:
         name, sources = _find(path)
-        if teachers is not None:
-            found = {source.teacher for source in sources}
-            absent = [teacher for teacher in teachers if teacher not in found]
-            if absent:
-                raise MismatchError(f"{name}: no teacher {absent[0]!r}; found {', '.join(sorted(found))}")
-            sources = sorted((s for s in sources if s.teacher in teachers), key=lambda s: teachers.index(s.teacher))
-        contents = join(name, sources, slides)
+        contents = join(name, choose_teachers(name, sources, teachers), slides)
     return FeatureArchive(annotate(contents, labels, splits, groups, classes))
 
 
@@ -79,6 +73,16 @@ def _find(path: str | Path | Mapping[str, str | Path]) -> tuple[Path, list[Sourc
     return Path(path), find_sources(Path(path))
 
 
+def choose_teachers(path: Path, sources: Sequence[Source], teachers: Sequence[str] | None) -> Sequence[Source]:
+    """The sources of these teachers, in their order; all where None. Raises MismatchError when there is none of one."""
+    if teachers is None:
+        return sources
+    found = {source.teacher for source in sources}
+    if absent := [teacher for teacher in teachers if teacher not in found]:
+        raise MismatchError(f"{path}: no teacher {absent[0]!r}; found {', '.join(sorted(found))}")
+    return sorted((s for s in sources if s.teacher in teachers), key=lambda s: teachers.index(s.teacher))
+
+
 def find_sources(path: Path, teacher: str | None = None) -> list[Source]:
     """The feature files at a path; `teacher` names what they hold unless the layout itself does.
 
@@ -89,7 +93,7 @@ def find_sources(path: Path, teacher: str | None = None) -> list[Source]:
     if not path.is_dir():
         raise ArchiveError(f"{path}: no such file or directory")
     find = _layout_naming_teachers(path)
-    return _named(find(path), teacher) if find else _find_one_teacher(path, teacher or path.name)
+    return select_teacher(find(path), teacher) if find else _find_one_teacher(path, teacher or path.name)
 
 
 def _layout_naming_teachers(path: Path) -> Callable[[Path], list[Source]] | None:
@@ -146,7 +150,7 @@ def _read_level(file: Path, level: str) -> Piece:
     return torch_zip.read_levels(file)[level]
 
 
-def _named(sources: list[Source], teacher: str | None) -> list[Source]:
+def select_teacher(sources: list[Source], teacher: str | None) -> list[Source]:
     """Sources of a layout that names its teachers: a name from the user chooses one, or renames the only one."""
     found = {source.teacher for source in sources}
     if teacher is None or teacher in found:

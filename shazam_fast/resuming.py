@@ -1,8 +1,8 @@
 """Writing an archive that may be interrupted: the same job, started again, continues after its finished parts.
 
-Beside the parts lies a journal: the archive's manifest as far as it goes, with the job that it belongs to. It is written
-durably after every part and becomes the manifest by one rename, so at any moment there is either a journal that says
-which parts are finished, or a complete archive.
+Beside the parts lies a journal: the archive's manifest as far as it goes, with the job that it belongs to. It is
+written durably after every part and becomes the manifest by one rename, so at any moment there is either a journal that
+says which parts are finished, or a complete archive.
 """
 
 import fcntl

@@ -2,18 +2,20 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from synthetic import make_patches
 
 import shazam_fast as sf
 
-COMMANDS = ("demo", "inspect", "train", "evaluate", "score")
+COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score")
 QUICK = ("--epochs", "3", "--batch-size", "16", "--dim", "16", "--depth", "2")
 
 
@@ -65,6 +67,88 @@ def test_from_an_archive_to_scores(archive, tmp_path):
     assert scored.returncode == 0, scored.stderr
     assert "75 patches scored" in scored.stdout
     assert pq.read_table(tmp_path / "s.parquet").num_rows == 75
+
+
+@pytest.fixture
+def tables(tmp_path, patches):
+    """Two teachers of two slides in one .npy each, and CSV files of labels and splits."""
+    for teacher in ("uni", "virchow"):
+        for slide, rows in (("slide-a", slice(0, 100)), ("slide-b", slice(100, 300))):
+            (tmp_path / teacher).mkdir(exist_ok=True)
+            np.save(tmp_path / teacher / f"{slide}.npy", patches["features"][teacher][rows])
+    (tmp_path / "labels.csv").write_text("slide_id,label\nslide-a,tumour\nslide-b,normal\n")
+    (tmp_path / "splits.csv").write_text("slide_id,split\nslide-a,train\nslide-b,test\n")
+    return tmp_path
+
+
+def test_converting_several_teachers(tables, patches):
+    teachers = [f"--teacher={name}={tables / name}" for name in ("virchow", "uni")]
+    annotations = ["--labels", tables / "labels.csv", "--splits", tables / "splits.csv"]
+    for _ in range(2):  # the second finds that all is done
+        run = shazam_fast("convert", *teachers, tables / "out", *annotations, "--dtype", "float32")
+        assert run.returncode == 0, run.stderr
+        assert "300 patches, 0.00 GB in" in run.stdout
+        assert re.search(r"virchow +│ 0.0e\+00 │ 0.0e\+00", run.stdout)
+    archive = sf.open(tables / "out")
+    assert archive.teachers == {"virchow": 20, "uni": 12}
+    assert archive.dtype == "float32"
+    assert archive.labels.tolist() == [1] * 100 + [0] * 200
+    assert archive.split("test").tolist() == list(range(100, 300))
+    run = shazam_fast("convert", tables / "uni", tables / "half")
+    assert re.search(r"uni +│ [1-9]\.\de-04 │ [1-9]\.\de-04", run.stdout), "half a unit in the last place of float16"
+    run = shazam_fast("convert", *teachers, tables / "out", *annotations)
+    assert run.returncode == 1
+    assert "holds the work of another call: dtype differ" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("in",), ("in", "more", "out"), ("in", "out", "--teacher", "uni=x"), ("out", "--teacher", "uni")]
+)
+def test_converting_from_nothing_in_particular(tmp_path, arguments):
+    run = shazam_fast("convert", *arguments, cwd=tmp_path)
+    assert run.returncode == 2
+    assert "NAME=PATH" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_verifying(archive):
+    run = shazam_fast("verify", archive.path)
+    assert run.returncode == 0, run.stderr
+    assert "300 patches, all finite; 1 files match their checksums" in " ".join(run.stdout.split())
+    part = archive.path / "part-00000.safetensors"
+    content = bytearray(part.read_bytes())
+    content[5000] ^= 1
+    part.write_bytes(content)
+    run = shazam_fast("verify", archive.path)
+    assert run.returncode == 1
+    assert f"error: {part}: checksum mismatch" in run.stderr
+
+
+def test_inspecting_files_in_place(tables, patches):
+    annotations = ["--labels", tables / "labels.csv", "--splits", tables / "splits.csv"]
+    run = shazam_fast("inspect", tables / "uni", *annotations)
+    assert run.returncode == 0, run.stderr
+    assert "opened in place from 2 files" in " ".join(run.stdout.split())
+    assert "norms of all patches" in run.stdout
+    norms = np.linalg.norm(patches["features"]["uni"].astype(float), axis=1)
+    low, middle, high = (f"{value:.4g}" for value in (norms.min(), np.median(norms), norms.max()))
+    assert re.search(rf"uni +│ 12 +│ {low} +│ {middle} +│ {high} +│ 0 of 300 ", run.stdout)
+    assert re.search(r"tumour │ 100 +│ 0 +│ 0 +│ 0 ", run.stdout)
+    assert re.search(r"normal │ 0 +│ 0 +│ 200 +│ 0 ", run.stdout)
+
+
+def test_inspecting_a_sample(tmp_path):
+    features = np.full((20_000, 4), 0.5, dtype=np.float32)
+    features[::2, 1] = np.nan
+    np.save(tmp_path / "uni.npy", features)
+    run = shazam_fast("inspect", tmp_path / "uni.npy")
+    assert "norms of a sample of 10,000 patches" in run.stdout
+    found = re.search(r"uni +│ 4 +│ 1 +│ 1 +│ 1 +│ ([\d,]+) of 10,000 ", run.stdout)
+    assert 4_700 < int(found[1].replace(",", "")) < 5_300
+    assert shazam_fast("inspect", tmp_path / "uni.npy").stdout == run.stdout
+    run = shazam_fast("verify", tmp_path / "uni.npy")
+    assert run.returncode == 1
+    assert "teacher 'uni', row 0: the feature is nan" in run.stderr
 
 
 def test_a_preset_and_one_changed_option(archive, tmp_path):
