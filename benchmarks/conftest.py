@@ -58,3 +58,10 @@ def pytest_terminal_summary(terminalreporter, config):
             if baseline and baseline is not record:
                 line += f"  {baseline.stats.median / median:.2f}x {info['baseline']}"
             terminalreporter.write_line(line)
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Keep medians and spreads; single timings would make the files large, a host's name is nobody's business."""
+    for record in output_json["benchmarks"]:
+        record["stats"].pop("data", None)
+    output_json["machine_info"].pop("node", None)

@@ -13,6 +13,8 @@
 namespace shazam {
 namespace {
 
+constexpr int64_t kBlockBytes = 64 << 10;  // what the kernel maps around one page fault
+
 [[noreturn]] void throw_system_error(const std::string& path, int code) {
   if (code == ENOENT || code == ENOTDIR) {
     throw StoreError(ErrorKind::Missing, path + ": no such file");
@@ -50,6 +52,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path), descriptor_(path)
     data_ = static_cast<std::byte*>(address);
   }
   writable_ = access(path.c_str(), W_OK) == 0;
+  visited_ = std::make_unique<std::atomic<bool>[]>(size_ / kBlockBytes + 1);
 }
 
 MappedFile::~MappedFile() {
@@ -80,6 +83,29 @@ void MappedFile::will_need(const std::byte* begin, const std::byte* end) const {
   constexpr ptrdiff_t kStep = 128 << 10;
   for (std::byte* at = page_of(begin); at < end; at += kStep) {
     madvise(at, std::min(kStep, end - at), MADV_WILLNEED);
+  }
+}
+
+bool MappedFile::visit(const std::byte* begin, const std::byte* end) const {
+  bool before = true;
+  for (int64_t block = (begin - data_) / kBlockBytes; block <= (end - 1 - data_) / kBlockBytes; ++block) {
+    if (visited_[block].load(std::memory_order_relaxed)) continue;
+    visited_[block].store(true, std::memory_order_relaxed);
+    before = false;
+  }
+  return before;
+}
+
+void MappedFile::read(const std::byte* begin, int64_t bytes, std::byte* target) const {
+  off_t offset = begin - data_;
+  while (bytes > 0) {
+    const ssize_t count = pread(descriptor_.get(), target, bytes, offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_system_error(path_, errno);
+    if (count == 0) throw StoreError(ErrorKind::Truncated, path_ + ": shrank while it was read");
+    bytes -= count;
+    offset += count;
+    target += count;
   }
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "store_error.h"
@@ -56,6 +58,13 @@ class MappedFile {
 
   void advise(Access access) const;
 
+  /// Whether all of [begin, end) was visited before; from now on it was.
+  bool visit(const std::byte* begin, const std::byte* end) const;
+
+  /// Copies [begin, begin + bytes) through the descriptor. The first visit of a page costs half of
+  /// what mapping it does; later visits are for the mapping.
+  void read(const std::byte* begin, int64_t bytes, std::byte* target) const;
+
   /// What tells this file from another one that later has the same path.
   struct Identity {
     uint64_t inode = 0;
@@ -72,6 +81,7 @@ class MappedFile {
   int64_t size_ = 0;
   Identity identity_;
   bool writable_ = false;
+  std::unique_ptr<std::atomic<bool>[]> visited_;  // by block
 };
 
 }  // namespace shazam

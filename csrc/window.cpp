@@ -15,6 +15,7 @@ constexpr int64_t kPieceBytes = 64 << 10;    // the grain of the threads' work
 constexpr int64_t kThreadBytes = 512 << 10;  // to wake a thread costs as much as copying 300 KB
 constexpr int64_t kPrefetchPieces = 4;       // how far ahead of the copy the CPU is told of a row
 constexpr int64_t kPrefetchBytes = 1 << 10;  // how much of its start; the hardware sees the rest
+constexpr ptrdiff_t kLongBytes = 1 << 20;      // the kernel reads ahead of a long run better by itself
 constexpr ptrdiff_t kGapBytes = 16 << 10;    // reading through a gap this small beats two reads
 
 void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
@@ -22,13 +23,23 @@ void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
                      out.stride == columns * item_size(out.dtype);
   const int64_t runs = dense ? 1 : piece.rows;
   const int64_t values = dense ? columns * piece.rows : columns;
+  const int64_t bytes = values * item_size(dtype);
   for (int64_t i = 0; i < runs; ++i) {
     std::byte* target = out.row(piece.position + i);
+    const std::byte* source = piece.row(i);
+    const bool known = piece.file->visit(source, source + bytes);
     if (out.dtype == dtype) {
-      std::memcpy(target, piece.row(i), values * item_size(dtype));
-    } else {
-      widen(dtype, piece.row(i), target, values);
+      known ? static_cast<void>(std::memcpy(target, source, bytes))
+            : piece.file->read(source, bytes, target);
+      continue;
     }
+    if (!known) {
+      thread_local std::vector<std::byte> scratch;
+      scratch.resize(std::max<size_t>(scratch.size(), bytes));
+      piece.file->read(source, bytes, scratch.data());
+      source = scratch.data();
+    }
+    widen(dtype, source, target, values);
   }
 }
 
@@ -117,7 +128,7 @@ void Window::read_ahead() const {
                   piece->source - end <= kGapBytes; ++piece) {
       end = std::max(end, end_of(*piece));
     }
-    first.file->will_need(first.source, end);
+    if (end - first.source < kLongBytes) first.file->will_need(first.source, end);
   }
 }
 

@@ -23,7 +23,7 @@ LABEL_COLUMNS = ("label", "target", "class", "diagnosis")
 GROUP_COLUMNS = ("patient_id", "patient", "case_id", "case", "group")
 SPLIT_COLUMNS = ("split", "set", "subset")
 IMAGE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".czi", ".bif", ".vms", ".dcm", ".png", ".jpg")
-IMAGE_SUFFIXES += (".h5", ".pt", ".npy", ".safetensors")
+SUFFIXES = frozenset((*IMAGE_SUFFIXES, ".h5", ".pt", ".npy", ".safetensors"))
 FOLDER = "folder"
 
 Given = str | Path | Mapping[str, Any] | ArrayLike | None
@@ -148,7 +148,7 @@ class _Rows:
     def _files(self) -> dict[str, Path]:
         """The file of every slide that has rows, of the first teacher."""
         block = self.contents.blocks[0]
-        filled = np.unique(self.contents.columns["slide"]()) if self.contents.slides else []
+        filled: list[int] = np.unique(self.contents.columns["slide"]()).tolist() if self.contents.slides else []
         return {_stem(self.contents.slides[s]): Path(f) for s, f in zip(filled, block.files, strict=True)}
 
 
@@ -165,7 +165,9 @@ def _encode(
         unique = np.unique(names[known]).tolist()
         classes = sorted(unique, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n))
     labels = np.full(len(names), -1, dtype=np.int64)
-    labels[known] = encode_labels(names[known], tuple(classes))
+    codes = encode_labels(names[known], tuple(classes))
+    assert codes is not None
+    labels[known] = codes
     return replace(contents, classes=tuple(classes)), labels
 
 
@@ -206,7 +208,7 @@ def _clam_splits(path: Path, table: Mapping[str, list[str]]) -> dict[str, str]:
 def _stem(name: object) -> str:
     """A slide's name without directory and without the suffix of its image or feature file."""
     path = Path(str(name))
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def _constant(column: NDArray[Any]) -> Callable[[], NDArray[Any]]:

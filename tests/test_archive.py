@@ -325,6 +325,19 @@ def test_truncated_and_overlong_parts(archive):
         part.write_bytes(damaged)
         with pytest.raises(sf.ArchiveError, match=message):
             sf.open(archive.path)
+    header = json.loads(content[8:4096])
+    for shape, message in [([2**63, 0], "impossible shape"), ([0] * 65, "impossible shape")]:
+        header["label"]["shape"] = shape
+        part.write_bytes(content[:8] + json.dumps(header).encode().ljust(4088) + content[4096:])
+        with pytest.raises(sf.ArchiveError, match=message):
+            sf.open(archive.path)
+    part.write_bytes((5000).to_bytes(8, "little") + b"9" * 5000)
+    with pytest.raises(sf.ArchiveError, match="corrupt safetensors header"):
+        sf.open(archive.path)
+    part.unlink()
+    part.mkdir()
+    with pytest.raises(sf.ArchiveError, match="cannot be read"):
+        sf.open(archive.path)
 
 
 def test_flipped_bits_fail_the_checksum(archive):
