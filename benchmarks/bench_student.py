@@ -107,6 +107,11 @@ def pytest_generate_tests(metafunc):
         )
 
 
+def compare(measure, case, provider, run, B, flops, features):
+    rounds = min(max(int(3e11 / flops), 9), 60)  # about as long for small cases as for large ones
+    return measure(case, provider, run, rows=B, flops=flops, nbytes=features.nbytes, baseline="authors", rounds=rounds)
+
+
 @pytest.mark.parametrize("provider", ["authors", "ours", "folded"])
 def test_forward(measure, case, provider):
     block, D, B = case
@@ -135,9 +140,7 @@ def test_forward(measure, case, provider):
             return out
 
     flops = forward_flops(B, D, 5, block == "residual")
-    logits = measure(
-        f"forward {block} D={D} B={B}", provider, run, rows=B, flops=flops, nbytes=features.nbytes, baseline="authors"
-    )
+    logits = compare(measure, f"forward {block} D={D} B={B}", provider, run, B, flops, features)
     assert logits.shape == (B, CLASSES)
     assert logits.isfinite().all()
 
@@ -172,13 +175,5 @@ def test_training_step(measure, case, provider):
         return loss
 
     flops = 3 * forward_flops(B, D, 5, block == "residual")
-    loss = measure(
-        f"training step {block} D={D} B={B}",
-        provider,
-        run,
-        rows=B,
-        flops=flops,
-        nbytes=features.nbytes,
-        baseline="authors",
-    )
+    loss = compare(measure, f"training step {block} D={D} B={B}", provider, run, B, flops, features)
     assert loss.isfinite()

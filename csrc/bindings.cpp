@@ -14,6 +14,9 @@
 namespace py = pybind11;
 
 namespace shazam {
+
+void bind_student(py::module_& module);  // bindings_student.cpp
+
 namespace {
 
 constexpr int kMaxThreads = 1024;
@@ -171,8 +174,9 @@ void register_error(py::module_& module) {
 PYBIND11_MODULE(_core, module) {
   using namespace shazam;
   using py::arg;
-  module.doc() = "Rows of feature matrices, gathered from memory-mapped files.";
+  module.doc() = "Rows of feature matrices from memory-mapped files, and the student's arithmetic.";
   register_error(module);
+  bind_student(module);
 
   py::class_<FeatureStore, std::shared_ptr<FeatureStore>>(module, "FeatureStore")
       .def(py::init(&make_store), arg("columns"), arg("dtype"), arg("files"), arg("extents"),

@@ -123,6 +123,18 @@ def huber_elementwise_losses(fused: Tensor, targets: Tensor, delta: float, prese
     return _batch_mean(loss.mean(dim=-1), present)
 
 
+def distillation_loss(
+    fused: Tensor, targets: Tensor, lam: float, delta: float, huber: str, present: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lam * sum over teachers (L_cos + L_huber), the second part of eq. (9), and its terms.
+
+    fused [B, D], targets [B, N, D], huber "norm" or "elementwise" -> total scalar, cosine [N], huber [N].
+    """
+    distance = huber_norm_losses if huber == "norm" else huber_elementwise_losses
+    cosine, far = cosine_losses(fused, targets, present), distance(fused, targets, delta, present)
+    return lam * (cosine.sum() + far.sum()), cosine, far
+
+
 def _batch_mean(per_patch: Tensor, present: Tensor | None) -> Tensor:
     if present is not None:
         per_patch = per_patch.masked_fill(~present, 0.0)

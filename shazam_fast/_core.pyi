@@ -1,6 +1,6 @@
-"""Rows of feature matrices, gathered from memory-mapped files.
+"""Rows of feature matrices, gathered from memory-mapped files, and the student's arithmetic on the CPU.
 
-Bytes in, bytes out: the core knows files, extents and dtypes, and nothing of teachers or labels.
+Bytes in, bytes out: the store knows files, extents and dtypes, and nothing of teachers or labels.
 All classes may be used from several threads; whatever takes time runs without the GIL.
 """
 
@@ -125,3 +125,70 @@ class Prefetcher:
 
     def close(self) -> None:
         """Stops the thread, which finishes the batch it is at. May be called again."""
+
+# The student's arithmetic. Arrays are float32 and contiguous, `present` bool [B, N] or None when every
+# patch has all teachers. Results go into the caller's arrays; they do not depend on `threads`, of which
+# small requests use one in any case. Every misuse is a StoreError, "bounds" or "dtype".
+
+MAX_TEACHERS: int
+AMD_AVX512: bool
+"""This is a processor of AMD's with AVX-512, which Intel's MKL does not use there."""
+
+def attention_forward(
+    qkv: npt.NDArray[np.float32],
+    present: npt.NDArray[np.bool_] | None,
+    attention: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+    threads: int = 1,
+) -> None:
+    """P = softmax(Q K^T / sqrt(D)) over the present teachers, and P V.
+
+    qkv: [B * N, 3 * D], query, key and value side by side.
+    attention: P [B, N, N]; patches may be any distance apart, as in a slice over layers.
+    out: P V [B, N, D], or [B, D] for its mean over the present teachers.
+    """
+
+def attention_backward(
+    qkv: npt.NDArray[np.float32],
+    present: npt.NDArray[np.bool_] | None,
+    attention: npt.NDArray[np.float32],
+    d_out: npt.NDArray[np.float32],
+    d_qkv: npt.NDArray[np.float32],
+    threads: int = 1,
+) -> None:
+    """Writes d_qkv [B * N, 3 * D], given what `attention_forward` wrote and the gradient of `out`."""
+
+def distillation(
+    fused: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.float32],
+    present: npt.NDArray[np.bool_] | None,
+    lam: float,
+    delta: float,
+    elementwise: bool,
+    total: npt.NDArray[np.float32],
+    cosine: npt.NDArray[np.float32],
+    huber: npt.NDArray[np.float32],
+    d_fused: npt.NDArray[np.float32] | None,
+    d_targets: npt.NDArray[np.float32] | None,
+    threads: int = 1,
+) -> None:
+    """The distillation losses of fused [B, D] and targets [B, N, D], and the gradients of their total.
+
+    elementwise: whether the Huber loss is of every element or of the distance of two rows.
+    total: [], lam times the sum of `cosine` [N] and `huber` [N], which are means over the batch.
+    d_fused, d_targets: of `total`; None where not wanted. No d_targets without d_fused.
+    """
+
+def folded_scores(
+    left: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.float32],
+    present: npt.NDArray[np.bool_] | None,
+    pooled: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32],
+    threads: int = 1,
+) -> None:
+    """Weights w [B, N] and pooled w T [B, D] of the folded student.
+
+    left: [B, N * K, D], the tokens times the score maps of all K layers side by side.
+    tokens: T [B, N, D], finite also where a teacher is absent.
+    """

@@ -53,13 +53,10 @@ class Objective:
         """Losses of a batch: `features` [B, sum of dims], `labels` int64 [B], what the student made of them."""
         targets = self._targets(student, features, output)
         cross_entropy = F.cross_entropy(output.logits, labels)
-        cosine = ops.cosine_losses(output.fused, targets, output.present)
-        if self.huber == "norm":
-            huber = ops.huber_norm_losses(output.fused, targets, self.delta, output.present)
-        else:
-            huber = ops.huber_elementwise_losses(output.fused, targets, self.delta, output.present)
-        total = cross_entropy + self.lam * (cosine.sum() + huber.sum())
-        return Losses(total, cross_entropy, cosine, huber)
+        distillation, cosine, huber = ops.distillation_loss(
+            output.fused, targets, self.lam, self.delta, self.huber, output.present
+        )
+        return Losses(cross_entropy + distillation, cross_entropy, cosine, huber)
 
     def _targets(self, student: Student, features: Tensor, output: StudentOutput) -> Tensor:
         if self.targets == "projected":

@@ -1,23 +1,40 @@
-"""The one place that chooses how an operation is computed."""
+"""The one place that chooses how an operation is computed.
 
-from .kernels.reference import (
-    bare_stack,
-    cosine_losses,
-    folded_stack,
-    huber_elementwise_losses,
-    huber_norm_losses,
-    mean_pool,
-    residual_layer,
-    teacher_weights,
-)
+On the CPU float32 goes to the C++ core; everything else to the definitions in kernels/reference.py, in plain PyTorch.
+"""
 
-__all__ = [
-    "bare_stack",
-    "cosine_losses",
-    "folded_stack",
-    "huber_elementwise_losses",
-    "huber_norm_losses",
-    "mean_pool",
-    "residual_layer",
-    "teacher_weights",
-]
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+from torch import Tensor
+
+from . import cpu_ops
+from .kernels import reference
+from .kernels.reference import mean_pool, residual_layer
+
+__all__ = ["bare_stack", "distillation_loss", "folded_stack", "mean_pool", "residual_layer"]
+
+
+def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
+    """K bare attention layers and the mean: fused [B, D], and a function that gives the teacher weights [B, N]."""
+    fused, attention = _implementation(tokens).bare_stack(tokens, qkv, present)
+    return fused, partial(reference.teacher_weights, attention, present)
+
+
+def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The folded bare stack, for inference: pooled w T [B, D], w [B, N]."""
+    pooled, w = _implementation(tokens).folded_stack(tokens, score_maps, present)
+    return pooled, w
+
+
+def distillation_loss(
+    fused: Tensor, targets: Tensor, lam: float, delta: float, huber: str, present: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lam * sum(cosine + huber) to minimise; cosine [N] and huber [N] to report."""
+    total, cosine, far = _implementation(targets).distillation_loss(fused, targets, lam, delta, huber, present)
+    return total, cosine, far
+
+
+def _implementation(tokens: Tensor) -> ModuleType:
+    return cpu_ops if cpu_ops.supported(tokens) else reference

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,19 @@ class StudentOutput:
     """What the student says of B patches.
 
     `logits` [B, C]; `fused` [B, D], the mean token t; `tokens` [B, N, D], the projected teachers T_i;
-    `attention` [B, K, N, N] (bare block only); `present` bool [B, N] or None.
+    `present` bool [B, N] or None.
     """
 
     logits: Tensor
     fused: Tensor
     tokens: Tensor
-    attention: Tensor | None
     present: Tensor | None
+    explain: Callable[[], Tensor] | None
 
     @property
     def weights(self) -> Tensor | None:
         """Exact share of each teacher in the fused feature [B, N]; None for the residual block, which has none."""
-        return None if self.attention is None else ops.teacher_weights(self.attention, self.present)
+        return None if self.explain is None else self.explain()
 
 
 class FrozenTargets(nn.Module):
@@ -104,12 +104,12 @@ class Student(nn.Module):
                 What absent teachers' features hold, NaN included, has no influence.
         """
         tokens = self.tokens(features, present)
-        attention = None
+        explain = None
         if self.config.block == "bare":
-            fused, attention = ops.bare_stack(tokens, self.qkv, present)
+            fused, explain = ops.bare_stack(tokens, self.qkv, present)
         else:
             fused = self._residual_stack(tokens, present)
-        return StudentOutput(self.head(fused), fused, tokens, attention, present)
+        return StudentOutput(self.head(fused), fused, tokens, present, explain)
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] and teacher weights [B, N] (None for the residual block)."""

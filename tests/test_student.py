@@ -200,7 +200,7 @@ def test_frozen_targets_are_not_trained():
 @pytest.mark.parametrize("huber", ["norm", "elementwise"])
 @pytest.mark.parametrize("zero", ["fused", "targets", "both"])
 def test_zero_vectors_give_finite_losses_and_gradients(huber, zero):
-    from shazam_fast import ops
+    from shazam_fast.kernels import reference
 
     fused = torch.randn(3, 4, dtype=torch.float64)
     tokens = torch.randn(3, 2, 4, dtype=torch.float64)
@@ -210,8 +210,10 @@ def test_zero_vectors_give_finite_losses_and_gradients(huber, zero):
         tokens[1] = 0
     fused.requires_grad_()
     tokens.requires_grad_()
-    cosine = ops.cosine_losses(fused, tokens, None)
-    far = (ops.huber_norm_losses if huber == "norm" else ops.huber_elementwise_losses)(fused, tokens, 1.0, None)
+    cosine = reference.cosine_losses(fused, tokens, None)
+    far = (reference.huber_norm_losses if huber == "norm" else reference.huber_elementwise_losses)(
+        fused, tokens, 1.0, None
+    )
     assert cosine.sum().item() == pytest.approx(equations.cosine_loss(array(fused), array(tokens), None))
     (cosine.sum() + far.sum()).backward()
     assert fused.grad.isfinite().all()
@@ -220,7 +222,7 @@ def test_zero_vectors_give_finite_losses_and_gradients(huber, zero):
 
 @pytest.mark.parametrize("name", ["cosine", "huber_norm", "huber_elementwise", "bare_stack", "folded_stack"])
 def test_gradients_of_the_definitions(name):
-    from shazam_fast import ops
+    from shazam_fast.kernels import reference
 
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -228,11 +230,17 @@ def test_gradients_of_the_definitions(name):
     present = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)
     maps = torch.randn(2, 5, 15, generator=generator, dtype=torch.float64, requires_grad=True)
     functions = {
-        "cosine": lambda: (lambda t, T: ops.cosine_losses(t, T, present), (fused, tokens)),
-        "huber_norm": lambda: (lambda t, T: ops.huber_norm_losses(t, T, 2.0, present), (fused, tokens)),
-        "huber_elementwise": lambda: (lambda t, T: ops.huber_elementwise_losses(t, T, 0.9, present), (fused, tokens)),
-        "bare_stack": lambda: (lambda T, W: ops.bare_stack(T, W, present), (tokens, maps)),
-        "folded_stack": lambda: (lambda T, W: ops.folded_stack(T, W.reshape(5, 30)[:, :10], present), (tokens, maps)),
+        "cosine": lambda: (lambda t, T: reference.cosine_losses(t, T, present), (fused, tokens)),
+        "huber_norm": lambda: (lambda t, T: reference.huber_norm_losses(t, T, 2.0, present), (fused, tokens)),
+        "huber_elementwise": lambda: (
+            lambda t, T: reference.huber_elementwise_losses(t, T, 0.9, present),
+            (fused, tokens),
+        ),
+        "bare_stack": lambda: (lambda T, W: reference.bare_stack(T, W, present), (tokens, maps)),
+        "folded_stack": lambda: (
+            lambda T, W: reference.folded_stack(T, W.reshape(5, 30)[:, :10], present),
+            (tokens, maps),
+        ),
     }
     function, inputs = functions[name]()
     assert torch.autograd.gradcheck(function, inputs)

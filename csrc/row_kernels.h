@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace shazam {
+
+/// `count` rows of floats, `stride` values from one to the next.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t count;
+  int64_t stride;
+
+  T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+using ConstRows = Rows<const float>;
+using MutableRows = Rows<float>;
+
+/// A matrix of weights read through two steps, so that its transpose costs nothing.
+struct Weights {
+  const float* data;
+  int64_t row_step;
+  int64_t column_step;
+};
+
+/// What the two distillation losses need to know of a student's row x and a teacher's row y.
+struct Comparison {
+  float dot;     // <x, y>
+  float square;  // <y, y>
+  float huber;   // sum of c (z - c / 2), z = x - y, c = z clamped to +-limit
+};
+
+/// Gradients of the distillation losses with z, c as above:
+/// d_y = across x + own y - slope c and d_x += across y + slope c.
+struct Pull {
+  float across;
+  float own;
+  float slope;
+  float limit;
+};
+
+/// The arithmetic over rows of any width that everything of the student is made of, written for one
+/// instruction set. No alignment is asked for. Kernels of different instruction sets sum in
+/// different orders; each gives the same bits every time.
+struct RowKernels {
+  const char* name;
+
+  /// out [left.count, right.count], out[i, j] = scale <left_i, right_j>.
+  void (*dots)(ConstRows left, ConstRows right, int64_t width, float scale, float* out);
+
+  /// out_i = sum_j weights[i, j] rows_j, the terms added in the order of j.
+  void (*combine)(Weights weights, ConstRows rows, int64_t width, MutableRows out);
+
+  Comparison (*compare)(const float* x, const float* y, int64_t width, float limit);
+
+  /// `d_y` may be null: then only `d_x` is updated.
+  void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
+               float* d_y);
+};
+
+/// Those this CPU can run, fastest first. The last one is portable.
+const std::vector<RowKernels>& row_kernels();
+
+}  // namespace shazam

@@ -1,0 +1,232 @@
+"""The student's operations on the CPU: projections by PyTorch's GEMM, everything else by the compiled core.
+
+With a handful of teachers PyTorch spends its time on dispatch and on batched matrices too small for it. Here a stack is
+one node of the autograd graph, and what lies between two GEMMs is one call.
+
+For float32 tensors on the CPU and up to MAX_TEACHERS teachers (see `supported`); `kernels/reference.py` defines every
+result. Gradients can be taken once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._core import AMD_AVX512, MAX_TEACHERS, attention_backward, attention_forward, distillation, folded_scores
+
+# PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors: half the speed of
+# oneDNN, which PyTorch carries as well.
+ONEDNN_PRODUCTS = AMD_AVX512 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+ONEDNN_WORTH = 1 << 20  # multiplications; below, its longer way to the product costs more than it saves
+
+FOLDED_BYTES = 1 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
+
+
+def supported(tokens: Tensor) -> bool:
+    """Whether these operations apply to tokens or targets [B, N, D]."""
+    return tokens.device.type == "cpu" and tokens.dtype == torch.float32 and tokens.shape[1] <= MAX_TEACHERS
+
+
+def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """K bare attention layers and the mean; `attention` carries no gradient.
+
+    tokens [B, N, D], qkv [K, D, 3D], present bool [B, N] or None -> fused [B, D], attention [B, K, N, N].
+    """
+    if _wants_gradient(tokens, qkv):
+        fused, attention = _BareStack.apply(tokens, qkv, present)
+        return fused, attention
+    with torch.no_grad():
+        return _stack_forward(tokens, qkv, present, None)
+
+
+def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Every teacher's columns through its own linear map, eq. (1).
+
+    features [B, sum of dims], weights [D, dim] and biases [D] of every teacher -> tokens [B, N, D].
+    """
+    tokens: Tensor = _Project.apply(features, *weights, *biases)
+    return tokens
+
+
+def distillation_loss(
+    fused: Tensor, targets: Tensor, lam: float, delta: float, huber: str, present: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both distillation losses, with their gradients taken in the same pass.
+
+    fused [B, D], targets [B, N, D], huber "norm" or "elementwise", present bool [B, N] or None
+    -> total = lam * sum(cosine + huber); cosine [N] and huber [N], means over the batch, which carry no gradient.
+    """
+    if _wants_gradient(fused, targets):
+        total, cosine_losses, huber_losses = _Distillation.apply(fused, targets, lam, delta, huber, present)
+        return total, cosine_losses, huber_losses
+    return _distil(fused, targets, lam, delta, huber, present, None, None)
+
+
+@torch.no_grad()
+def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The folded bare stack, for inference. tokens [B, N, D], score_maps [D, K*D] -> pooled [B, D], w [B, N]."""
+    tokens = _hide_absent(tokens, present)
+    B, N, D = tokens.shape
+    width = score_maps.shape[1]
+    pooled, w = tokens.new_empty(B, D), tokens.new_empty(B, N)
+    mask, threads = _mask(present), torch.get_num_threads()
+    size = max(1, threads * FOLDED_BYTES // (N * width * tokens.element_size()))
+    for start in range(0, B, size):
+        part = slice(start, start + size)
+        left = _product(tokens[part].flatten(0, 1), score_maps).view(-1, N * width // D, D)
+        part_mask = None if mask is None else mask[part]
+        folded_scores(left.numpy(), tokens[part].numpy(), part_mask, pooled[part].numpy(), w[part].numpy(), threads)
+    return pooled, w
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *maps: Tensor) -> Tensor:
+        N = len(maps) // 2
+        weights, biases = maps[:N], maps[N:]
+        columns = [x.contiguous() for x in features.detach().split([w.shape[1] for w in weights], dim=1)]
+        ctx.save_for_backward(*weights, *columns)
+        tokens = features.new_empty(features.shape[0], N, weights[0].shape[0])
+        for i, (x, weight, bias) in enumerate(zip(columns, weights, biases, strict=True)):
+            torch.add(_product(x, weight.detach().T), bias.detach(), out=tokens[:, i])
+        return tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
+        wants_features, *wanted = ctx.needs_input_grad
+        N = len(wanted) // 2
+        weights, columns = ctx.saved_tensors[:N], ctx.saved_tensors[N:]
+        d_rows = d_tokens.unbind(dim=1)  # [B, D] of every teacher
+        d_weights = [
+            _product(d.T, x) if wants else None for d, x, wants in zip(d_rows, columns, wanted[:N], strict=True)
+        ]
+        d_biases = [d.sum(dim=0) if wants else None for d, wants in zip(d_rows, wanted[N:], strict=True)]
+        d_features = None
+        if wants_features:
+            d_features = torch.cat([_product(d, weight) for d, weight in zip(d_rows, weights, strict=True)], dim=1)
+        return d_features, *d_weights, *d_biases
+
+
+class _BareStack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept: list[Tensor] = []
+        fused, attention = _stack_forward(tokens, qkv, present, kept)
+        ctx.save_for_backward(qkv, present, attention, *kept)
+        ctx.mark_non_differentiable(attention)
+        ctx.set_materialize_grads(False)
+        return fused, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_fused: Tensor, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+        qkv, present, attention, *kept = ctx.saved_tensors
+        wants_tokens, wants_qkv, _ = ctx.needs_input_grad
+        d_qkv = torch.empty_like(qkv) if wants_qkv else None
+        d_projected = torch.empty_like(kept[1])
+        mask, P, threads = _mask(present), attention.numpy(), torch.get_num_threads()
+        d_output = d_fused.contiguous()  # [B, D] of the last layer, [B, N, D] of the others
+        for layer in reversed(range(qkv.shape[0])):
+            x, projected = kept[2 * layer : 2 * layer + 2]
+            attention_backward(projected.numpy(), mask, P[:, layer], d_output.numpy(), d_projected.numpy(), threads)
+            if d_qkv is not None:
+                d_qkv[layer] = _product(x.flatten(0, 1).T, d_projected)
+            if layer or wants_tokens:
+                d_output = _product(d_projected, qkv[layer].T).view_as(x)
+        return _hide_absent(d_output, present) if wants_tokens else None, d_qkv, None
+
+
+def _stack_forward(
+    tokens: Tensor, qkv: Tensor, present: Tensor | None, kept: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """`kept` gets what the backward pass needs: x [B, N, D] and x W [B*N, 3D] of every layer."""
+    x = _hide_absent(tokens, present)
+    B, N, D = x.shape
+    K = qkv.shape[0]
+    attention = x.new_empty(B, K, N, N)
+    mask, P, threads = _mask(present), attention.numpy(), torch.get_num_threads()
+    for layer, weight in enumerate(qkv.detach()):
+        projected = _product(x.flatten(0, 1), weight)
+        output = x.new_empty(B, D) if layer == K - 1 else torch.empty_like(x)
+        attention_forward(projected.numpy(), mask, P[:, layer], output.numpy(), threads)
+        if kept is not None:
+            kept += [x, projected]
+        x = output
+    return x, attention
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight of two matrices, of which `weight` or its transpose is contiguous: oneDNN crawls through others."""
+    if not ONEDNN_PRODUCTS or x.shape[0] * weight.numel() < ONEDNN_WORTH:
+        return torch.mm(x, weight)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.T, None, "none", [], "")
+    return product
+
+
+class _Distillation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, fused: Tensor, targets: Tensor, lam: float, delta: float, huber: str, present: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_fused = torch.empty_like(fused, memory_format=torch.contiguous_format)
+        wants_targets = ctx.needs_input_grad[1]
+        d_targets = torch.empty_like(targets, memory_format=torch.contiguous_format) if wants_targets else None
+        losses = _distil(fused, targets, lam, delta, huber, present, d_fused, d_targets)
+        ctx.save_for_backward(d_fused, d_targets)
+        ctx.mark_non_differentiable(*losses[1:])
+        ctx.set_materialize_grads(False)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        d_fused, d_targets = ctx.saved_tensors
+        return d_fused * d_total, None if d_targets is None else d_targets * d_total, None, None, None, None
+
+
+def _distil(
+    fused: Tensor,
+    targets: Tensor,
+    lam: float,
+    delta: float,
+    huber: str,
+    present: Tensor | None,
+    d_fused: Tensor | None,
+    d_targets: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    N = targets.shape[1]
+    total, cosine_losses, huber_losses = fused.new_empty(()), fused.new_empty(N), fused.new_empty(N)
+    distillation(
+        fused.detach().contiguous().numpy(),
+        targets.detach().contiguous().numpy(),
+        _mask(present),
+        lam,
+        delta,
+        huber == "elementwise",
+        total.numpy(),
+        cosine_losses.numpy(),
+        huber_losses.numpy(),
+        None if d_fused is None else d_fused.numpy(),
+        None if d_targets is None else d_targets.numpy(),
+        torch.get_num_threads(),
+    )
+    return total, cosine_losses, huber_losses
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _hide_absent(tokens: Tensor, present: Tensor | None) -> Tensor:
+    """Contiguous tokens [B, N, D], those of absent teachers 0: not even a NaN may reach a result."""
+    if present is not None:
+        tokens = tokens.masked_fill(~present[:, :, None], 0.0)
+    return tokens.detach().contiguous()
+
+
+def _mask(present: Tensor | None) -> NDArray[Any] | None:
+    return None if present is None else present.contiguous().numpy()
