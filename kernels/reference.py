@@ -7,12 +7,22 @@ Equation numbers are those of Shazam, arXiv 2503.00736.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-8  # below this a norm counts as zero, as in torch.nn.functional.cosine_similarity
+
+
+def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Every teacher's columns through its own linear map, eq. (1).
+
+    features [B, sum of dims], weights [D, dim] and biases [D] of every teacher -> tokens [B, N, D].
+    """
+    parts = features.split([weight.shape[1] for weight in weights], dim=1)
+    return torch.stack([F.linear(x, W, b) for x, W, b in zip(parts, weights, biases, strict=True)], dim=1)
 
 
 def attention_weights(scores: Tensor, present: Tensor | None) -> Tensor:

@@ -3,17 +3,24 @@
 On the CPU float32 goes to the C++ core; everything else to the definitions in kernels/reference.py, in plain PyTorch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 
-from torch import Tensor
+from torch import Tensor, float32
 
 from . import cpu_ops
 from .kernels import reference
 from .kernels.reference import mean_pool, residual_layer
 
-__all__ = ["bare_stack", "distillation_loss", "folded_stack", "mean_pool", "residual_layer"]
+__all__ = ["bare_stack", "distillation_loss", "folded_stack", "mean_pool", "project", "residual_layer"]
+
+
+def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Every teacher's columns of features [B, sum of dims] through its own linear map: tokens [B, N, D]."""
+    there = features.device.type == "cpu" and features.dtype == weights[0].dtype == float32
+    tokens: Tensor = (cpu_ops if there else reference).project(features, weights, biases)
+    return tokens
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:

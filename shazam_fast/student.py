@@ -187,8 +187,7 @@ class FoldedStudent(nn.Module):
         """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher weights [B, N]."""
         if present is not None:
             features = _hide_absent(features, present, self.dims)
-        parts = zip(features.split(self.dims, dim=1), self.weight.split(self.dims), self.bias, strict=True)
-        tokens = torch.stack([torch.addmm(b, x, W) for x, W, b in parts], dim=1)  # [B, N, D]
+        tokens = ops.project(features, [W.T for W in self.weight.split(self.dims)], self.bias.unbind())  # [B, N, D]
         pooled, w = ops.folded_stack(tokens, self.score_maps, present)
         hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
@@ -212,6 +211,9 @@ def _initialise_linear(linear: nn.Module, generator: torch.Generator | None) -> 
 
 def _project(maps: nn.ModuleList, features: Tensor) -> Tensor:
     """Every teacher's columns through its own map. [B, sum of dims] -> [B, N, D]."""
+    linear = [m for m in maps if isinstance(m, nn.Linear)]
+    if len(linear) == len(maps):
+        return ops.project(features, [m.weight for m in linear], [m.bias for m in linear])
     widths = [next(m.parameters()).shape[1] for m in maps]
     parts = zip(maps, features.split(widths, dim=1), strict=True)
     return torch.stack([m(x) for m, x in parts], dim=1)
