@@ -21,6 +21,7 @@ from .progress import Progress
 
 VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # that a stream gathers while one is worked on
+STREAM_ROWS = 512  # a batch: the buffers stay in the cache, worth a third of the rate from a fast disk
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class FeatureArchive:
             chosen = rows[start : start + batch_size]
             yield Batch(chosen, self.gather(chosen), self.labels[chosen])
 
-    def stream(self, rows: NDArray[np.int64] | None = None, batch_size: int = 2048) -> Iterator[Batch]:
+    def stream(self, rows: NDArray[np.int64] | None = None, batch_size: int = STREAM_ROWS) -> Iterator[Batch]:
         """`batches`, gathered ahead on a background thread, in a few buffers whatever the archive's size.
 
         A batch's features are valid until the next batch is asked for.
