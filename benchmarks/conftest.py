@@ -1,11 +1,14 @@
 """What all benchmarks share: quick mode, facts about the machine in every record, ratios after the run."""
 
+import os
 import platform
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
+
+os.environ["PYTHONSAFEPATH"] = "1"  # processes that benchmarks start take the installed package, not the source folder
 
 
 def pytest_addoption(parser):
