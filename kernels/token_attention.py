@@ -1,0 +1,249 @@
+"""Attention among the N teachers of each patch, N at most 32: one kernel forward, one backward.
+
+No more than 32 x 32 scores belong to a patch, so its whole softmax stays in registers, nothing is kept online as in
+attention over long sequences, and the probabilities themselves are what backward reads. Tokens are read from
+whatever view they lie in, such as the slices of one [B, N, 3D] projection. The arithmetic is float32 for every
+narrower dtype, products included.
+
+An absent teacher's rows are never read. Its rows of the output, its rows and columns of the attention and all its
+gradients are 0.
+"""
+
+# Kernels carry no Python types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .launch import accumulator, mask_arguments, require_mask, require_rows, require_tokens, token_tile
+
+
+@triton.jit
+def _teachers(present_ptr, stride_mb, stride_mn, o_b, o_n, B, N):
+    """The teachers that patch `o_b` has, a bit each; no bit where there is no such patch. [1, BLOCK_B, 1]."""
+    m_there = (o_b < B) & (o_n < N)
+    if present_ptr is not None:
+        m_there = tl.load(present_ptr + o_b * stride_mb + o_n * stride_mn, mask=m_there, other=0) != 0
+    return tl.sum(m_there.to(tl.int32) << o_n, axis=0, keep_dims=True)
+
+
+@triton.jit
+def _has(b_teachers, o_n):
+    return ((b_teachers >> o_n) & 1) != 0
+
+
+@triton.jit
+def _count(m_i, dtype: tl.constexpr):
+    """How many teachers a patch has; 1 where there is no such patch."""
+    return tl.maximum(tl.sum(m_i.to(dtype), axis=0, keep_dims=True), 1.0)
+
+
+@triton.jit
+def _column(b_x, o_j, j):
+    """Column j of [.., .., BLOCK_N]."""
+    return tl.sum(tl.where(o_j == j, b_x, 0.0), axis=2, keep_dims=True)
+
+
+# S = q k^T / sqrt(D), P = softmax(S) over the present teachers
+# out = W v with W = P, or with the mean over the present rows of P: the same as the mean of their outputs.
+@triton.jit(do_not_specialize=["B"])
+def attention_forward(
+    q_ptr, k_ptr, v_ptr, present_ptr, out_ptr, p_ptr,
+    stride_qb, stride_qn, stride_kb, stride_kn, stride_vb, stride_vn, stride_mb, stride_mn,
+    B,
+    N: tl.constexpr, D: tl.constexpr, POOL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A program has BLOCK_B patches."""
+    OUT_N: tl.constexpr = 1 if POOL else N
+    UNROLL: tl.constexpr = N if N <= 8 else 1
+    BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
+    dtype = p_ptr.dtype.element_ty
+    o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
+    o_i = tl.arange(0, BLOCK_N)[:, None, None]
+    o_j = tl.arange(0, BLOCK_N)[None, None, :]
+    b_teachers = _teachers(present_ptr, stride_mb, stride_mn, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
+    m_i = _has(b_teachers, o_i)  # [BLOCK_N, BLOCK_B, 1]
+    m_ij = m_i & _has(b_teachers, o_j)  # [BLOCK_N, BLOCK_B, BLOCK_N]
+
+    b_s = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
+        b_q = tl.load(q_ptr + o_b * stride_qb + o_i * stride_qn + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
+        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
+            m_j = _has(b_teachers, j) & (o_d < D)
+            b_k = tl.load(k_ptr + o_b * stride_kb + j * stride_kn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_s += tl.where(o_j == j, tl.sum(b_q * b_k, axis=2, keep_dims=True), 0.0)
+
+    b_s *= D**-0.5
+    b_max = tl.max(tl.where(m_ij, b_s, float("-inf")), axis=2, keep_dims=True)
+    b_e = tl.exp(tl.where(m_ij, b_s - b_max, float("-inf")))
+    b_p = b_e / tl.maximum(tl.sum(b_e, axis=2, keep_dims=True), 1.0)  # 1 counts where a row has no key at all
+    tl.store(p_ptr + (o_b * N + o_i) * N + o_j, b_p, mask=(o_b < B) & (o_i < N) & (o_j < N))
+
+    b_w = b_p
+    if POOL:
+        b_w = tl.sum(b_p, axis=0, keep_dims=True) / _count(m_i, dtype)
+    o_out = tl.arange(0, BLOCK_OUT)[:, None, None]
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
+        b_out = tl.zeros([BLOCK_OUT, BLOCK_B, BLOCK_D], dtype)
+        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
+            m_j = _has(b_teachers, j) & (o_d < D)
+            b_v = tl.load(v_ptr + o_b * stride_vb + j * stride_vn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_out += _column(b_w, o_j, j) * b_v
+        m_out = (o_b < B) & (o_out < OUT_N) & (o_d < D)
+        tl.store(out_ptr + (o_b * OUT_N + o_out) * D + o_d, b_out.to(out_ptr.dtype.element_ty), mask=m_out)
+
+
+# dW = dout v^T, dP = dW (its share for a mean), dS = P * (dP - rowsum(P * dP)) / sqrt(D)
+# dq = dS k, dk = dS^T q, dv = W^T dout
+@triton.jit(do_not_specialize=["B"])
+def attention_backward(
+    q_ptr, k_ptr, v_ptr, present_ptr, p_ptr, dout_ptr, dp_ptr, dq_ptr, dk_ptr, dv_ptr,
+    stride_qb, stride_qn, stride_kb, stride_kn, stride_vb, stride_vn, stride_mb, stride_mn,
+    B,
+    N: tl.constexpr, D: tl.constexpr, POOL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A program has BLOCK_B patches."""
+    OUT_N: tl.constexpr = 1 if POOL else N
+    UNROLL: tl.constexpr = N if N <= 8 else 1
+    BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
+    dtype = p_ptr.dtype.element_ty
+    o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
+    o_i = tl.arange(0, BLOCK_N)[:, None, None]
+    o_j = tl.arange(0, BLOCK_N)[None, None, :]
+    o_out = tl.arange(0, BLOCK_OUT)[:, None, None]
+    b_teachers = _teachers(present_ptr, stride_mb, stride_mn, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
+    m_i = _has(b_teachers, o_i)  # [BLOCK_N, BLOCK_B, 1]
+    m_out = (o_b < B) if POOL else m_i
+
+    b_dw = tl.zeros([BLOCK_OUT, BLOCK_B, BLOCK_N], dtype)
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
+        b_dout = tl.load(dout_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
+        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
+            m_j = _has(b_teachers, j) & (o_d < D)
+            b_v = tl.load(v_ptr + o_b * stride_vb + j * stride_vn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_dw += tl.where(o_j == j, tl.sum(b_dout * b_v, axis=2, keep_dims=True), 0.0)
+
+    # Column by column: loads of so few numbers take on the layout of what uses them.
+    b_p = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
+    b_dp = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
+    for j in tl.range(0, N, loop_unroll_factor=UNROLL):
+        o_p = (o_b * N + o_i) * N + j
+        m_p = m_i & _has(b_teachers, j)
+        b_p += tl.where(o_j == j, tl.load(p_ptr + o_p, mask=m_p, other=0.0), 0.0)
+        if dp_ptr is not None:
+            b_dp += tl.where(o_j == j, tl.load(dp_ptr + o_p, mask=m_p, other=0.0), 0.0)
+    b_w = b_p
+    if POOL:
+        b_w = tl.sum(b_p, axis=0, keep_dims=True) / _count(m_i, dtype)
+        b_dw = b_dw / _count(m_i, dtype)
+    b_dp += b_dw
+    b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, axis=2, keep_dims=True)) * D**-0.5
+
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
+        b_q = tl.load(q_ptr + o_b * stride_qb + o_i * stride_qn + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
+        b_dout = tl.load(dout_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
+        b_dq = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_D], dtype)
+        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
+            m_j = _has(b_teachers, j) & (o_d < D)
+            b_k = tl.load(k_ptr + o_b * stride_kb + j * stride_kn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_ds_j = _column(b_ds, o_j, j)
+            b_dq += b_ds_j * b_k
+            b_dk = tl.sum(b_ds_j * b_q, axis=0, keep_dims=True)
+            b_dv = tl.sum(_column(b_w, o_j, j) * b_dout, axis=0, keep_dims=True)
+            m_store = (o_b < B) & (o_d < D)
+            o_jd = (o_b * N + j) * D + o_d
+            tl.store(dk_ptr + o_jd, b_dk.to(dk_ptr.dtype.element_ty), mask=m_store)
+            tl.store(dv_ptr + o_jd, b_dv.to(dv_ptr.dtype.element_ty), mask=m_store)
+        m_dq = (o_b < B) & (o_i < N) & (o_d < D)
+        tl.store(dq_ptr + (o_b * N + o_i) * D + o_d, b_dq.to(dq_ptr.dtype.element_ty), mask=m_dq)
+
+
+def _launch_forward(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, pool: bool) -> tuple[Tensor, Tensor]:
+    B, N, D = q.shape
+    tile = token_tile(N, D, q.element_size())
+    mask, *mask_strides = mask_arguments(present)
+    out = q.new_empty((B, D) if pool else (B, N, D))
+    attention = q.new_empty((B, N, N), dtype=accumulator(q.dtype))
+    with torch.cuda.device_of(q):
+        attention_forward[(triton.cdiv(B, tile.B),)](
+            q, k, v, mask, out, attention,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *mask_strides,
+            B,
+            N, D, pool, tile.N, tile.B, tile.D, num_warps=tile.warps,
+        )  # fmt: skip
+    return out, attention
+
+
+def _launch_backward(
+    saved: tuple[Tensor, ...], present: Tensor | None, pool: bool, dout: Tensor, dattention: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, attention = saved
+    B, N, D = q.shape
+    tile = token_tile(N, D, q.element_size())
+    mask, *mask_strides = mask_arguments(present)
+    dq, dk, dv = (q.new_empty((B, N, D)) for _ in range(3))
+    dout = dout.contiguous()
+    dattention = None if dattention is None else dattention.contiguous()
+    with torch.cuda.device_of(q):
+        attention_backward[(triton.cdiv(B, tile.B),)](
+            q, k, v, mask, attention, dout, dattention, dq, dk, dv,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *mask_strides,
+            B,
+            N, D, pool, tile.N, tile.B, tile.D, num_warps=tile.warps,
+        )  # fmt: skip
+    return dq, dk, dv
+
+
+class _TokenAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, pool: bool) -> tuple[Tensor, Tensor]:
+        out, attention = _launch_forward(q, k, v, present, pool)
+        ctx.save_for_backward(q, k, v, attention, present)
+        ctx.pool = pool
+        ctx.set_materialize_grads(False)
+        return out, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dattention: Tensor | None) -> tuple[Tensor | None, ...]:
+        *saved, present = ctx.saved_tensors
+        if dout is None:
+            q = saved[0]
+            dout = q.new_zeros((len(q), q.shape[-1]) if ctx.pool else q.shape)
+        return *_launch_backward(tuple(saved), present, ctx.pool, dout, dattention), None, None
+
+
+def token_attention(
+    q: Tensor, k: Tensor, v: Tensor, present: Tensor | None = None, pool: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention among the teachers of each patch, eqs. (2) and (3), and with `pool` their mean, eq. (4).
+
+    Args:
+        q, k, v: [B, N, D], N at most 32, columns next to each other; float32, float16, bfloat16 or float64.
+        present: bool [B, N], which teachers a patch has, at least one each; None when it has all.
+        pool: give the mean over the present teachers instead of all N rows.
+
+    Returns:
+        out [B, N, D], or [B, D] with `pool`, in the dtype of q, and the attention [B, N, N] in float32 (float64 for
+        float64); both can be differentiated.
+
+    Raises:
+        ValueError: anything else than that, with what was expected and what was found.
+    """
+    B, N, D = require_tokens("q", q)
+    require_rows("k", k, (B, N, D), q)
+    require_rows("v", v, (B, N, D), q)
+    require_mask(present, B, N, q)
+    out, attention = _TokenAttention.apply(q, k, v, present, pool)
+    return out, attention
