@@ -1,0 +1,320 @@
+"""The stack kernels against the plain definition: results, every gradient, what they refuse and what they need."""
+
+import pytest
+import torch
+from compiled import compile_report
+from shazam_fast.kernels import reference, stack_kernels
+from shazam_fast.kernels.residual_stack import residual_stack
+from shazam_fast.kernels.student_stack import bare_stack, blocks
+from test_student import make_batch, make_student
+from torch.nn import functional as F
+from triton import language as tl
+from triton.runtime import interpreter
+
+# B, N, D, K: tiles of one patch and of many, whole and not; every slicing of D that runs in seconds
+SHAPES = [
+    (1, 1, 16, 2), (17, 1, 64, 1), (17, 2, 32, 2), (3, 3, 16, 3), (17, 3, 32, 1), (1, 4, 64, 2), (17, 4, 16, 2),
+    (3, 5, 32, 1), (17, 8, 16, 1), (1, 8, 64, 2), (1, 16, 32, 2), (3, 16, 16, 2),
+]  # fmt: skip
+BLOCKS = ["bare", "residual"]
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_inputs(block, B, N, D, K, device, dtype=torch.float64, missing=False, sharpness=1.0):
+    """Tokens, the parameters of a stack, and which teachers are present: some patches have a single one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape, scale=1.0):
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    qkv = randn(K, D, 3 * D, scale=D**-0.5)
+    qkv[..., : 2 * D] *= sharpness
+    inputs = [randn(B, N, D), qkv]
+    if block == "residual":
+        inputs += [randn(K, 3 * D), randn(K, D, D, scale=D**-0.5), randn(K, D), 1 + randn(K, D, scale=0.3), randn(K, D)]
+    present = None
+    if missing:
+        present = torch.rand(B, N, generator=generator) < 0.5
+        present[::3] = False
+        present[torch.arange(B), torch.randint(N, (B,), generator=generator)] = True
+        present = present.to(device)
+    return [x.to(device, dtype).requires_grad_() for x in inputs], present
+
+
+def fused_stack(block, inputs, present, precision="ieee"):
+    """Fused feature and weights by the kernels; no weights for the residual block."""
+    if block == "bare":
+        return bare_stack(*inputs, present, precision)
+    return (residual_stack(*inputs, present, precision),)
+
+
+def plain_stack(block, inputs, present):
+    """The same by the definition."""
+    if block == "bare":
+        fused, attention = reference.bare_stack(*inputs, present)
+        return fused, reference.teacher_weights(attention, present)
+    tokens, *parameters = inputs
+    if present is not None:
+        tokens = tokens.masked_fill(~present[:, :, None], 0.0)
+    for qkv, qkv_bias, out_weight, out_bias, gain, shift in zip(*parameters, strict=True):
+        attended = reference.residual_layer(tokens, qkv, qkv_bias, present)
+        tokens = F.layer_norm(tokens + attended @ out_weight + out_bias, tokens.shape[-1:], gain, shift, 1e-5)
+    return (reference.mean_pool(tokens, present),)
+
+
+def with_gradients(results, inputs):
+    """Results and the gradients of the fused feature for a random upstream gradient."""
+    generator = torch.Generator().manual_seed(1)
+    upstream = torch.randn(results[0].shape, generator=generator, dtype=torch.float64).to(results[0])
+    return *results, *torch.autograd.grad(results[0], inputs, upstream)
+
+
+def both(block, inputs, present, precision="ieee"):
+    """Pairs of what the kernels and the definition give."""
+    found = with_gradients(fused_stack(block, inputs, present, precision), inputs)
+    wanted = with_gradients(plain_stack(block, inputs, present), inputs)
+    return list(zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(("B", "N", "D", "K"), [*SHAPES, (3, 4, 128, 5)])
+def test_results_and_gradients_are_those_of_the_definition(block, B, N, D, K, missing, device):
+    inputs, present = make_inputs(block, B, N, D, K, device, missing=missing)
+    for found, wanted in both(block, inputs, present):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(("B", "N", "D", "K"), [(17, 3, 16, 3), (3, 5, 64, 2), (3, 4, 128, 5), (2, 4, 256, 1)])
+def test_float32(block, B, N, D, K, device):
+    inputs, present = make_inputs(block, B, N, D, K, device, torch.float32, missing=True)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = with_gradients(plain_stack(block, exact, present), exact)
+    for found, value in zip(with_gradients(fused_stack(block, inputs, present), inputs), wanted, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """bfloat16 as GPUs have it: Triton's interpreter cuts off instead of rounding, and multiplies bit patterns."""
+    builder = interpreter.InterpreterBuilder
+    truncate, dot = builder.create_fp_trunc, builder.create_dot
+
+    def create_fp_trunc(self, x, wanted):
+        if wanted.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(x.data).bfloat16().float().numpy()
+            x = interpreter.TensorHandle(rounded, x.dtype)
+        return truncate(self, x, wanted)
+
+    def create_dot(self, a, b, *others):
+        a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(self, a, b, *others)
+
+    monkeypatch.setattr(builder, "create_fp_trunc", create_fp_trunc)
+    monkeypatch.setattr(builder, "create_dot", create_dot)
+
+
+# tf32 rounds to as many bits as float16; the interpreter takes it as float32.
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("tf32", torch.float16)]
+)
+def test_low_precision_errs_at_most_twice_as_much_as_pytorch(block, precision, dtype, device):
+    inputs, present = make_inputs(block, 8, 4, 64, 3, device, torch.float32, missing=True)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = with_gradients(plain_stack(block, exact, present), exact)
+    found = with_gradients(fused_stack(block, inputs, present, precision), inputs)
+    with torch.autocast(device.type, dtype):
+        plain = with_gradients(plain_stack(block, inputs, present), inputs)
+    for ours, pytorch, value in zip(found, plain, wanted, strict=True):
+        assert ours.dtype == torch.float32
+        error, allowed = ((x.double() - value).abs().max().item() for x in (ours, pytorch))
+        assert error <= 2 * allowed + 1e-6 * value.abs().max().item()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("sharpness", [10.0, 100.0])
+def test_sharp_attention_is_as_good_as_plain_float32(block, sharpness, device):
+    inputs, present = make_inputs(block, 32, 4, 32, 3, device, torch.float32, missing=True, sharpness=sharpness)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    if sharpness == 100.0:
+        q, k, _ = (exact[0] @ exact[1][0]).split(32, dim=-1)
+        assert (q @ k.mT).abs().max() / 32**0.5 > 1e4
+    wanted = with_gradients(plain_stack(block, exact, present), exact)
+    for (ours, pytorch), value in zip(both(block, inputs, present), wanted, strict=True):
+        error, allowed = ((x.double() - value).square().mean().sqrt().item() for x in (ours, pytorch))
+        assert error <= 4 * allowed + 1e-6 * value.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gradcheck(block, device):
+    inputs, present = make_inputs(block, 2, 3, 16, 2, device, missing=True)
+    assert torch.autograd.gradcheck(lambda *x: fused_stack(block, x, present)[0], inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_residual_stack_is_the_students(missing, device):
+    student = make_student("residual").to(device)
+    features, present = make_batch(student, 5, missing=missing)
+    present = present if present is None else present.to(device)
+    output = student(features.to(device), present)
+    out_weight = torch.stack([linear.weight.mT for linear in student.outputs])
+    vectors = [[m.bias for m in student.outputs], [m.weight for m in student.norms], [m.bias for m in student.norms]]
+    out_bias, gain, shift = map(torch.stack, vectors)
+    fused = residual_stack(output.tokens, student.qkv, student.qkv_bias, out_weight, out_bias, gain, shift, present)
+    torch.testing.assert_close(fused, output.fused, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_absent_teachers_have_no_influence_at_all(block, device):
+    """Not even a NaN in their tokens; their own gradient is 0."""
+    inputs, present = make_inputs(block, 9, 5, 16, 2, device, missing=True)
+    poisoned = [inputs[0].detach().masked_fill(~present[:, :, None], float("nan")).requires_grad_(), *inputs[1:]]
+    clean = with_gradients(fused_stack(block, inputs, present), inputs)
+    found = with_gradients(fused_stack(block, poisoned, present), poisoned)
+    for left, right in zip(found, clean, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+    assert not present.all()
+    assert (found[-len(inputs)][~present] == 0).all()
+    if block == "bare":
+        assert (found[1][~present] == 0).all()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_outputs_are_overwritten_entirely(block, monkeypatch, device):
+    new_empty = torch.Tensor.new_empty
+    inputs, present = make_inputs(block, 5, 3, 16, 2, device, missing=True)
+    wanted = with_gradients(fused_stack(block, inputs, present), inputs)
+
+    def poisoned(like, *args, **options):
+        fresh = new_empty(like, *args, **options)
+        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    for found, clean in zip(with_gradients(fused_stack(block, inputs, present), inputs), wanted, strict=True):
+        torch.testing.assert_close(found, clean, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_same_bits_every_time_however_it_is_laid_out(block, device):
+    inputs, present = make_inputs(block, 17, 3, 16, 2, device, torch.float32, missing=True)
+    tokens = inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    mask = present.T.contiguous().T
+    assert not tokens.is_contiguous()
+    assert not mask.is_contiguous()
+    wanted = with_gradients(fused_stack(block, inputs, present), inputs)
+    strided = [tokens, *inputs[1:]]
+    for found, clean in zip(with_gradients(fused_stack(block, strided, mask), strided), wanted, strict=True):
+        torch.testing.assert_close(found, clean, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_autocast_around_it_changes_nothing(block, device):
+    inputs, present = make_inputs(block, 3, 4, 16, 2, device, torch.float32)
+    wanted = with_gradients(fused_stack(block, inputs, present), inputs)
+    with torch.autocast(device.type, torch.bfloat16):
+        results = fused_stack(block, inputs, present)
+    for left, right in zip(with_gradients(results, inputs), wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_weights_are_shares_without_gradient(device):
+    inputs, present = make_inputs("bare", 5, 4, 16, 3, device, missing=True)
+    fused, weights = bare_stack(*inputs, present)
+    assert fused.requires_grad
+    assert not weights.requires_grad
+    torch.testing.assert_close(weights.sum(1), torch.ones_like(weights[:, 0]))
+    with torch.no_grad():
+        torch.testing.assert_close(bare_stack(*inputs, present)[1], weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_parameters_that_are_not_trained(block, device):
+    inputs, present = make_inputs(block, 3, 4, 16, 2, device)
+    inputs = [inputs[0], *(x.detach() for x in inputs[1:])]
+    (found,) = torch.autograd.grad(fused_stack(block, inputs, present)[0].sum(), inputs[:1])
+    (wanted,) = torch.autograd.grad(plain_stack(block, inputs, present)[0].sum(), inputs[:1])
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.zeros(2, 17, 16), r"tokens: \[B, N, D\] with N at most 16 .*found \[2, 17, 16\]"),
+        (0, torch.zeros(2, 4, 24), r"tokens: .*D one of \(16, 32, 64, 128, 256\) expected, found \[2, 4, 24\]"),
+        (0, torch.zeros(2, 4, 512), r"tokens: .*found \[2, 4, 512\]"),
+        (0, torch.zeros(0, 4, 16), r"tokens: .*found \[0, 4, 16\]"),
+        (0, torch.zeros(4, 16), r"tokens: .*found \[4, 16\]"),
+        (0, torch.zeros(2, 4, 16).half(), "tokens: torch.float32, or torch.float64 .*found torch.float16 with 'ieee'"),
+        (1, torch.zeros(0, 16, 48), r"qkv: \[K, D, 3D\] with at least one layer expected, found \[0, 16, 48\]"),
+        (1, torch.zeros(16, 48), r"qkv: \[K, D, 3D\].*found \[16, 48\]"),
+        (1, torch.zeros(2, 16, 32), r"qkv: shape \[2, 16, 48\] expected, found \[2, 16, 32\]"),
+        (1, torch.zeros(2, 16, 48).double(), "qkv: dtype torch.float32 expected, found torch.float64"),
+        (2, torch.zeros(2, 16), r"qkv_bias: shape \[2, 48\] expected, found \[2, 16\]"),
+        (3, torch.zeros(1, 16, 16), r"out_weight: shape \[2, 16, 16\] expected, found \[1, 16, 16\]"),
+        (4, torch.zeros(2, 48), r"out_bias: shape \[2, 16\] expected, found \[2, 48\]"),
+        (5, torch.zeros(16), r"norm_weight: shape \[2, 16\] expected, found \[16\]"),
+        (6, torch.zeros(2, 17), r"norm_bias: shape \[2, 16\] expected, found \[2, 17\]"),
+        (7, torch.ones(2, 5, dtype=torch.bool), r"present: torch.bool \[2, 4\].*found torch.bool \[2, 5\]"),
+        (7, torch.ones(2, 4), r"present: torch.bool \[2, 4\].*found torch.float32"),
+        (8, "fp8", "precision: one of ieee, tf32, bf16, fp16 expected, found 'fp8'"),
+    ],
+)
+def test_what_is_refused(position, value, message):
+    arguments = [x.detach() for x in make_inputs("residual", 2, 4, 16, 2, "cpu", torch.float32)[0]]
+    arguments += [None, "ieee"]
+    arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        residual_stack(*arguments)
+    if position in (0, 1, 7, 8):
+        with pytest.raises(ValueError, match=message):
+            bare_stack(*arguments[:2], *arguments[7:])
+
+
+def test_float64_is_for_exact_products_only():
+    inputs, _ = make_inputs("bare", 2, 4, 16, 2, "cpu")
+    with pytest.raises(
+        ValueError, match=r"torch.float64 with precision 'ieee', expected, found torch.float64 with 'tf32'"
+    ):
+        bare_stack(*inputs, None, "tf32")
+
+
+def needs(kernel, block, D, precision, capability):
+    """What a kernel needs of a GPU, for 4 teachers, all of its arguments given."""
+    residual = {"offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr"}
+    absent = {"weights_ptr"} if block == "residual" else residual
+    constexprs = blocks(4, D, precision, itemsize=4)
+    warps = constexprs.pop("num_warps")
+    constexprs.update((name, None) for name in kernel.arg_names if name in absent)
+    signature = {}
+    for name in kernel.arg_names:
+        if name not in constexprs:
+            pointer = {"maps_ptr": {"bf16": "*bf16", "fp16": "*fp16"}.get(precision, "*fp32"), "present_ptr": "*u8"}
+            signature[name] = pointer.get(name, "*fp32") + ":16" if name.endswith("_ptr") else "i32"
+    return compile_report(kernel, signature, constexprs, capability, warps)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("kernel", [stack_kernels.stack_forward, stack_kernels.stack_backward], ids=["fwd", "bwd"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("D", [128, 256])
+def test_kernels_fit_an_sm_89_without_spilling(kernel, block, D, precision):
+    report = needs(kernel, block, D, precision, 89)
+    assert report.spill_bytes == 0, report
+    assert report.shared_bytes <= 99 * 1024, report
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("kernel", [stack_kernels.stack_forward, stack_kernels.stack_backward], ids=["fwd", "bwd"])
+@pytest.mark.parametrize(("D", "precision", "spill_bytes"), [(128, "ieee", 0), (128, "tf32", 0), (256, "ieee", 128)])
+def test_kernels_fit_an_sm_90(kernel, block, D, precision, spill_bytes):
+    report = needs(kernel, block, D, precision, 90)
+    assert report.spill_bytes <= spill_bytes, report
+    assert report.shared_bytes <= 227 * 1024, report
