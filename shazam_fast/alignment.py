@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def join(path: Path, sources: Sequence[Source], slides: Sequence[str] | None = N
         fingerprint=_fingerprint(blocks),
         classes=tuple(str(c) for c in range(int(known["label"].max()) + 1)) if "label" in known else (),
         slides=tuple(names) if names != [""] else (),
-        columns={name: _constant(column) for name, column in known.items()},
+        columns={name: constant(column) for name, column in known.items()},
     )
 
 
@@ -222,7 +222,8 @@ def _concatenate(
     return narrow if np.array_equal(narrow, column) else column.astype(np.float32)
 
 
-def _constant(column: NDArray[Any]) -> Any:
+def constant(column: NDArray[Any]) -> Callable[[], NDArray[Any]]:
+    """A column that is in memory already, as `Contents.columns` wants it."""
     return lambda: column
 
 

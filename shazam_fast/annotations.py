@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .alignment import constant
 from .columns import encode_labels, encode_splits, infer_classes
 from .errors import ArchiveError, MismatchError
 from .layouts import Contents
@@ -54,10 +55,10 @@ def annotate(
         columns["group"] = np.full(rows, -1, dtype=np.int32)
         columns["group"][group_names != ""] = codes
         contents = replace(contents, groups=tuple(unique.tolist()))
-    contents = replace(contents, columns={**contents.columns, **{n: _constant(c) for n, c in columns.items()}})
+    contents = replace(contents, columns={**contents.columns, **{n: constant(c) for n, c in columns.items()}})
     if splits is not None:
         column = _splits(contents, archive, splits, rows)
-        contents = replace(contents, columns={**contents.columns, "split": _constant(column)})
+        contents = replace(contents, columns={**contents.columns, "split": constant(column)})
     return contents
 
 
@@ -209,7 +210,3 @@ def _stem(name: object) -> str:
     """A slide's name without directory and without the suffix of its image or feature file."""
     path = Path(str(name))
     return path.stem if path.suffix.lower() in SUFFIXES else path.name
-
-
-def _constant(column: NDArray[Any]) -> Callable[[], NDArray[Any]]:
-    return lambda: column
