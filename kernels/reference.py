@@ -16,13 +16,30 @@ from torch.nn import functional as F
 EPSILON = 1e-8  # below this a norm counts as zero, as in torch.nn.functional.cosine_similarity
 
 
-def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """Every teacher's columns through its own linear map, eq. (1).
+def project(
+    features: Tensor,
+    rows: Tensor | None,
+    standard: tuple[Tensor, Tensor] | None,
+    weight: Tensor,
+    bias: Tensor,
+    dims: Sequence[int],
+    present: Tensor | None,
+) -> Tensor:
+    """Chosen rows of a table, standardised, every teacher's columns through its own linear map, eq. (1).
 
-    features [B, sum of dims], weights [D, dim] and biases [D] of every teacher -> tokens [B, N, D].
+    features [R, sum of dims] in any float dtype, rows int [B] (None: all R, in order), standard mean and scale
+    [sum of dims] (None: as they are), weight [sum of dims, D] (all maps, one below the other), bias [N, D], present
+    as above, an absent teacher's columns count as zero after standardisation -> tokens [B, N, D].
     """
-    parts = features.split([weight.shape[1] for weight in weights], dim=1)
-    return torch.stack([F.linear(x, W, b) for x, W, b in zip(parts, weights, biases, strict=True)], dim=1)
+    x = (features if rows is None else features[rows]).to(weight.dtype)
+    if standard is not None:
+        mean, scale = standard
+        x = x.sub(mean).div_(scale)
+    parts = x.split(list(dims), dim=1)
+    if present is not None:
+        parts = [part.masked_fill(~there[:, None], 0.0) for part, there in zip(parts, present.unbind(1), strict=True)]
+    maps = zip(parts, weight.split(list(dims)), bias, strict=True)
+    return torch.stack([torch.addmm(b, part, W) for part, W, b in maps], dim=1)
 
 
 def attention_weights(scores: Tensor, present: Tensor | None) -> Tensor:
@@ -67,12 +84,29 @@ def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Ten
     return mean_pool(tokens, present), torch.stack(attention, dim=1)
 
 
-def residual_layer(tokens: Tensor, qkv: Tensor, qkv_bias: Tensor, present: Tensor | None) -> Tensor:
-    """Attention of the residual block before its output map. [B, N, D] -> [B, N, D]."""
+def residual_stack(
+    tokens: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    present: Tensor | None,
+) -> Tensor:
+    """K residual attention layers T <- LN(T + (P V) Wo + bo) and the mean, the authors' released script.
+
+    tokens [B, N, D], qkv [K, D, 3D], qkv_bias [K, 3D], out_weight [K, D, D], the others [K, D] -> fused [B, D].
+    """
     D = tokens.shape[-1]
-    q, k, v = F.linear(tokens, qkv.mT, qkv_bias).split(D, dim=-1)
-    attended: Tensor = attention_weights(q @ k.mT / math.sqrt(D), present) @ v
-    return attended
+    if present is not None:
+        tokens = tokens.masked_fill(~present[:, :, None], 0.0)
+    for layer in zip(qkv, qkv_bias, out_weight, out_bias, norm_weight, norm_bias, strict=True):
+        weight, bias, out, offset, gain, shift = layer
+        q, k, v = (tokens @ weight + bias).split(D, dim=-1)
+        attended = attention_weights(q @ k.mT / math.sqrt(D), present) @ v
+        tokens = F.layer_norm(tokens + attended @ out + offset, (D,), gain, shift)
+    return mean_pool(tokens, present)
 
 
 def teacher_weights(attention: Tensor, present: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ def blocks(N: int, D: int, precision: str, itemsize: int) -> dict[str, int | str
     ieee = precision == "ieee"
     block_c, part, warps = min(D, 64), 16, min(8, D // 8)
     if D == 256:
-        block_c, part = (16, 64) if ieee else (32, 32)
+        block_c, part = (16, 64) if ieee else (16, 32)
     sides = {"BLOCK_R": ROWS, "BLOCK_N": triton.next_power_of_2(N), "BLOCK_C": block_c * 4 // itemsize, "SLICE": part}
     return {"N": N, "D": D, **sides, "PRECISION": "ieee" if ieee else "tf32", "num_warps": warps}
 
@@ -112,8 +112,8 @@ def run_stack(tokens: Tensor, maps: Maps, present: Tensor | None, precision: str
     return fused, weights
 
 
-def require_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, precision: str) -> tuple[int, int]:
-    """K and D; ValueError for what the kernels cannot take."""
+def require_small(tokens: Tensor, precision: str) -> None:
+    """ValueError for tokens or a precision that the kernels of a whole stack cannot take."""
     if precision not in MAPS_DTYPE:
         raise ValueError(f"precision: one of {', '.join(MAPS_DTYPE)} expected, found {precision!r}")
     if tokens.ndim != 3 or 0 in tokens.shape or tokens.shape[1] > ROWS or tokens.shape[2] not in WIDTHS:
@@ -122,6 +122,11 @@ def require_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, precision
     if tokens.dtype != torch.float32 and (tokens.dtype, precision) != (torch.float64, "ieee"):
         wanted = "torch.float32, or torch.float64 with precision 'ieee',"
         raise ValueError(f"tokens: {wanted} expected, found {tokens.dtype} with {precision!r}")
+
+
+def require_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, precision: str) -> tuple[int, int]:
+    """K and D; ValueError for what the kernels cannot take."""
+    require_small(tokens, precision)
     if qkv.ndim != 3 or len(qkv) == 0:
         raise ValueError(f"qkv: [K, D, 3D] with at least one layer expected, found {list(qkv.shape)}")
     B, N, D = tokens.shape

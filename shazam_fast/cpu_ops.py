@@ -3,7 +3,7 @@
 With a handful of teachers PyTorch spends its time on dispatch and on batched matrices too small for it. Here a stack is
 one node of the autograd graph, and what lies between two GEMMs is one call.
 
-For float32 tensors on the CPU and up to MAX_TEACHERS teachers (see `supported`); `kernels/reference.py` defines every
+For float32 tensors on the CPU and up to MAX_TEACHERS teachers (see `obstacle`); `kernels/reference.py` defines every
 result. Gradients can be taken once.
 """
 
@@ -16,18 +16,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._core import AMD_AVX512, MAX_TEACHERS, attention_backward, attention_forward, distillation, folded_scores
+from .kernels import reference
 
 # PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors: half the speed of
 # oneDNN, which PyTorch carries as well.
 ONEDNN_PRODUCTS = AMD_AVX512 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 ONEDNN_WORTH = 1 << 20  # multiplications; below, its longer way to the product costs more than it saves
 
+NORM_EPSILON = 1e-5  # of PyTorch's LayerNorm
+
 FOLDED_BYTES = 1 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
 
 
-def supported(tokens: Tensor) -> bool:
-    """Whether these operations apply to tokens or targets [B, N, D]."""
-    return tokens.device.type == "cpu" and tokens.dtype == torch.float32 and tokens.shape[1] <= MAX_TEACHERS
+def obstacle(x: Tensor) -> str | None:
+    """What keeps operations on tokens, targets or maps `x` from running here; None: nothing."""
+    if x.dtype != torch.float32:
+        return f"the student is {x.dtype}, not torch.float32"
+    if x.ndim == 3 and x.shape[1] > MAX_TEACHERS:
+        return f"{x.shape[1]} teachers, more than {MAX_TEACHERS}"
+    return None
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -42,12 +49,38 @@ def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Ten
         return _stack_forward(tokens, qkv, present, None)
 
 
-def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """Every teacher's columns through its own linear map, eq. (1).
+def residual_stack(
+    tokens: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    present: Tensor | None,
+) -> Tensor:
+    """K residual attention layers and the mean; see the definition. -> fused [B, D]."""
+    x = tokens if present is None else tokens.masked_fill(~present[:, :, None], 0.0)
+    for layer in zip(qkv, qkv_bias, out_weight, out_bias, norm_weight, norm_bias, strict=True):
+        x = _ResidualLayer.apply(x, present, *layer)
+    return reference.mean_pool(x, present)
 
-    features [B, sum of dims], weights [D, dim] and biases [D] of every teacher -> tokens [B, N, D].
+
+def project(
+    features: Tensor,
+    rows: Tensor | None,
+    standard: tuple[Tensor, Tensor] | None,
+    weight: Tensor,
+    bias: Tensor,
+    dims: Sequence[int],
+    present: Tensor | None,
+) -> Tensor:
+    """Chosen rows, standardised, every teacher's columns through its own linear map; see the definition.
+
+    features [R, sum of dims], weight [sum of dims, D], bias [N, D] -> tokens [B, N, D].
     """
-    tokens: Tensor = _Project.apply(features, *weights, *biases)
+    x = (features if rows is None else features[rows]).to(weight.dtype)
+    tokens: Tensor = _Project.apply(x, standard, weight, bias, dims, present)
     return tokens
 
 
@@ -84,31 +117,99 @@ def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, *maps: Tensor) -> Tensor:
-        N = len(maps) // 2
-        weights, biases = maps[:N], maps[N:]
-        columns = [x.contiguous() for x in features.detach().split([w.shape[1] for w in weights], dim=1)]
-        ctx.save_for_backward(*weights, *columns)
-        tokens = features.new_empty(features.shape[0], N, weights[0].shape[0])
-        for i, (x, weight, bias) in enumerate(zip(columns, weights, biases, strict=True)):
-            torch.add(_product(x, weight.detach().T), bias.detach(), out=tokens[:, i])
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        standard: tuple[Tensor, Tensor] | None,
+        weight: Tensor,
+        bias: Tensor,
+        dims: Sequence[int],
+        present: Tensor | None,
+    ) -> Tensor:
+        columns = _columns(features.detach(), standard, dims, present)
+        tokens = features.new_empty(len(features), len(bias), bias.shape[1])
+        for i, (x, W, b) in enumerate(zip(columns, weight.detach().split(list(dims)), bias.detach(), strict=True)):
+            torch.add(_product(x, W), b, out=tokens[:, i])
+        ctx.save_for_backward(weight, present, None if standard is None else standard[1], *columns)
         return tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
-        wants_features, *wanted = ctx.needs_input_grad
-        N = len(wanted) // 2
-        weights, columns = ctx.saved_tensors[:N], ctx.saved_tensors[N:]
+        weight, present, scale, *columns = ctx.saved_tensors
+        wants_features, _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         d_rows = d_tokens.unbind(dim=1)  # [B, D] of every teacher
-        d_weights = [
-            _product(d.T, x) if wants else None for d, x, wants in zip(d_rows, columns, wanted[:N], strict=True)
-        ]
-        d_biases = [d.sum(dim=0) if wants else None for d, wants in zip(d_rows, wanted[N:], strict=True)]
+        d_weight = None
+        if wants_weight:
+            d_weight = torch.cat([_product(x.T, d) for x, d in zip(columns, d_rows, strict=True)])
         d_features = None
         if wants_features:
-            d_features = torch.cat([_product(d, weight) for d, weight in zip(d_rows, weights, strict=True)], dim=1)
-        return d_features, *d_weights, *d_biases
+            maps = weight.split([x.shape[1] for x in columns])
+            parts = [_product(d, W.T) for d, W in zip(d_rows, maps, strict=True)]
+            d_features = torch.cat(_hide_columns(parts, present), dim=1)
+            d_features = d_features if scale is None else d_features.div_(scale)
+        return d_features, None, d_weight, d_tokens.sum(dim=0) if wants_bias else None, None, None
+
+
+def _columns(
+    features: Tensor, standard: tuple[Tensor, Tensor] | None, dims: Sequence[int], present: Tensor | None
+) -> list[Tensor]:
+    """Every teacher's columns, standardised, side by side in memory."""
+    parts = features.split(list(dims), dim=1)
+    if standard is None:
+        columns = [part.contiguous() for part in parts]
+    else:
+        moments = zip(parts, *(x.split(list(dims)) for x in standard), strict=True)
+        columns = [
+            torch.sub(part, mean, out=torch.empty(part.shape, dtype=part.dtype)).div_(scale)
+            for part, mean, scale in moments
+        ]
+    return _hide_columns(columns, present)
+
+
+def _hide_columns(columns: list[Tensor], present: Tensor | None) -> list[Tensor]:
+    if present is None:
+        return columns
+    return [x.masked_fill(~there[:, None], 0.0) for x, there in zip(columns, present.unbind(1), strict=True)]
+
+
+class _ResidualLayer(torch.autograd.Function):
+    """T -> LN(T + (P V) Wo + bo), one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, present: Tensor | None, *maps: Tensor) -> Tensor:
+        x, maps = x.detach().contiguous(), tuple(m.detach() for m in maps)
+        weight, bias, out, offset, gain, shift = maps
+        B, N, D = x.shape
+        mask, threads = _mask(present), torch.get_num_threads()
+        projected = _product(x.flatten(0, 1), weight, bias)
+        P, attended = x.new_empty(B, N, N), torch.empty_like(x)
+        attention_forward(projected.numpy(), mask, P.numpy(), attended.numpy(), threads)
+        r = _product(attended.flatten(0, 1), out, offset).view_as(x).add_(x)
+        y, mean, rstd = torch.native_layer_norm(r, [D], gain, shift, NORM_EPSILON)
+        ctx.save_for_backward(x, present, projected, P, attended, r, mean, rstd, *maps)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, present, projected, P, attended, r, mean, rstd, *maps = ctx.saved_tensors
+        weight, _, out, _, gain, shift = maps
+        D = x.shape[-1]
+        d_r, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
+            d_y.contiguous(), r, [D], mean, rstd, gain, shift, [True, True, True]
+        )
+        d_rows = d_r.view(-1, D)
+        d_attended = _product(d_rows, out.T).view_as(x)
+        d_projected = torch.empty_like(projected)
+        attention_backward(
+            projected.numpy(), _mask(present), P.numpy(), d_attended.numpy(), d_projected.numpy(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        d_weight = _product(x.view(-1, D).T, d_projected)
+        d_out = _product(attended.view(-1, D).T, d_rows)
+        d_x = _product(d_projected, weight.T).view_as(x).add_(d_r)
+        return d_x, None, d_weight, d_projected.sum(0), d_out, d_rows.sum(0), d_gain, d_shift
 
 
 class _BareStack(torch.autograd.Function):
@@ -159,11 +260,11 @@ def _stack_forward(
     return x, attention
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight of two matrices, of which `weight` or its transpose is contiguous: oneDNN crawls through others."""
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight + bias; `weight` or its transpose is contiguous, since oneDNN crawls through others."""
     if not ONEDNN_PRODUCTS or x.shape[0] * weight.numel() < ONEDNN_WORTH:
-        return torch.mm(x, weight)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.T, None, "none", [], "")
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.T, bias, "none", [], "")
     return product
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,22 +48,20 @@ class Objective:
         if self.lam < 0 or self.delta <= 0:
             raise ShazamError(f"lam >= 0 and delta > 0 expected, found {self.lam} and {self.delta}")
 
-    def __call__(self, student: Student, features: Tensor, labels: Tensor, output: StudentOutput) -> Losses:
-        """Losses of a batch: `features` [B, sum of dims], `labels` int64 [B], what the student made of them."""
-        targets = self._targets(student, features, output)
+    def __call__(
+        self, student: Student, features: Tensor, labels: Tensor, output: StudentOutput, rows: Tensor | None = None
+    ) -> Losses:
+        """Losses of a batch: `features`, `rows` and `output` of the student, `labels` int64 [B]."""
+        targets = self._targets(student, features, output, rows)
         cross_entropy = F.cross_entropy(output.logits, labels)
         distillation, cosine, huber = ops.distillation_loss(
             output.fused, targets, self.lam, self.delta, self.huber, output.present
         )
         return Losses(cross_entropy + distillation, cross_entropy, cosine, huber)
 
-    def _targets(self, student: Student, features: Tensor, output: StudentOutput) -> Tensor:
+    def _targets(self, student: Student, features: Tensor, output: StudentOutput, rows: Tensor | None) -> Tensor:
         if self.targets == "projected":
             return output.tokens
         if self.targets == "detached":
             return output.tokens.detach()
-        if student.frozen_targets is None:
-            raise ShazamError("targets='frozen' needs a student with frozen_targets; train() makes them")
-        with torch.no_grad():
-            targets: Tensor = student.frozen_targets(student.standardise(features, output.present))
-        return targets
+        return student.fixed_targets(features, output.present, rows)

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,28 +38,81 @@ class StudentOutput:
         return None if self.explain is None else self.explain()
 
 
-class FrozenTargets(nn.Module):
-    """Fixed random linear maps of the standardised features, which the authors' script distils from."""
+class Projection(nn.Module):
+    """A linear map per teacher, eq. (1): `weight` [sum of dims, D], one map below the other (x W), `bias` [N, D].
+
+    PyTorch's default initialisation of nn.Linear, from a generator of its own.
+    """
 
     def __init__(self, dims: Sequence[int], D: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.maps = nn.ModuleList(_linear(dim, D) for dim in dims)
-        self.requires_grad_(False)
-        for linear in self.maps:
-            _initialise_linear(linear, generator)
+        self.dims = list(dims)
+        self.weight = nn.Parameter(torch.empty(sum(dims), D))
+        self.bias = nn.Parameter(torch.empty(len(dims), D))
+        with torch.no_grad():
+            for weight, bias in zip(self.weight.split(self.dims), self.bias, strict=True):
+                _uniform([weight, bias], len(weight), generator)
 
-    def forward(self, standardised: Tensor) -> Tensor:
-        """[B, sum of dims] -> targets [B, N, D]."""
-        return _project(self.maps, standardised)
+    def forward(
+        self, features: Tensor, rows: Tensor | None, standard: tuple[Tensor, Tensor], present: Tensor | None
+    ) -> Tensor:
+        """Standardised features of the chosen rows -> tokens [B, N, D]."""
+        return ops.project(features, rows, standard, self.weight, self.bias, self.dims, present)
+
+
+class Norm(nn.Module):
+    """LayerNorms side by side, gain and shift [n, D]; of teachers: [B, n, D] -> [B, n, D]."""
+
+    def __init__(self, n: int, D: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n, D))
+        self.bias = nn.Parameter(torch.zeros(n, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every row by its own gain and shift."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+class ResidualBlocks(nn.Module):
+    """What the residual student has beyond the bare one: deeper projections, biases, output maps and norms.
+
+    T_i = Linear -> LN -> ReLU -> Linear -> LN -> ReLU, of which the first map is the student's `projection`.
+    """
+
+    def __init__(self, N: int, D: int, K: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = Norm(N, D), Norm(N, D)
+        self.second_weight = nn.Parameter(torch.empty(N, D, D))  # x W
+        self.second_bias = nn.Parameter(torch.empty(N, D))
+        self.qkv_bias = nn.Parameter(torch.empty(K, 3 * D))
+        self.out_weight = nn.Parameter(torch.empty(K, D, D))  # x W
+        self.out_bias = nn.Parameter(torch.empty(K, D))
+        self.norm = Norm(K, D)
+        with torch.no_grad():
+            maps = [self.second_weight, self.second_bias, self.qkv_bias, self.out_weight, self.out_bias]
+            _uniform(maps, D, generator)
+
+    def deepen(self, tokens: Tensor) -> Tensor:
+        """What follows the first map of a projection. [B, N, D] -> [B, N, D]."""
+        hidden = self.first_norm(tokens).relu()
+        hidden = torch.baddbmm(self.second_bias[:, None], hidden.transpose(0, 1), self.second_weight)  # [N, B, D]
+        return self.second_norm(hidden.transpose(0, 1)).relu()
+
+    def attend(self, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> Tensor:
+        """All K layers and the mean. [B, N, D] -> fused [B, D]."""
+        norm = self.norm
+        return ops.residual_stack(
+            tokens, qkv, self.qkv_bias, self.out_weight, self.out_bias, norm.weight, norm.bias, present
+        )
 
 
 class Student(nn.Module):
     """Shazam's student network.
 
-    Features are float32 [B, sum of dims], the teachers side by side in the order of `config.teachers`.
+    Features are [B, sum of dims], the teachers side by side in the order of `config.teachers`.
     They are standardised by `feature_mean` and `feature_scale`, learned on the training split.
-    `frozen_targets` are what it was distilled from if not from its own tokens; `training_record` says how it was
-    trained (plain values, saved as JSON).
+    `frozen_targets` are fixed random maps that it was distilled from if not from its own tokens (the authors'
+    script); `training_record` says how it was trained (plain values, saved as JSON).
     """
 
     feature_mean: Tensor
@@ -72,43 +125,33 @@ class Student(nn.Module):
         D, K = config.dim, config.depth
         self.register_buffer("feature_mean", torch.zeros(sum(self.dims)))
         self.register_buffer("feature_scale", torch.ones(sum(self.dims)))
-        if config.block == "bare":
-            self.projections = nn.ModuleList(_linear(dim, D) for dim in self.dims)
-        else:
-            self.projections = nn.ModuleList(_residual_projection(dim, D) for dim in self.dims)
-            self.qkv_bias = nn.Parameter(torch.empty(K, 3 * D))
-            self.outputs = nn.ModuleList(_linear(D, D) for _ in range(K))
-            self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(K))
+        self.projection = Projection(self.dims, D, generator)
         self.qkv = nn.Parameter(torch.empty(K, D, 3 * D))  # x W: query, key and value side by side
+        with torch.no_grad():
+            _uniform([self.qkv], D, generator)
+        self.blocks = ResidualBlocks(len(self.dims), D, K, generator) if config.block == "residual" else None
         self.head = nn.Sequential(_linear(D, D), nn.ReLU(), nn.LayerNorm(D), _linear(D, len(config.classes)))
-        self.frozen_targets: FrozenTargets | None = None
+        for linear in (self.head[0], self.head[3]):
+            with torch.no_grad():
+                _uniform([linear.weight, linear.bias], D, generator)
+        self.frozen_targets: Projection | None = None
         self.training_record: dict[str, Any] = {}
-        self._initialise(generator)
 
-    @torch.no_grad()
-    def _initialise(self, generator: torch.Generator | None) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                _initialise_linear(module, generator)
-        bound = 1.0 / math.sqrt(self.config.dim)
-        self.qkv.uniform_(-bound, bound, generator=generator)
-        if self.config.block == "residual":
-            self.qkv_bias.uniform_(-bound, bound, generator=generator)
-
-    def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
+    def forward(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> StudentOutput:
         """Logits and everything the objective needs.
 
         Args:
-            features: [B, sum of dims].
+            features: [B, sum of dims], any float dtype.
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
                 What absent teachers' features hold, NaN included, has no influence.
+            rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
         """
-        tokens = self.tokens(features, present)
+        tokens = self.tokens(features, present, rows)
         explain = None
-        if self.config.block == "bare":
+        if self.blocks is None:
             fused, explain = ops.bare_stack(tokens, self.qkv, present)
         else:
-            fused = self._residual_stack(tokens, present)
+            fused = self.blocks.attend(tokens, self.qkv, present)
         return StudentOutput(self.head(fused), fused, tokens, present, explain)
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -116,19 +159,21 @@ class Student(nn.Module):
         output = self(features, present)
         return output.logits, output.weights
 
-    def tokens(self, features: Tensor, present: Tensor | None = None) -> Tensor:
-        """Standardised features projected to one token per teacher, eq. (1). [B, sum of dims] -> [B, N, D]."""
-        return _project(self.projections, self.standardise(features, present))
+    def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Standardised features projected to one token per teacher, eq. (1); arguments as `forward`. [B, N, D]."""
+        tokens = self._project(self.projection, features, present, rows)
+        return tokens if self.blocks is None else self.blocks.deepen(tokens)
 
-    def standardise(self, features: Tensor, present: Tensor | None = None) -> Tensor:
-        """(features - mean) / scale per column; absent teachers' columns become 0. [B, sum of dims]."""
-        if features.ndim != 2 or features.shape[1] != sum(self.dims):
-            raise MismatchError(
-                f"features [B, {sum(self.dims)}] expected for teachers {dict(self.config.teachers)}, "
-                f"found {list(features.shape)}"
-            )
-        x = (features - self.feature_mean) / self.feature_scale
-        return x if present is None else _hide_absent(x, present, self.dims)
+    @torch.no_grad()
+    def fixed_targets(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Standardised features through `frozen_targets`; arguments as `forward`. [B, N, D]."""
+        if self.frozen_targets is None:
+            raise ShazamError("targets='frozen' needs a student with frozen_targets; train() makes them")
+        return self._project(self.frozen_targets, features, present, rows)
+
+    def freeze_targets(self, generator: torch.Generator | None = None) -> None:
+        """Give the student the fixed random linear maps of `targets="frozen"`."""
+        self.frozen_targets = Projection(self.dims, self.config.dim, generator).requires_grad_(False)
 
     def fold(self) -> "FoldedStudent":
         """The same function with all linear maps multiplied out; exact, bare block only."""
@@ -140,10 +185,14 @@ class Student(nn.Module):
 
         save_student(self, Path(path))
 
-    def _residual_stack(self, tokens: Tensor, present: Tensor | None) -> Tensor:
-        for weight, bias, output, norm in zip(self.qkv, self.qkv_bias, self.outputs, self.norms, strict=True):
-            tokens = norm(tokens + output(ops.residual_layer(tokens, weight, bias, present)))
-        return ops.mean_pool(tokens, present)
+    def _project(self, maps: Projection, features: Tensor, present: Tensor | None, rows: Tensor | None) -> Tensor:
+        if features.ndim != 2 or features.shape[1] != sum(self.dims):
+            raise MismatchError(
+                f"features [B, {sum(self.dims)}] expected for teachers {dict(self.config.teachers)}, "
+                f"found {list(features.shape)}"
+            )
+        tokens: Tensor = maps(features, rows, (self.feature_mean, self.feature_scale), present)
+        return tokens
 
 
 class FoldedStudent(nn.Module):
@@ -176,18 +225,16 @@ class FoldedStudent(nn.Module):
         self.dims = student.dims
         dtype = student.qkv.dtype
         with torch.no_grad():
-            weights, biases = _fold_projections(student)
+            weight, bias = _fold_projection(student)
             score_maps, value_map = _fold_attention(student.qkv.double())
             head = _fold_head(student.head, value_map)
-        tensors = {"weight": torch.cat(weights), "bias": torch.stack(biases), "score_maps": score_maps, **head}
+        tensors = {"weight": weight, "bias": bias, "score_maps": score_maps, **head}
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.to(dtype))
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher weights [B, N]."""
-        if present is not None:
-            features = _hide_absent(features, present, self.dims)
-        tokens = ops.project(features, [W.T for W in self.weight.split(self.dims)], self.bias.unbind())  # [B, N, D]
+        tokens = ops.project(features, None, None, self.weight, self.bias, self.dims, present)  # [B, N, D]
         pooled, w = ops.folded_stack(tokens, self.score_maps, present)
         hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
@@ -200,46 +247,18 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return linear
 
 
-@torch.no_grad()
-def _initialise_linear(linear: nn.Module, generator: torch.Generator | None) -> None:
+def _uniform(parameters: Iterable[Tensor], inputs: int, generator: torch.Generator | None) -> None:
     """Uniform in +-1/sqrt(inputs), PyTorch's default for nn.Linear, from a generator of our own."""
-    assert isinstance(linear, nn.Linear)
-    bound = 1.0 / math.sqrt(linear.in_features)
-    linear.weight.uniform_(-bound, bound, generator=generator)
-    linear.bias.uniform_(-bound, bound, generator=generator)
+    bound = 1.0 / math.sqrt(inputs)
+    for parameter in parameters:
+        parameter.uniform_(-bound, bound, generator=generator)
 
 
-def _project(maps: nn.ModuleList, features: Tensor) -> Tensor:
-    """Every teacher's columns through its own map. [B, sum of dims] -> [B, N, D]."""
-    linear = [m for m in maps if isinstance(m, nn.Linear)]
-    if len(linear) == len(maps):
-        return ops.project(features, [m.weight for m in linear], [m.bias for m in linear])
-    widths = [next(m.parameters()).shape[1] for m in maps]
-    parts = zip(maps, features.split(widths, dim=1), strict=True)
-    return torch.stack([m(x) for m, x in parts], dim=1)
-
-
-def _residual_projection(dim: int, D: int) -> nn.Sequential:
-    return nn.Sequential(_linear(dim, D), nn.LayerNorm(D), nn.ReLU(), _linear(D, D), nn.LayerNorm(D), nn.ReLU())
-
-
-def _hide_absent(features: Tensor, present: Tensor, dims: list[int]) -> Tensor:
-    """Zero the columns of absent teachers, so that not even a NaN reaches a result or a gradient."""
-    repeats = torch.tensor(dims, device=features.device)
-    return features.masked_fill(~present.repeat_interleave(repeats, dim=1, output_size=sum(dims)), 0.0)
-
-
-def _fold_projections(student: Student) -> tuple[list[Tensor], list[Tensor]]:
-    """(x - mean) / scale @ W + b as x @ weight + bias, per teacher, float64."""
-    weights, biases = [], []
-    means = student.feature_mean.double().split(student.dims)
-    scales = student.feature_scale.double().split(student.dims)
-    for linear, mean, scale in zip(student.projections, means, scales, strict=True):
-        assert isinstance(linear, nn.Linear)
-        weight = linear.weight.double().T / scale[:, None]
-        weights.append(weight)
-        biases.append(linear.bias.double() - mean @ weight)
-    return weights, biases
+def _fold_projection(student: Student) -> tuple[Tensor, Tensor]:
+    """(x - mean) / scale @ W + b as x @ weight + bias, float64."""
+    weight = student.projection.weight.double() / student.feature_scale.double()[:, None]
+    parts = zip(student.feature_mean.double().split(student.dims), weight.split(student.dims), strict=True)
+    return weight, student.projection.bias.double() - torch.stack([mean @ W for mean, W in parts])
 
 
 def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import ArchiveError, ShazamError
 from .files import file_checksum, write_durably
-from .student import FrozenTargets, Student
+from .student import Student
 from .student_config import StudentConfig
 
 FORMAT = "shazam_fast student"
@@ -38,7 +38,7 @@ def load(path: str | Path) -> Student:
     if file_checksum(path / TENSORS) != checksum:
         raise ArchiveError(f"{path / TENSORS}: checksum mismatch: it does not belong to {CARD} beside it")
     if any(name.startswith("frozen_targets.") for name in tensors):
-        student.frozen_targets = FrozenTargets(student.dims, student.config.dim)
+        student.freeze_targets()
     try:
         student.load_state_dict(tensors)
     except RuntimeError as error:

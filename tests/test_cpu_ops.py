@@ -116,27 +116,61 @@ class TestEveryShape:
 
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize(("B", "D", "dims"), [(1, 3, [2]), (64, 33, [70, 5, 300]), (64, 128, [1280, 1024, 1536])])
-def test_project(B, D, dims, onednn, monkeypatch):
+def test_project(B, D, dims, onednn, masked, monkeypatch):
     monkeypatch.setattr(cpu_ops, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
     monkeypatch.setattr(cpu_ops, "ONEDNN_WORTH", 0)
     g = generator(B, D)
-    features = torch.randn(B, sum(dims), generator=g)
-    maps = [*(torch.randn(D, dim, generator=g) for dim in dims), *(torch.randn(D, generator=g) for _ in dims)]
-    N = len(dims)
+    N, width = len(dims), sum(dims)
+    inputs = torch.randn(B, width, generator=g), torch.randn(width, D, generator=g), torch.randn(N, D, generator=g)
+    moments = torch.randn(width, generator=g), torch.rand(width, generator=g) + 0.5
+    present = make_present(B, N, g) if masked else None
 
-    def linears(x, *maps):
-        parts = zip(x.split(dims, dim=1), maps[:N], maps[N:], strict=True)
-        return (torch.stack([torch.nn.functional.linear(*part) for part in parts], dim=1),)
+    def project(module):
+        def tokens(x, weight, bias):
+            standard = tuple(moment.to(x.dtype) for moment in moments)
+            return (module.project(x, None, standard, weight, bias, dims, present),)
 
+        return tokens
+
+    upstream = torch.randn(B, N, D, generator=generator(7))
     results = [
-        run(project, dtype, features, *maps, upstream=torch.randn(B, N, D, generator=generator(7)))
-        for project, dtype in [
-            (lambda x, *maps: (cpu_ops.project(x, maps[:N], maps[N:]),), torch.float32),
-            (linears, torch.float32),
-            (linears, torch.float64),
-        ]
+        run(project(module), dtype, *inputs, upstream=upstream)
+        for module, dtype in [(cpu_ops, torch.float32), (reference, torch.float32), (reference, torch.float64)]
     ]
     assert_as_accurate(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_project_chosen_rows_as_they_are(dtype):
+    g = generator(3)
+    table, weight, bias = torch.randn(20, 12, generator=g).to(dtype), torch.randn(12, 5, generator=g), torch.randn(2, 5)
+    rows = torch.tensor([3, 19, 3, 0])
+    found = cpu_ops.project(table, rows, None, weight, bias, [8, 4], None)
+    torch.testing.assert_close(found, reference.project(table[rows], None, None, weight, bias, [8, 4], None))
+
+
+@pytest.mark.parametrize(("B", "N", "D"), [(1, 1, 5), (3, 4, 33), (64, 4, 128), (9, 32, 16)])
+def test_residual_stack(B, N, D, masked):
+    g = generator(B, N, D)
+
+    def normal(*shape, spread=1.0):
+        return spread * torch.randn(*shape, generator=g)
+
+    maps = normal(3, D, 3 * D, spread=D**-0.5), normal(3, 3 * D), normal(3, D, D, spread=D**-0.5), normal(3, D)
+    inputs = normal(B, N, D), *maps, 1 + normal(3, D, spread=0.1), normal(3, D)
+    present = make_present(B, N, g) if masked else None
+
+    def stack(module):
+        return lambda *x: (module.residual_stack(*x, present),)
+
+    upstream = normal(B, D)
+    results = [
+        run(stack(module), dtype, *inputs, upstream=upstream)
+        for module, dtype in [(cpu_ops, torch.float32), (reference, torch.float32), (reference, torch.float64)]
+    ]
+    # The key bias moves no score: its gradient is rounding alone, as large as that of the other biases lets it be.
+    sizes = [truth.norm() for truth in results[2]]
+    assert_as_accurate(*results, sizes)
 
 
 @pytest.mark.parametrize("onednn", [False, True])
@@ -326,10 +360,9 @@ def test_folded_stack_in_parts(monkeypatch):
 
 
 def test_what_is_supported():
-    assert cpu_ops.supported(torch.empty(2, 32, 8))
-    assert not cpu_ops.supported(torch.empty(2, 33, 8))
-    assert not cpu_ops.supported(torch.empty(2, 4, 8, dtype=torch.float64))
-    assert not cpu_ops.supported(torch.empty(2, 4, 8, device="meta"))
+    assert cpu_ops.obstacle(torch.empty(2, 32, 8)) is None
+    assert cpu_ops.obstacle(torch.empty(2, 33, 8)) == "33 teachers, more than 32"
+    assert "torch.float64" in cpu_ops.obstacle(torch.empty(2, 4, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def sharpened_student(sharpness):
         student.feature_scale.fill_(1.0)
         for matrix in [w for layer in student.qkv for w in layer.split(64, dim=1)]:
             torch.nn.init.orthogonal_(matrix, generator=generator)
-        for projection in student.projections:
-            torch.nn.init.orthogonal_(projection.weight, generator=generator)
-            projection.bias.zero_()
+        for weight in student.projection.weight.split(student.dims):
+            torch.nn.init.orthogonal_(weight, generator=generator)
+        student.projection.bias.zero_()
         student.qkv[:, :, :128] *= sharpness
     return student, torch.randn(4000, 256, generator=generator, dtype=torch.float64)
 

@@ -7,9 +7,6 @@ from shazam_fast.kernels import reference, stack_kernels
 from shazam_fast.kernels.residual_stack import residual_stack
 from shazam_fast.kernels.student_stack import bare_stack, blocks
 from test_student import make_batch, make_student
-from torch.nn import functional as F
-from triton import language as tl
-from triton.runtime import interpreter
 
 # B, N, D, K: tiles of one patch and of many, whole and not; every slicing of D that runs in seconds
 SHAPES = [
@@ -17,11 +14,6 @@ SHAPES = [
     (3, 5, 32, 1), (17, 8, 16, 1), (1, 8, 64, 2), (1, 16, 32, 2), (3, 16, 16, 2),
 ]  # fmt: skip
 BLOCKS = ["bare", "residual"]
-
-
-@pytest.fixture
-def device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_inputs(block, B, N, D, K, device, dtype=torch.float64, missing=False, sharpness=1.0):
@@ -57,13 +49,7 @@ def plain_stack(block, inputs, present):
     if block == "bare":
         fused, attention = reference.bare_stack(*inputs, present)
         return fused, reference.teacher_weights(attention, present)
-    tokens, *parameters = inputs
-    if present is not None:
-        tokens = tokens.masked_fill(~present[:, :, None], 0.0)
-    for qkv, qkv_bias, out_weight, out_bias, gain, shift in zip(*parameters, strict=True):
-        attended = reference.residual_layer(tokens, qkv, qkv_bias, present)
-        tokens = F.layer_norm(tokens + attended @ out_weight + out_bias, tokens.shape[-1:], gain, shift, 1e-5)
-    return (reference.mean_pool(tokens, present),)
+    return (reference.residual_stack(*inputs, present),)
 
 
 def with_gradients(results, inputs):
@@ -98,26 +84,6 @@ def test_float32(block, B, N, D, K, device):
     for found, value in zip(with_gradients(fused_stack(block, inputs, present), inputs), wanted, strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
-
-
-@pytest.fixture
-def bfloat16(monkeypatch):
-    """bfloat16 as GPUs have it: Triton's interpreter cuts off instead of rounding, and multiplies bit patterns."""
-    builder = interpreter.InterpreterBuilder
-    truncate, dot = builder.create_fp_trunc, builder.create_dot
-
-    def create_fp_trunc(self, x, wanted):
-        if wanted.scalar == tl.bfloat16:
-            rounded = torch.from_numpy(x.data).bfloat16().float().numpy()
-            x = interpreter.TensorHandle(rounded, x.dtype)
-        return truncate(self, x, wanted)
-
-    def create_dot(self, a, b, *others):
-        a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(self, a, b, *others)
-
-    monkeypatch.setattr(builder, "create_fp_trunc", create_fp_trunc)
-    monkeypatch.setattr(builder, "create_dot", create_dot)
 
 
 # tf32 rounds to as many bits as float16; the interpreter takes it as float32.
@@ -165,10 +131,11 @@ def test_the_residual_stack_is_the_students(missing, device):
     features, present = make_batch(student, 5, missing=missing)
     present = present if present is None else present.to(device)
     output = student(features.to(device), present)
-    out_weight = torch.stack([linear.weight.mT for linear in student.outputs])
-    vectors = [[m.bias for m in student.outputs], [m.weight for m in student.norms], [m.bias for m in student.norms]]
-    out_bias, gain, shift = map(torch.stack, vectors)
-    fused = residual_stack(output.tokens, student.qkv, student.qkv_bias, out_weight, out_bias, gain, shift, present)
+    blocks = student.blocks
+    fused = residual_stack(
+        output.tokens, student.qkv, blocks.qkv_bias, blocks.out_weight, blocks.out_bias,
+        blocks.norm.weight, blocks.norm.bias, present,
+    )  # fmt: skip
     torch.testing.assert_close(fused, output.fused, rtol=1e-11, atol=1e-11)
 
 

@@ -8,7 +8,7 @@ from synthetic import CLASSES, TEACHERS
 
 import shazam_fast as sf
 from shazam_fast.objective import Objective
-from shazam_fast.student import FrozenTargets
+from shazam_fast.student import Norm
 
 
 def make_student(block="bare", teachers=TEACHERS, dim=16, depth=3, dtype=torch.float64, **options):
@@ -18,7 +18,7 @@ def make_student(block="bare", teachers=TEACHERS, dim=16, depth=3, dtype=torch.f
     student.feature_mean.uniform_(-1, 1, generator=generator)
     student.feature_scale.uniform_(0.1, 10, generator=generator)
     with torch.no_grad():
-        for norm in (m for m in student.modules() if isinstance(m, torch.nn.LayerNorm)):
+        for norm in (m for m in student.modules() if isinstance(m, torch.nn.LayerNorm | Norm)):
             norm.weight.uniform_(0.5, 2, generator=generator)
             norm.bias.uniform_(-1, 1, generator=generator)
         student.qkv.mul_(3.0)  # well away from uniform attention
@@ -53,33 +53,42 @@ def head_of(student, fused):
     )  # fmt: skip
 
 
+def maps_per_teacher(student, projection):
+    """Weights [dim, D] and biases [D] of every teacher."""
+    return np.split(array(projection.weight), np.cumsum(student.dims)[:-1]), list(array(projection.bias))
+
+
 def maps_of(student):
     return np.split(array(student.qkv), 3, axis=2)
 
 
 def expected_bare(student, features, present):
     parts = split_standardised(student, features)
-    weights = [array(p.weight).T for p in student.projections]
-    tokens = equations.project(parts, weights, [array(p.bias) for p in student.projections])
+    tokens = equations.project(parts, *maps_per_teacher(student, student.projection))
     fused, attention = equations.bare_stack(tokens, *maps_of(student), present)
     return tokens, fused, equations.teacher_weights(attention, present), head_of(student, fused)
 
 
 def expected_residual(student, features, present):
-    keys = ("w1", "b1", "g1", "h1", "w2", "b2", "g2", "h2")
-    tokens = []
-    for part, projection in zip(split_standardised(student, features), student.projections, strict=True):
-        values = [p for m in projection for p in m.parameters()]
-        tokens.append(equations.residual_projection(part, dict(zip(keys, [array(v).T for v in values], strict=True))))
+    blocks, tokens = student.blocks, []
+    weights, biases = maps_per_teacher(student, student.projection)
+    for i, part in enumerate(split_standardised(student, features)):
+        first, second = blocks.first_norm, blocks.second_norm
+        maps = {
+            "w1": weights[i], "b1": biases[i], "g1": array(first.weight)[i], "h1": array(first.bias)[i],
+            "w2": array(blocks.second_weight)[i], "b2": array(blocks.second_bias)[i],
+            "g2": array(second.weight)[i], "h2": array(second.bias)[i],
+        }  # fmt: skip
+        tokens.append(equations.residual_projection(part, maps))
     tokens = np.stack(tokens, axis=1)
     layers = []
     for k in range(student.config.depth):
         wq, wk, wv = np.split(array(student.qkv[k]), 3, axis=1)
-        bq, bk, bv = np.split(array(student.qkv_bias[k]), 3)
-        output, norm = student.outputs[k], student.norms[k]
+        bq, bk, bv = np.split(array(blocks.qkv_bias[k]), 3)
         layers.append({
             "wq": wq, "wk": wk, "wv": wv, "bq": bq, "bk": bk, "bv": bv,
-            "wo": array(output.weight).T, "bo": array(output.bias), "g": array(norm.weight), "h": array(norm.bias),
+            "wo": array(blocks.out_weight[k]), "bo": array(blocks.out_bias[k]),
+            "g": array(blocks.norm.weight[k]), "h": array(blocks.norm.bias[k]),
         })  # fmt: skip
     fused = equations.residual_stack(tokens, layers, present)
     return tokens, fused, None, head_of(student, fused)
@@ -153,7 +162,8 @@ def test_absent_teachers_have_no_influence_at_all(block):
 @pytest.mark.parametrize("delta", [0.3, 1.0, 40.0])
 def test_objective_is_what_the_equations_say(huber, targets, missing, delta):
     student = make_student()
-    student.frozen_targets = FrozenTargets(student.dims, 16, torch.Generator().manual_seed(2)).double()
+    student.freeze_targets(torch.Generator().manual_seed(2))
+    student.double()
     features, present = make_batch(student, 6, missing=missing)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
     output = student(features, present)
@@ -162,9 +172,8 @@ def test_objective_is_what_the_equations_say(huber, targets, missing, delta):
     mask = None if present is None else present.numpy()
     tokens, fused, _, logits = expected_bare(student, features, mask)
     if targets == "frozen":
-        maps = student.frozen_targets.maps
         parts = split_standardised(student, features)
-        tokens = equations.project(parts, [array(m.weight).T for m in maps], [array(m.bias) for m in maps])
+        tokens = equations.project(parts, *maps_per_teacher(student, student.frozen_targets))
     distance = equations.huber_norm_loss if huber == "norm" else equations.huber_elementwise_loss
     cross_entropy = equations.cross_entropy(logits, labels.numpy())
     cosine = equations.cosine_loss(fused, tokens, mask)
@@ -189,7 +198,8 @@ def test_which_targets_get_a_gradient():
 
 def test_frozen_targets_are_not_trained():
     student = make_student()
-    student.frozen_targets = FrozenTargets(student.dims, 16).double()
+    student.freeze_targets()
+    student.double()
     assert not any(p.requires_grad for p in student.frozen_targets.parameters())
     features, _ = make_batch(student)
     student.frozen_targets = None

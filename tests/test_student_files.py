@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from test_student import make_batch, make_student
 
 import shazam_fast as sf
-from shazam_fast.student import FrozenTargets
 
 
 @pytest.fixture(params=["bare", "residual"])
@@ -18,7 +17,7 @@ def student(request):
 
 
 def test_round_trip(tmp_path, student):
-    student.frozen_targets = FrozenTargets(student.dims, 16)
+    student.freeze_targets()
     student.training_record = {"job": {"lr": 0.1}}
     student.save(tmp_path / "s")
     again = sf.load(tmp_path / "s")
@@ -27,7 +26,7 @@ def test_round_trip(tmp_path, student):
     assert not again.training
     features, _ = make_batch(student)
     assert torch.equal(again(features).logits, student(features).logits)
-    assert torch.equal(again.frozen_targets(features), student.frozen_targets(features))
+    assert torch.equal(again.fixed_targets(features), student.fixed_targets(features))
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["student.json", "student.safetensors"]
     assert torch.equal(load_file(tmp_path / "s" / "student.safetensors")["qkv"], student.qkv)
 

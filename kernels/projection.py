@@ -1,0 +1,220 @@
+"""Rows of a feature table, gathered, standardised and projected, one token per teacher, eq. (1): one kernel forward,
+one for the gradient of the maps.
+
+The table stays as it is stored, float16 as a rule, and is read once: a batch costs its own bytes and those of the maps,
+2.5 MB of float32 for four teachers of 4,864 columns at D = 128. Backward gathers and standardises again rather than
+keep 4 bytes a value from forward. Features get no gradient.
+"""
+
+# Kernels carry no Python types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .launch import DTYPES, mask_arguments, require_mask, require_rows
+
+OPERANDS = {"ieee": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: as they are
+_TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+@triton.jit
+def _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher):
+    """Rows of the table that patches `o_b` lie in, and which patches have this teacher."""
+    row = o_b.to(tl.int64)
+    if rows_ptr is not None:
+        row = tl.load(rows_ptr + o_b, mask=m_b, other=0).to(tl.int64)
+    if present_ptr is not None:
+        m_b &= tl.load(present_ptr + o_b * stride_present_b + teacher * stride_present_n, mask=m_b, other=0) != 0
+    return row, m_b
+
+
+@triton.jit
+def _standardised(features_ptr, stride, mean_ptr, scale_ptr, row, m_row, o_c, m_c, dtype: tl.constexpr):
+    """(features - mean) / scale of a tile, 0 outside of it. [BLOCK_B, BLOCK_C]."""
+    m_x = m_row[:, None] & m_c[None, :]
+    x = tl.load(features_ptr + row[:, None] * stride + o_c[None, :], mask=m_x, other=0.0).to(dtype)
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + o_c, mask=m_c, other=0.0)
+        scale = tl.load(scale_ptr + o_c, mask=m_c, other=1.0)
+        x = tl.where(m_x, (x - mean[None, :]) / scale[None, :], 0.0)
+    return x
+
+
+# T_i = (F_i - mean_i) / scale_i W_i + b_i
+@triton.jit(do_not_specialize=["B"])
+def projection_forward(
+    features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
+    starts_ptr, weight_ptr, bias_ptr, tokens_ptr, B, N: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program has BLOCK_B patches, one teacher and BLOCK_D columns of its token."""
+    dtype: tl.constexpr = tokens_ptr.dtype.element_ty
+    teacher = tl.program_id(1)
+    o_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_b, m_d = o_b < B, o_d < D
+    row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
+    start, stop = tl.load(starts_ptr + teacher), tl.load(starts_ptr + teacher + 1)
+    tokens = tl.zeros([BLOCK_B, BLOCK_D], dtype)
+    for c in tl.range(start, stop, BLOCK_C, num_stages=2):
+        o_c = c + tl.arange(0, BLOCK_C)
+        m_c = o_c < stop
+        x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, row, m_row, o_c, m_c, dtype)
+        w = tl.load(weight_ptr + o_c[:, None] * D + o_d[None, :], mask=m_c[:, None] & m_d[None, :], other=0.0)
+        tokens = tl.dot(x.to(OPERAND), w.to(OPERAND), tokens, input_precision=PRECISION, out_dtype=dtype)
+    tokens += tl.load(bias_ptr + teacher * D + o_d, mask=m_d, other=0.0)[None, :]
+    o_t = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
+    tl.store(tokens_ptr + o_t, tokens, mask=m_b[:, None] & m_d[None, :])
+
+
+# dW_i = ((F_i - mean_i) / scale_i)^T dT_i
+@triton.jit(do_not_specialize=["B"])
+def projection_backward(
+    features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
+    starts_ptr, d_tokens_ptr, d_weight_ptr, B, N: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program has BLOCK_C columns of one teacher's features and BLOCK_D of its token, and goes over all patches."""
+    dtype: tl.constexpr = d_tokens_ptr.dtype.element_ty
+    teacher = tl.program_id(1)
+    start, stop = tl.load(starts_ptr + teacher), tl.load(starts_ptr + teacher + 1)
+    o_c = start + tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_c, m_d = o_c < stop, o_d < D
+    if start + tl.program_id(0) * BLOCK_C < stop:  # the grid is made for the widest teacher
+        d_weight = tl.zeros([BLOCK_C, BLOCK_D], dtype)
+        for b in tl.range(0, B, BLOCK_B, num_stages=2):
+            o_b = b + tl.arange(0, BLOCK_B)
+            m_b = o_b < B
+            row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
+            x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, row, m_row, o_c, m_c, dtype)
+            o_t = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
+            d_t = tl.load(d_tokens_ptr + o_t, mask=m_b[:, None] & m_d[None, :], other=0.0)
+            x = tl.trans(x.to(OPERAND))
+            d_weight = tl.dot(x, d_t.to(OPERAND), d_weight, input_precision=PRECISION, out_dtype=dtype)
+        tl.store(d_weight_ptr + o_c[:, None] * D + o_d[None, :], d_weight, mask=m_c[:, None] & m_d[None, :])
+
+
+def blocks(B: int, D: int, precision: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Constexprs and warps for B patches and width D: many small programs for a training batch, larger ones beyond."""
+    wide = B >= 1024 and dtype != torch.float64
+    sides = {"BLOCK_B": 64 if wide else 16, "BLOCK_C": 32, "BLOCK_D": min(max(16, triton.next_power_of_2(D)), 64)}
+    operand = _TRITON[OPERANDS[precision] or dtype]
+    return {
+        **sides,
+        "OPERAND": operand,
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "num_warps": 8 if wide else 4,
+    }
+
+
+@cache
+def _starts(dims: tuple[int, ...], device: torch.device) -> Tensor:
+    """First column of every teacher, and the end."""
+    return torch.tensor([sum(dims[:i]) for i in range(len(dims) + 1)], dtype=torch.int32, device=device)
+
+
+class _Inputs:
+    """What both kernels read, in the order of their first arguments."""
+
+    def __init__(
+        self,
+        features: Tensor,
+        rows: Tensor | None,
+        standard: tuple[Tensor, Tensor] | None,
+        dims: tuple[int, ...],
+        present: Tensor | None,
+    ) -> None:
+        mean, scale = standard or (None, None)
+        self.batch = len(features if rows is None else rows)
+        self.dims = dims
+        self.arguments = (
+            features, features.stride(0), rows, *mask_arguments(present), mean, scale, _starts(dims, features.device),
+        )  # fmt: skip
+
+
+class _Projection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, inputs: _Inputs, precision: str) -> Tensor:
+        B, (N, D) = inputs.batch, bias.shape
+        tokens = weight.new_empty(B, N, D)
+        options = blocks(B, D, precision, weight.dtype)
+        grid = (triton.cdiv(B, options["BLOCK_B"]), N, triton.cdiv(D, options["BLOCK_D"]))
+        with torch.cuda.device_of(weight):
+            projection_forward[grid](
+                *inputs.arguments, weight.contiguous(), bias.contiguous(), tokens, B, N, D, **options
+            )
+        ctx.inputs, ctx.precision = inputs, precision
+        return tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.inputs
+        B, N, D = d_tokens.shape
+        d_weight = None
+        if ctx.needs_input_grad[0]:
+            d_weight = d_tokens.new_empty(sum(inputs.dims), D)
+            options = blocks(B, D, ctx.precision, d_tokens.dtype)
+            grid = (triton.cdiv(max(inputs.dims), options["BLOCK_C"]), N, triton.cdiv(D, options["BLOCK_D"]))
+            with torch.cuda.device_of(d_tokens):
+                projection_backward[grid](*inputs.arguments, d_tokens.contiguous(), d_weight, B, N, D, **options)
+        return d_weight, d_tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
+
+
+def project(
+    features: Tensor,
+    rows: Tensor | None,
+    standard: tuple[Tensor, Tensor] | None,
+    weight: Tensor,
+    bias: Tensor,
+    dims: Sequence[int],
+    present: Tensor | None = None,
+    precision: str = "ieee",
+) -> Tensor:
+    """Chosen rows of a feature table, standardised, every teacher's columns through its own map: tokens [B, N, D].
+
+    Args:
+        features: [R, sum of dims], float16, bfloat16, float32 or float64, columns next to each other; no gradient.
+        rows: int32 or int64 [B], rows of the table in any order; None: all of them, in order.
+        standard: mean and scale [sum of dims] in the dtype of `weight`; None: features as they are.
+        weight: [sum of dims, D], all maps one below the other (x W), float32 or float64.
+        bias: [N, D].
+        dims: columns of every teacher.
+        present: bool [B, N]; an absent teacher's features may hold anything, and its token is its bias.
+        precision: of the products: "ieee", "tf32", or operands rounded to "bf16" or "fp16".
+
+    Raises:
+        ValueError: anything else than that, with what was expected and what was found. Rows are not looked at.
+    """
+    if precision not in OPERANDS:
+        raise ValueError(f"precision: one of {', '.join(OPERANDS)} expected, found {precision!r}")
+    if weight.dtype not in (torch.float32, torch.float64) or bias.ndim != 2:
+        raise ValueError(f"weight: float32 or float64 and bias [N, D] expected, found {weight.dtype}, {bias.shape}")
+    if features.ndim != 2 or features.dtype not in DTYPES or (features.shape[1] > 1 and features.stride(1) != 1):
+        raise ValueError(f"features: float [R, {sum(dims)}] expected, found {features.dtype} {list(features.shape)}")
+    if features.requires_grad:
+        raise ValueError("features: no gradient expected")
+    N, D = bias.shape
+    shapes = {"features": features.shape[1], "weight": len(weight), "dims": sum(dims)}
+    if len(set(shapes.values())) != 1 or len(dims) != N:
+        raise ValueError(f"one width and {N} teachers expected, found {shapes} and {len(dims)} teachers")
+    require_rows("weight", weight, (sum(dims), D), weight)
+    require_rows("bias", bias, (N, D), weight)
+    for name, vector in zip(("mean", "scale"), standard or (), strict=False):
+        require_rows(name, vector, (sum(dims),), weight)
+    if rows is not None and (
+        rows.ndim != 1 or rows.dtype not in (torch.int32, torch.int64) or not rows.is_contiguous()
+    ):
+        raise ValueError(f"rows: contiguous int32 or int64 [B] expected, found {rows.dtype} {list(rows.shape)}")
+    require_mask(present, len(features if rows is None else rows), N, weight)
+    tokens: Tensor = _Projection.apply(weight, bias, _Inputs(features, rows, standard, tuple(dims), present), precision)
+    return tokens

@@ -1,0 +1,70 @@
+"""Folded scoring in one kernel: values against the definition, what it refuses and what it needs."""
+
+import pytest
+import torch
+from compiled import compile_report
+from shazam_fast.kernels import reference
+from shazam_fast.kernels.folded_scoring import folded_forward, folded_stack
+from shazam_fast.kernels.student_stack import blocks
+from test_kernel_stack import SHAPES
+
+
+def make_inputs(B, N, D, K, device, dtype=torch.float64, missing=False):
+    g = torch.Generator().manual_seed(B + N)
+    tokens, maps = torch.randn(B, N, D, generator=g), torch.randn(D, K * D, generator=g) / D
+    present = None
+    if missing:
+        present = torch.rand(B, N, generator=g) < 0.5
+        present[torch.arange(B), torch.randint(N, (B,), generator=g)] = True
+        present = present.to(device)
+    return tokens.to(device, dtype), maps.to(device, dtype), present
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(("B", "N", "D", "K"), SHAPES)
+def test_float64(B, N, D, K, missing, device):
+    tokens, maps, present = make_inputs(B, N, D, K, device, missing=missing)
+    if present is not None:
+        tokens = tokens.masked_fill(~present[:, :, None], float("nan"))
+    for found, wanted in zip(
+        folded_stack(tokens, maps, present), reference.folded_stack(tokens, maps, present), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize(("precision", "tolerance"), [("ieee", 2e-6), ("tf32", 2e-3), ("bf16", 2e-2), ("fp16", 2e-3)])
+def test_precisions(precision, tolerance, device):
+    tokens, maps, present = make_inputs(9, 4, 64, 5, device, torch.float32, missing=True)
+    exact = reference.folded_stack(tokens.double(), maps.double(), present)
+    for found, wanted in zip(folded_stack(tokens, maps, present, precision), exact, strict=True):
+        assert (found - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "maps", "message"),
+    [
+        (torch.zeros(2, 17, 16), torch.zeros(16, 16), "N at most 16"),
+        (torch.zeros(2, 4, 16), torch.zeros(16, 24), "score_maps"),
+        (torch.zeros(2, 4, 16), torch.zeros(32, 16), "score_maps: shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tokens, maps, message):
+    with pytest.raises(ValueError, match=message):
+        folded_stack(tokens, maps)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize(("capability", "D"), [(89, 128), (89, 256), (90, 128)])
+def test_the_kernel_fits_a_gpu_without_spilling(capability, D, precision):
+    constexprs = blocks(4, D, precision, itemsize=4)
+    warps = constexprs.pop("num_warps")
+    pointers = {"maps_ptr": "*bf16" if precision == "bf16" else "*fp32", "present_ptr": "*u8"}
+    signature = {
+        name: pointers.get(name, "*fp32") + ":16" if name.endswith("_ptr") else "i32"
+        for name in folded_forward.arg_names
+        if name not in constexprs
+    }
+    report = compile_report(folded_forward, signature, constexprs, capability, warps)
+    assert report.spill_bytes == 0, report
+    assert report.shared_bytes <= {89: 99, 90: 227}[capability] * 1024, report
