@@ -149,15 +149,22 @@ class FeatureArchive:
             chosen = rows[start : start + batch_size]
             yield Batch(chosen, self.gather(chosen), self.labels[chosen])
 
-    def stream(self, rows: NDArray[np.int64] | None = None, batch_size: int = STREAM_ROWS) -> Iterator[Batch]:
+    def stream(
+        self,
+        rows: NDArray[np.int64] | None = None,
+        batch_size: int = STREAM_ROWS,
+        buffers: list[NDArray[np.float32]] | None = None,
+    ) -> Iterator[Batch]:
         """`batches`, gathered ahead on a background thread, in a few buffers whatever the archive's size.
 
-        A batch's features are valid until the next batch is asked for.
+        A batch's features are valid until the next batch is asked for. `buffers`, at least two of [batch_size, width],
+        are used where the caller wants the features in memory of its own, such as page-locked memory.
         """
         rows = np.arange(self.rows) if rows is None else np.ascontiguousarray(rows, dtype=np.int64)
         bounds = np.append(np.arange(0, len(rows), batch_size), len(rows))
         size = min(batch_size, len(rows))
-        buffers = [np.empty((size, self.width), dtype=np.float32) for _ in range(BATCHES_AHEAD + 1)]
+        if buffers is None:
+            buffers = [np.empty((size, self.width), dtype=np.float32) for _ in range(BATCHES_AHEAD + 1)]
         sources = list(zip(self._stores, self._first_column, strict=False))
         with self._store_errors():
             prefetcher = _core.Prefetcher(sources, rows, bounds, buffers, self._threads)

@@ -1,14 +1,20 @@
 """Features on their way into training: their statistics, and batches on the training device."""
 
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .archive import FeatureArchive
+from .archive import BATCHES_AHEAD, Batch, FeatureArchive
 from .progress import Progress
 
-RESIDENT_SHARE = 0.6  # of the free device memory that the training split may take
+RESIDENT_SHARE = 0.6  # of the free device memory that the features of a split may take
+LOADED_ROWS = 16384  # at a time on their way to the device
+
+logger = logging.getLogger("shazam_fast")
 
 
 def feature_statistics(archive: FeatureArchive, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -38,42 +44,90 @@ def feature_statistics(archive: FeatureArchive, rows: NDArray[np.int64]) -> tupl
     return mean.float(), torch.where(constant, 1.0, scale).float()
 
 
-class Feed:
-    """Batches of chosen rows as float32 on a device.
+class TrainingFeed:
+    """The training split as batches on a device, in the order that each epoch gives.
 
-    On a GPU the features stay resident in their stored dtype where they fit; otherwise, and on the CPU, every batch
-    is gathered from the memory map.
+    On a GPU the features stay resident in their stored dtype where they fit, and a batch is a list of rows, made on
+    the device. Otherwise batches are gathered from the memory map, for a GPU ahead of time into page-locked memory.
     """
 
-    def __init__(self, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> None:
-        self._archive, self._rows, self._device = archive, rows, device
+    def __init__(self, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device, batch_size: int) -> None:
+        self._archive, self._rows, self._device, self._size = archive, rows, device, batch_size
         self._labels = torch.from_numpy(archive.labels[rows]).to(device)
-        self._resident = self._load() if self._fits() else None
+        self._order = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        self._table = resident_features(archive, rows, device)
+        if self._table is None:
+            self._features = torch.zeros(batch_size, archive.width, device=device)
+            self._batches: Iterator[Batch] = iter(())
+            self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
-    def batch(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Features [B, width] and labels [B] of the rows at the given positions of this feed."""
-        index = torch.from_numpy(positions).to(self._device)
-        if self._resident is not None:
-            features = self._resident.index_select(0, index).float()
+    @property
+    def state(self) -> list[Tensor]:
+        """What `take` moves on."""
+        return [self._cursor]
+
+    def begin(self, order: NDArray[np.int64], step: int) -> None:
+        """Give the batches of an epoch from the given step on; `order` numbers the split's rows [n]."""
+        self._order.copy_(torch.from_numpy(order))
+        self._cursor.fill_(step * self._size)
+        if self._table is None:
+            self._batches = self._gathered(self._rows[order[step * self._size :]])
+
+    def fetch(self) -> None:
+        """What the host does for the next batch before `take`: nothing where the features are resident."""
+        if self._table is not None:
+            return
+        if self._copied is not None:
+            self._copied.synchronize()  # the buffer that was copied from is about to be filled again
+        features = torch.from_numpy(next(self._batches).features)
+        if self._copied is None:
+            self._features = features
         else:
-            gathered = torch.empty(len(positions), self._archive.width)
-            self._archive.gather(self._rows[positions], out=gathered.numpy())
-            features = gathered.to(self._device)
-        return features, self._labels.index_select(0, index)
+            self._features[: len(features)].copy_(features, non_blocking=True)
+            self._copied.record()
 
-    def _fits(self) -> bool:
-        if self._device.type != "cuda":
-            return False
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return len(self._rows) * self._archive.row_bytes < RESIDENT_SHARE * free
+    def take(self, size: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The next batch, by the device alone: features, and their rows that make it up (None: all), labels, positions.
 
-    def _load(self) -> Tensor:
-        dtype: torch.dtype = getattr(torch, self._archive.dtype)
-        resident = torch.empty(len(self._rows), self._archive.width, dtype=dtype, device=self._device)
-        for start in range(0, len(self._rows), 16384):
-            rows = self._rows[start : start + 16384]
-            chunk = torch.empty(len(rows), self._archive.width, dtype=dtype)
-            raw = chunk.view(torch.uint16) if dtype == torch.bfloat16 else chunk
-            self._archive.gather(rows, out=raw.numpy())
-            resident[start : start + len(rows)] = chunk.to(self._device)
-        return resident
+        `positions` int64 [size] number the split's rows.
+        """
+        positions = self._order.index_select(0, self._cursor + torch.arange(size, device=self._device))
+        self._cursor += size
+        labels = self._labels.index_select(0, positions)
+        if self._table is not None:
+            return self._table, positions, labels, positions
+        return self._features[:size], None, labels, positions
+
+    def _gathered(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
+        if self._copied is None:
+            return self._archive.batches(rows, self._size)  # no thread beside those that compute
+        shape = (BATCHES_AHEAD + 1, self._size, self._archive.width)
+        buffers = torch.empty(shape, dtype=torch.float32, pin_memory=True)
+        return self._archive.stream(rows, self._size, list(buffers.numpy()))
+
+
+def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> Tensor | None:
+    """Features of the rows [n, width] on a GPU, in their stored dtype; None where they do not fit, and on the CPU.
+
+    Raises NonFiniteError naming the teacher and the row of the first NaN or infinity.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    if len(rows) * archive.row_bytes > RESIDENT_SHARE * free:
+        logger.warning(
+            "%s: %.1f GB of features do not fit in the %.1f GB that the GPU has free: they are streamed",
+            archive.path, len(rows) * archive.row_bytes / 1e9, free / 1e9,
+        )  # fmt: skip
+        return None
+    dtype: torch.dtype = getattr(torch, archive.dtype)
+    table = torch.empty(len(rows), archive.width, dtype=dtype, device=device)
+    for start in range(0, len(rows), LOADED_ROWS):
+        part = rows[start : start + LOADED_ROWS]
+        loaded = torch.empty(len(part), archive.width, dtype=dtype)
+        archive.gather(part, out=(loaded.view(torch.uint16) if dtype == torch.bfloat16 else loaded).numpy())
+        here = table[start : start + len(part)].copy_(loaded)
+        if not torch.isfinite(here).all():
+            archive.require_finite(part, loaded.float().numpy())
+    return table

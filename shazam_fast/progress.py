@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 PATIENCE_SECONDS = 2.0
+REDRAW_SECONDS = 0.1
 
 
 class Progress:
@@ -21,14 +22,16 @@ class Progress:
         self._description, self._total, self._unit = description, total, unit
         self._before = self._done = done
         self._started = time.monotonic()
+        self._drawn = self._started + PATIENCE_SECONDS - REDRAW_SECONDS
         self._bar: RichProgress | None = None
 
     def advance(self, units: int, note: str = "") -> None:
         """Count `units` more as done; `note` is shown behind the time left."""
         self._done += units
-        elapsed = time.monotonic() - self._started
-        if elapsed < PATIENCE_SECONDS or not sys.stderr.isatty():
+        now = time.monotonic()
+        if now - self._drawn < REDRAW_SECONDS or not sys.stderr.isatty():
             return
+        self._drawn, elapsed = now, now - self._started
         if self._bar is None:
             self._bar = _start_bar(self._description, self._total)
         rate = f"{(self._done - self._before) / elapsed:,.0f} {self._unit}/s"

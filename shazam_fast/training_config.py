@@ -40,6 +40,9 @@ class TrainConfig:
         patience: epochs without a better validation score before stopping.
         seed: of everything random; the same seed on the same device gives the same bits.
         device: "cpu", "cuda", ...; a GPU when there is one.
+        backend: "auto", "triton" (an error where its kernels do not apply) or "reference" (plain PyTorch).
+        precision: of matrix products on a GPU: "ieee" float32, "tf32", or operands in "bf16" or "fp16". Parameters,
+            sums, scores, softmax and losses are float32 in all of them.
         checkpoint_seconds: how often the state is saved (only with an output directory).
     """
 
@@ -59,6 +62,8 @@ class TrainConfig:
     patience: int = 20
     seed: int = 0
     device: str | None = None
+    backend: str = "auto"
+    precision: str = "ieee"
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -89,5 +94,5 @@ class TrainConfig:
     def job(self, archive: "FeatureArchive") -> dict[str, Any]:
         """What makes two trainings the same: a checkpoint of one is continued only by the other."""
         job = asdict(self)
-        del job["device"], job["checkpoint_seconds"]
+        del job["device"], job["backend"], job["checkpoint_seconds"]
         return {**job, "archive": archive.fingerprint}

@@ -16,15 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import ops
 from .archive import FeatureArchive
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import NonFiniteError
-from .feeds import Feed, feature_statistics
+from .feeds import TrainingFeed, feature_statistics, resident_features
 from .metrics import confusion_matrix, selection_metrics
 from .progress import Progress
 from .scoring import choose_device, predict
-from .student import FrozenTargets, Student
+from .student import Student
 from .training_config import TrainConfig
+from .training_step import TrainingStep
+
+VALIDATION_ROWS = 16384  # at a time, of features that are on the GPU
 
 logger = logging.getLogger("shazam_fast")
 
@@ -32,8 +36,8 @@ logger = logging.getLogger("shazam_fast")
 class TrainingRun:
     """A training at some step of some epoch.
 
-    All randomness of an epoch and of a step derives from (seed, epoch, step), so the parameters, the optimizer's
-    moments and the losses of the current epoch are the whole state.
+    All randomness of an epoch derives from (seed, epoch), so the parameters, the optimizer's moments and the losses of
+    the current epoch are the whole state.
     """
 
     def __init__(
@@ -49,8 +53,9 @@ class TrainingRun:
         device = choose_device(config.device)
         self._student = _new_student(archive, config).to(device)
         trained = [p for p in self._student.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self._objective = config.objective()
+        self._optimizer = torch.optim.AdamW(
+            trained, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=device.type == "cuda"
+        )
         self._patches = len(train_rows)
         self._steps = math.ceil(self._patches / config.batch_size)
         self._terms = _term_names(list(archive.teachers))
@@ -65,7 +70,9 @@ class TrainingRun:
             if config.standardize:
                 self._student.feature_mean.copy_(mean)
                 self._student.feature_scale.copy_(scale)
-        self._feed = Feed(archive, train_rows, device)
+        feed = TrainingFeed(archive, train_rows, device, config.batch_size)
+        self._training_step = TrainingStep(self._student, self._optimizer, config.objective(), feed, self._losses)
+        self._val_features = resident_features(archive, val_rows, device)
         self._saved = time.monotonic()
 
     def train(self, interrupted: Callable[[], bool]) -> None:
@@ -75,7 +82,10 @@ class TrainingRun:
         """
         seen = self._epoch * self._patches + self._step * self._config.batch_size
         total = self._config.epochs * self._patches
-        with Progress("training", total, "patches", done=seen) as progress:
+        with (
+            ops.use(self._config.backend, self._config.precision),
+            Progress("training", total, "patches", done=seen) as progress,
+        ):
             while not self._finished():
                 self._train_epoch(interrupted, progress)
 
@@ -94,14 +104,13 @@ class TrainingRun:
 
     def _train_epoch(self, interrupted: Callable[[], bool], progress: Progress) -> None:
         started = time.monotonic()
-        order = self._random(0).permutation(self._patches)
-        size = self._config.batch_size
         self._student.train()
+        self._training_step.begin(self._random(0).permutation(self._patches), self._kept_teachers(), self._step)
         while self._step < self._steps:
-            positions = order[self._step * size : (self._step + 1) * size]
-            self._losses[self._step] = self._train_step(positions)
+            size = min(self._config.batch_size, self._patches - self._step * self._config.batch_size)
+            self._training_step.run(size)
             self._step += 1
-            progress.advance(len(positions), self._note())
+            progress.advance(size, self._note())
             if interrupted():
                 self._save()
                 logger.warning("stopped in epoch %d; the same call continues from there", self._epoch + 1)
@@ -110,29 +119,19 @@ class TrainingRun:
                 self._save()
         self._finish_epoch(started)
 
-    def _train_step(self, positions: NDArray[np.int64]) -> Tensor:
-        features, labels = self._feed.batch(positions)
-        present = self._hide_teachers(len(positions))
-        output = self._student(features, present)
-        losses = self._objective(self._student, features, labels, output)
-        self._optimizer.zero_grad()
-        losses.total.backward()
-        self._optimizer.step()
-        terms = torch.stack([losses.total, losses.cross_entropy])
-        return torch.cat([terms, losses.cosine, losses.huber]).detach()
-
-    def _hide_teachers(self, B: int) -> Tensor | None:
-        """Teacher dropout: bool [B, N] of the teachers left, at least one a patch."""
+    def _kept_teachers(self) -> NDArray[np.bool_] | None:
+        """Teacher dropout of an epoch: bool [patches, N] of the teachers left, at least one a patch."""
         p, N = self._config.teacher_dropout, len(self._archive.teachers)
         if p == 0.0:
             return None
-        draw = self._random(1, self._step).random((B, N))
+        draw = self._random(1).random((self._patches, N))
         present = draw >= p
-        present[np.arange(B), draw.argmax(axis=1)] = True
-        return torch.from_numpy(present).to(self._losses.device)
+        present[np.arange(self._patches), draw.argmax(axis=1)] = True
+        return present
 
-    def _random(self, purpose: int, step: int = 0) -> np.random.Generator:
-        return np.random.default_rng([self._config.seed, purpose, self._epoch, step])
+    def _random(self, purpose: int) -> np.random.Generator:
+        """Of this epoch; on the host, so that every device gets the same batches."""
+        return np.random.default_rng([self._config.seed, purpose, self._epoch])
 
     def _finish_epoch(self, started: float) -> None:
         self._require_finite_losses()
@@ -161,7 +160,7 @@ class TrainingRun:
         """Selection score and mean teacher weights on the validation split."""
         self._student.eval()
         predictions, weights = [], []
-        for logits, w in predict(self._student, self._archive, self._val_rows):
+        for logits, w in self._validation_output():
             predictions.append(logits.argmax(dim=1))
             if w is not None:
                 weights.append(w)
@@ -175,6 +174,15 @@ class TrainingRun:
             "val_weighted_f1": weighted_f1,
             **(_describe_weights(torch.cat(weights), list(self._archive.teachers)) if weights else {}),
         }
+
+    @torch.no_grad()
+    def _validation_output(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Logits and teacher weights of the validation split, batch by batch."""
+        if self._val_features is None:
+            yield from predict(self._student, self._archive, self._val_rows)
+            return
+        for features in self._val_features.split(VALIDATION_ROWS):
+            yield self._student.infer(features)
 
     def _require_finite_losses(self) -> None:
         finite = torch.isfinite(self._losses[: max(self._step, 1)]).cpu().numpy()
@@ -233,7 +241,7 @@ def _new_student(archive: FeatureArchive, config: TrainConfig) -> Student:
     generator = torch.Generator().manual_seed(config.seed)
     student = Student(config.student(archive), generator)
     if config.targets == "frozen":
-        student.frozen_targets = FrozenTargets(student.dims, config.dim, generator)
+        student.freeze_targets(generator)
     return student
 
 
