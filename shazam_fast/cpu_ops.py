@@ -138,7 +138,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
         weight, present, scale, *columns = ctx.saved_tensors
         wants_features, _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        d_rows = d_tokens.unbind(dim=1)  # [B, D] of every teacher
+        d_rows = d_tokens.transpose(0, 1).contiguous()  # [N, B, D]
         d_weight = None
         if wants_weight:
             d_weight = torch.cat([_product(x.T, d) for x, d in zip(columns, d_rows, strict=True)])

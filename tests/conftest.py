@@ -53,25 +53,30 @@ def archive(tmp_path, patches):
     return sf.open(sf.write_archive(tmp_path / "patches.archive", **patches))
 
 
-@pytest.fixture(scope="session")
-def real_archive(tmp_path_factory):
-    """Features of seven real networks on oral histology; see DESIGN for where they come from."""
+def real_patches(teachers=None, columns=None):
+    """Real features on oral histology, as many networks and columns as asked; see DESIGN for where they come from."""
     source = REAL_DATA / "oscc.npz"
     if not source.exists():
         pytest.skip(f"real features not found: {source}")
     content = np.load(source)
-    features = {str(name): content[f"feat_{name}"] for name in content["teachers"]}
-    path = tmp_path_factory.mktemp("real") / "oscc.archive"
-    return sf.open(
-        sf.write_archive(
-            path,
-            features,
-            labels=content["labels"],
-            splits=content["split"],
-            groups=content["group"],
-            classes=[str(name) for name in content["class_names"]],
-        )
-    )
+    return {
+        "features": {str(name): content[f"feat_{name}"][:, :columns] for name in content["teachers"][:teachers]},
+        "labels": content["labels"],
+        "splits": content["split"],
+        "groups": content["group"],
+        "classes": [str(name) for name in content["class_names"]],
+    }
+
+
+@pytest.fixture(scope="session")
+def real_archive(tmp_path_factory):
+    return sf.open(sf.write_archive(tmp_path_factory.mktemp("real") / "oscc.archive", **real_patches()))
+
+
+@pytest.fixture(scope="session")
+def narrow_real_archive(tmp_path_factory):
+    """What the interpreter of GPU kernels gets through in seconds."""
+    return sf.open(sf.write_archive(tmp_path_factory.mktemp("real") / "narrow.archive", **real_patches(3, 32)))
 
 
 @pytest.fixture(scope="session")
