@@ -2,11 +2,15 @@
 
 import os
 import platform
+import statistics
+import time
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
+
+from shazam_fast import cpu_ops
 
 os.environ["PYTHONSAFEPATH"] = "1"  # processes that benchmarks start take the installed package, not the source folder
 
@@ -21,12 +25,61 @@ def processor():
     return f"{model}, {torch.get_num_threads()} threads"
 
 
+def median_seconds(function, rounds=9):
+    seconds = []
+    for _ in range(rounds + 2):
+        started = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[2:])
+
+
+@pytest.fixture(scope="session")
+def ceilings():
+    """Rates of this machine: bytes read and written by a large copy, FLOPs of a large float32 matrix product."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 1536
+    x, y = torch.randn(2, size, size, device=device)
+    source = torch.randn(2**28 if device == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / median_seconds(lambda: target.copy_(source))
+    return {"bytes_per_s": copied, "flops_per_s": 2 * size**3 / median_seconds(lambda: matrix_product(x, y))}
+
+
+def matrix_product(x, y):
+    """x @ y as fast as this machine's libraries have it, see cpu_ops."""
+    return torch.mm(x, y) if x.is_cuda else cpu_ops._product(x, y)
+
+
 @pytest.fixture
 def measure(benchmark):
     """Time what one provider does in one case; the median is compared with that of the case's baseline provider."""
 
-    def run(case, provider, function, *, rows, nbytes, baseline=None, flops=0, rounds=30, warmup=5, setup=None):
+    def run(
+        case,
+        provider,
+        function,
+        *,
+        rows,
+        nbytes,
+        baseline=None,
+        flops=0,
+        rounds=30,
+        warmup=5,
+        setup=None,
+        ceilings=None,
+        **facts,
+    ):
+        """`ceilings` of bytes and FLOPs per second: the record then says which share of them was reached.
+
+        `facts` are recorded as they are.
+        """
         benchmark.group = case
+        if ceilings is not None:
+            floor = max(nbytes / ceilings["bytes_per_s"], flops / ceilings["flops_per_s"])
+            benchmark.extra_info.update(floor_s=floor, **ceilings)
         benchmark.extra_info.update(
             provider=provider,
             baseline=baseline,
@@ -37,6 +90,7 @@ def measure(benchmark):
             python=platform.python_version(),
             torch=torch.__version__,
             numpy=np.__version__,
+            **facts,
         )
         warmup = 0 if setup is not None else min(warmup, rounds)
         return benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=warmup, setup=setup)
@@ -57,6 +111,8 @@ def pytest_terminal_summary(terminalreporter, config):
             line = f"{provider:>12}  {median * 1e3:10.2f} ms  {info['rows'] / median:14,.0f} rows/s"
             line += f"  {info['bytes'] / median / 1e9:7.2f} GB/s" if info["bytes"] else ""
             line += f"  {info['flops'] / median / 1e9:7.1f} GFLOP/s" if info["flops"] else ""
+            line += f"  {median / info['steps'] * 1e6:,.0f} us/step" if "steps" in info else ""
+            line += f"  {info['floor_s'] / median:5.0%} of the ceiling" if "floor_s" in info else ""
             baseline = providers.get(info["baseline"])
             if baseline and baseline is not record:
                 line += f"  {baseline.stats.median / median:.2f}x {info['baseline']}"

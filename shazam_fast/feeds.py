@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .archive import BATCHES_AHEAD, Batch, FeatureArchive
+from .archive import BATCHES_AHEAD, FeatureArchive
 from .progress import Progress
 
 RESIDENT_SHARE = 0.6  # of the free device memory that the features of a split may take
@@ -59,7 +59,7 @@ class TrainingFeed:
         self._table = resident_features(archive, rows, device)
         if self._table is None:
             self._features = torch.zeros(batch_size, archive.width, device=device)
-            self._batches: Iterator[Batch] = iter(())
+            self._batches: Iterator[Tensor] = iter(())
             self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
     @property
@@ -78,14 +78,13 @@ class TrainingFeed:
         """What the host does for the next batch before `take`: nothing where the features are resident."""
         if self._table is not None:
             return
-        if self._copied is not None:
-            self._copied.synchronize()  # the buffer that was copied from is about to be filled again
-        features = torch.from_numpy(next(self._batches).features)
         if self._copied is None:
-            self._features = features
-        else:
-            self._features[: len(features)].copy_(features, non_blocking=True)
-            self._copied.record()
+            next(self._batches)
+            return
+        self._copied.synchronize()  # the buffer that was copied from is about to be filled again
+        features = next(self._batches)
+        self._features[: len(features)].copy_(features, non_blocking=True)
+        self._copied.record()
 
     def take(self, size: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """The next batch, by the device alone: features, and their rows that make it up (None: all), labels, positions.
@@ -99,12 +98,18 @@ class TrainingFeed:
             return self._table, positions, labels, positions
         return self._features[:size], None, labels, positions
 
-    def _gathered(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
+    def _gathered(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """The rows batch by batch, on the host; on the CPU in the buffer that `take` gives, without a thread beside."""
         if self._copied is None:
-            return self._archive.batches(rows, self._size)  # no thread beside those that compute
-        shape = (BATCHES_AHEAD + 1, self._size, self._archive.width)
-        buffers = torch.empty(shape, dtype=torch.float32, pin_memory=True)
-        return self._archive.stream(rows, self._size, list(buffers.numpy()))
+            for start in range(0, len(rows), self._size):
+                part = rows[start : start + self._size]
+                here = self._features[: len(part)]
+                self._archive.gather(part, out=here.numpy())
+                yield here
+            return
+        buffers = torch.empty(BATCHES_AHEAD + 1, *self._features.shape, pin_memory=True)
+        for batch in self._archive.stream(rows, self._size, list(buffers.numpy())):
+            yield torch.from_numpy(batch.features)
 
 
 def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> Tensor | None:

@@ -1,0 +1,33 @@
+"""What takes which share of a training step: python benchmarks/profile_step.py [bare|residual D]
+
+On a GPU the kernels of one replayed step by their time there; without one the operations by their own CPU time.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_training import BATCH, GPU, STEPS, OurLoop, write_patches
+from torch.profiler import ProfilerActivity, profile
+
+
+def main() -> None:
+    block, D = sys.argv[1:3] if len(sys.argv) > 2 else ("bare", "128")
+    with tempfile.TemporaryDirectory() as folder:
+        archive = write_patches(Path(folder))
+        loop, order = OurLoop(archive, int(D), block), np.arange(archive.rows)
+        loop.epoch(order)
+        with profile(activities=[ProfilerActivity.CUDA if GPU else ProfilerActivity.CPU]) as found:
+            loop.epoch(order)
+    rows = [(e.self_device_time_total if GPU else e.self_cpu_time_total, e.count, e.key) for e in found.key_averages()]
+    total = sum(time for time, _, _ in rows)
+    device = torch.cuda.get_device_name() if GPU else "CPU"
+    print(f"{block} student, D = {D}, B = {BATCH}, {device}: {total / STEPS:,.0f} us a step in these")
+    for time, count, name in sorted(rows, reverse=True)[:20]:
+        print(f"{time / total:6.1%} {time / STEPS:9.2f} us {count / STEPS:6.1f} x  {name[:90]}")
+
+
+if __name__ == "__main__":
+    main()
