@@ -23,7 +23,7 @@ bench() { # file, seconds
 }
 
 stage tests 200 python3 -m pytest -q -x tests/test_ops.py tests/test_kernel_attention.py tests/test_kernel_distillation.py \
-  tests/test_kernel_projection.py tests/test_kernel_folding.py tests/test_kernel_stack.py tests/test_training.py \
+  tests/test_kernel_projection.py tests/test_kernel_folding.py tests/test_kernel_stack.py tests/test_training.py tests/test_training_step.py \
   tests/test_scoring.py -k "not fit"
 bench bench_training 120
 bench bench_scoring 100

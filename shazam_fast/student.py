@@ -96,7 +96,8 @@ class ResidualBlocks(nn.Module):
         """What follows the first map of a projection. [B, N, D] -> [B, N, D]."""
         hidden = self.first_norm(tokens).relu()
         hidden = torch.baddbmm(self.second_bias[:, None], hidden.transpose(0, 1), self.second_weight)  # [N, B, D]
-        return self.second_norm(hidden.transpose(0, 1)).relu()
+        deep: Tensor = self.second_norm(hidden.transpose(0, 1)).relu()
+        return deep
 
     def attend(self, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> Tensor:
         """All K layers and the mean. [B, N, D] -> fused [B, D]."""
@@ -131,9 +132,9 @@ class Student(nn.Module):
             _uniform([self.qkv], D, generator)
         self.blocks = ResidualBlocks(len(self.dims), D, K, generator) if config.block == "residual" else None
         self.head = nn.Sequential(_linear(D, D), nn.ReLU(), nn.LayerNorm(D), _linear(D, len(config.classes)))
-        for linear in (self.head[0], self.head[3]):
-            with torch.no_grad():
-                _uniform([linear.weight, linear.bias], D, generator)
+        with torch.no_grad():
+            for linear in (self.head[0], self.head[3]):
+                _uniform(linear.parameters(), D, generator)
         self.frozen_targets: Projection | None = None
         self.training_record: dict[str, Any] = {}
 

@@ -14,7 +14,7 @@ from .feeds import TrainingFeed
 from .objective import Objective
 from .student import Student
 
-WARM_UPS = 3  # before a capture: kernels get compiled, libraries their workspaces
+WARM_UPS = 3  # before a capture
 
 
 class TrainingStep:
@@ -70,27 +70,28 @@ class TrainingStep:
         self._index += 1
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
-        before = [(tensor, tensor.clone()) for tensor in self._state()]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._compute(size)
-                self._restore(before)
+            self._warm_up(size)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._compute(size)
         return graph
 
+    def _warm_up(self, size: int) -> None:
+        """Steps that leave no trace: kernels get compiled, libraries their workspaces, the optimizer its moments."""
+        before = [(tensor, tensor.clone()) for tensor in self._state()]
+        for _ in range(WARM_UPS):
+            self._compute(size)
+            for tensor in self._state():
+                tensor.zero_()  # moments that were not there before
+            for tensor, value in before:
+                tensor.copy_(value)
+
     def _state(self) -> list[Tensor]:
         """Everything that a step changes."""
         moments = [value for state in self._optimizer.state.values() for value in state.values()]
         parameters = [p.detach() for group in self._optimizer.param_groups for p in group["params"]]
         return [*parameters, *moments, self._losses, self._index, *self._feed.state]
-
-    def _restore(self, before: list[tuple[Tensor, Tensor]]) -> None:
-        for tensor in self._state():
-            tensor.zero_()  # moments that were not there before
-        for tensor, value in before:
-            tensor.copy_(value)
