@@ -60,10 +60,10 @@ def residual_stack(
     present: Tensor | None,
 ) -> Tensor:
     """K residual attention layers and the mean; see the definition. -> fused [B, D]."""
-    x = tokens if present is None else tokens.masked_fill(~present[:, :, None], 0.0)
-    for layer in zip(qkv, qkv_bias, out_weight, out_bias, norm_weight, norm_bias, strict=True):
-        x = _ResidualLayer.apply(x, present, *layer)
-    return reference.mean_pool(x, present)
+    maps = (qkv, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
+    if present is not None:
+        tokens = tokens.masked_fill(~present[:, :, None], 0.0)
+    return reference.mean_pool(_ResidualStack.apply(tokens, present, *maps), present)
 
 
 def project(
@@ -173,43 +173,48 @@ def _hide_columns(columns: list[Tensor], present: Tensor | None) -> list[Tensor]
     return [x.masked_fill(~there[:, None], 0.0) for x, there in zip(columns, present.unbind(1), strict=True)]
 
 
-class _ResidualLayer(torch.autograd.Function):
-    """T -> LN(T + (P V) Wo + bo), one node of the graph."""
+class _ResidualStack(torch.autograd.Function):
+    """K times T -> LN(T + (P V) Wo + bo): tokens after the last layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, present: Tensor | None, *maps: Tensor) -> Tensor:
-        x, maps = x.detach().contiguous(), tuple(m.detach() for m in maps)
-        weight, bias, out, offset, gain, shift = maps
-        B, N, D = x.shape
         mask, threads = _mask(present), torch.get_num_threads()
-        projected = _product(x.flatten(0, 1), weight, bias)
-        P, attended = x.new_empty(B, N, N), torch.empty_like(x)
-        attention_forward(projected.numpy(), mask, P.numpy(), attended.numpy(), threads)
-        r = _product(attended.flatten(0, 1), out, offset).view_as(x).add_(x)
-        y, mean, rstd = torch.native_layer_norm(r, [D], gain, shift, NORM_EPSILON)
-        ctx.save_for_backward(x, present, projected, P, attended, r, mean, rstd, *maps)
-        return y
+        x, kept = x.detach().contiguous(), []
+        B, N, D = x.shape
+        for weight, bias, out, offset, gain, shift in zip(*(m.detach() for m in maps), strict=True):
+            projected = _product(x.flatten(0, 1), weight, bias)
+            P, attended = x.new_empty(B, N, N), torch.empty_like(x)
+            attention_forward(projected.numpy(), mask, P.numpy(), attended.numpy(), threads)
+            r = _product(attended.flatten(0, 1), out, offset).view_as(x).add_(x)
+            y, mean, rstd = torch.native_layer_norm(r, [D], gain, shift, NORM_EPSILON)
+            kept += [x, projected, P, attended, r, mean, rstd]
+            x = y
+        ctx.save_for_backward(present, *maps, *kept)
+        return x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, present, projected, P, attended, r, mean, rstd, *maps = ctx.saved_tensors
-        weight, _, out, _, gain, shift = maps
-        D = x.shape[-1]
-        d_r, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
-            d_y.contiguous(), r, [D], mean, rstd, gain, shift, [True, True, True]
-        )
-        d_rows = d_r.view(-1, D)
-        d_attended = _product(d_rows, out.T).view_as(x)
-        d_projected = torch.empty_like(projected)
-        attention_backward(
-            projected.numpy(), _mask(present), P.numpy(), d_attended.numpy(), d_projected.numpy(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        d_weight = _product(x.view(-1, D).T, d_projected)
-        d_out = _product(attended.view(-1, D).T, d_rows)
-        d_x = _product(d_projected, weight.T).view_as(x).add_(d_r)
-        return d_x, None, d_weight, d_projected.sum(0), d_out, d_rows.sum(0), d_gain, d_shift
+    def backward(ctx: Any, d_x: Tensor) -> tuple[Tensor | None, ...]:
+        present, *maps = ctx.saved_tensors[:7]
+        kept = ctx.saved_tensors[7:]
+        d_maps = [torch.empty_like(m) for m in maps]
+        mask, threads, D = _mask(present), torch.get_num_threads(), d_x.shape[-1]
+        for layer in reversed(range(len(maps[0]))):
+            x, projected, P, attended, r, mean, rstd = kept[7 * layer : 7 * layer + 7]
+            weight, _, out, _, gain, shift = (m[layer] for m in maps)
+            d_r, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
+                d_x.contiguous(), r, [D], mean, rstd, gain, shift, [True, True, True]
+            )
+            d_rows = d_r.view(-1, D)
+            d_attended, d_projected = _product(d_rows, out.T).view_as(x), torch.empty_like(projected)
+            attention_backward(projected.numpy(), mask, P.numpy(), d_attended.numpy(), d_projected.numpy(), threads)
+            d_weight = _product(x.view(-1, D).T, d_projected)
+            d_out = _product(attended.view(-1, D).T, d_rows)
+            found = (d_weight, d_projected.sum(0), d_out, d_rows.sum(0), d_gain, d_shift)
+            for whole, part in zip(d_maps, found, strict=True):
+                whole[layer] = part
+            d_x = _product(d_projected, weight.T).view_as(x).add_(d_r)
+        return d_x, None, *d_maps
 
 
 class _BareStack(torch.autograd.Function):
