@@ -12,6 +12,8 @@ import torch
 
 from shazam_fast import cpu_ops
 
+KEPT_STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
+
 os.environ["PYTHONSAFEPATH"] = "1"  # processes that benchmarks start take the installed package, not the source folder
 
 
@@ -120,7 +122,10 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """Keep medians and spreads; single timings would make the files large, a host's name is nobody's business."""
+    """Keep medians and spreads: single timings would make the files large, a host's name is nobody's business."""
     for record in output_json["benchmarks"]:
-        record["stats"].pop("data", None)
-    output_json["machine_info"].pop("node", None)
+        for key in ("fullname", "params", "param", "options"):
+            record.pop(key, None)
+        record["stats"] = {key: record["stats"][key] for key in KEPT_STATS}
+    for key in ("node", "cpu"):
+        output_json["machine_info"].pop(key, None)
