@@ -187,8 +187,8 @@ def _table(
 def require_groups(splits: NDArray[np.uint8], groups: Sequence[str]) -> None:
     """Raise MismatchError when a named group has images in two splits."""
     names, codes = np.unique(np.array(groups, dtype=np.str_), return_inverse=True)
-    codes = np.where(names[codes] == "", -1, codes).astype(np.int32)
-    require_whole_groups(splits, codes, tuple(names.tolist()))
+    rows = np.where(names[codes] == "", -1, codes).astype(np.int32)
+    require_whole_groups(splits, rows, tuple(names.tolist()))
 
 
 def _images_below(folder: Path) -> list[Path]:
