@@ -1,0 +1,132 @@
+"""Weights of teachers: from the hub, with the user's token, or from a local file; read without executing anything."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ArchiveError, MismatchError, ShazamError
+from .student_files import read_tensors
+from .teacher_spec import TeacherSpec
+
+WRAPPERS = ("model", "state_dict", "teacher")  # keys under which checkpoints keep the weights
+PREFIXES = ("module.", "backbone.")  # of DataParallel and of DINO checkpoints
+LEFT_OUT = ("head.", "fc.", "mask_token")  # of a classifier or of pre-training: no part of the feature
+NAMED = 5  # tensors that a message names
+
+
+def fetch(spec: TeacherSpec, token: str | None) -> tuple[Path, str]:
+    """The weights' file in the hub's cache, downloaded if need be, and the commit that it is from.
+
+    Raises ShazamError when the hub does not hand it out; the message names the gate, the licence and what to do.
+    """
+    if spec.hub is None:
+        raise ShazamError(f"teacher {spec.name!r} is on no hub; build it with weights= a local file, or 'random'")
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError:
+        raise ShazamError(
+            f"teacher {spec.name!r}: its download needs huggingface_hub: pip install 'shazam_fast[teachers]'"
+        ) from None
+    problem: Exception | None = None
+    for name in spec.files:
+        try:
+            path = Path(hf_hub_download(spec.hub, name, token=token))
+            if spec.library == "transformers":
+                hf_hub_download(spec.hub, "config.json", token=token, revision=path.parent.name)
+            return path, path.parent.name  # .../snapshots/<commit>/<file>
+        except EntryNotFoundError as error:
+            # "Not in the cache, and no network" is one too; a file that the repository lacks leaves that as it was.
+            if problem is None or not isinstance(problem, LocalEntryNotFoundError):
+                problem = error
+        except (OSError, ValueError) as error:
+            problem = error
+            break
+    raise ShazamError(_not_handed_out(spec, problem))
+
+
+def load_weights(model: nn.Module, path: Path, spec: TeacherSpec) -> Path:
+    """Fill the model from a file, or from a directory that holds one of `spec.files`; returns the file.
+
+    Raises ArchiveError when it is missing, corrupt or would execute code; MismatchError, naming the first tensors,
+    when names or shapes are not the model's.
+    """
+    file = next((path / name for name in spec.files if (path / name).exists()), None) if path.is_dir() else path
+    if file is None:
+        raise ArchiveError(f"teacher {spec.name!r}: {path} holds no {' or '.join(spec.files)}")
+    found = _bare(_read(file))
+    wanted = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted and not name.startswith(LEFT_OUT)]
+    misfits = [name for name in wanted if name in found and tuple(found[name].shape) != shapes[name]]
+    if missing or extra or misfits:
+        parts = [
+            _list("missing", missing),
+            _list("unexpected", extra),
+            _list("of another shape", [f"{n} {list(found[n].shape)}, not {list(shapes[n])}" for n in misfits]),
+        ]
+        raise MismatchError(
+            f"{file}: not the weights of teacher {spec.name!r}: {'; '.join(part for part in parts if part)}"
+        )
+    model.load_state_dict({name: found[name] for name in wanted})
+    return file
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ArchiveError(f"{path}: file not found") from None
+    except pickle.UnpicklingError as error:
+        raise ArchiveError(
+            f"{path}: refused: it holds more than tensors, and reading that could execute code; save its state_dict "
+            f"as safetensors ({str(error).splitlines()[0]})"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ArchiveError(f"{path}: truncated or corrupt: {error}") from None
+
+
+def _bare(content: Any) -> dict[str, Tensor]:
+    """The state_dict inside a checkpoint, without the prefixes of training wrappers."""
+    wrapper = next((key for key in WRAPPERS if isinstance(content, Mapping) and key in content), None)
+    tensors = content[wrapper] if wrapper is not None and isinstance(content[wrapper], Mapping) else content
+    if not isinstance(tensors, Mapping):
+        raise MismatchError(f"weights: a mapping of names to tensors expected, found {type(tensors).__name__}")
+    found = {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    for prefix in PREFIXES:
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def _list(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{len(names)} {what} ({', '.join(names[:NAMED])}{more})" if names else ""
+
+
+def _not_handed_out(spec: TeacherSpec, problem: Exception | None) -> str:
+    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    gate = (
+        f"it is gated: accept its terms ({spec.licence}) at https://huggingface.co/{spec.hub}, then `hf auth login` "
+        "or give token="
+        if spec.gated
+        else f"it is open ({spec.licence}) at https://huggingface.co/{spec.hub}"
+    )
+    return (
+        f"teacher {spec.name!r}: the hub did not hand out {' or '.join(spec.files)} of {spec.hub} ({reason}). "
+        f"Online, {gate}. Without a network, fetch the file elsewhere and build it with weights= its path"
+    )
