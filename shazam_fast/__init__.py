@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
+    from .extraction import ExtractionReport as ExtractionReport
+    from .extraction import extract as extract
     from .image_sources import ImageTable as ImageTable
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
@@ -48,6 +50,7 @@ _HOMES = {
     "archive": ("Batch", "FeatureArchive"),
     "conversion": ("ConversionReport", "convert"),
     "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
+    "extraction": ("ExtractionReport", "extract"),
     "image_sources": ("ImageTable",),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
