@@ -1,7 +1,5 @@
 """Teachers as torch modules: created from their registry arguments, whatever the weights come from, and hooked."""
 
-import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -108,8 +106,7 @@ def build(spec: TeacherSpec, weights: str | Path, token: str | None, transform: 
             model, revision = create(spec), "random"
     else:
         path, revision = fetch(spec, token) if weights == "hub" else (Path(weights), "")
-        model = create(spec)
-        file = load_weights(model, path, spec)
+        model, file = load_weights(create(spec), path, spec)
         revision = revision or f"sha256:{sha256(file)}"
     if spec.blocks:
         find_blocks(model, spec)
@@ -134,12 +131,6 @@ def create(spec: TeacherSpec) -> nn.Module:
         ) from None
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ShazamError(f"teacher {spec.name!r}: {spec.library} cannot create it from {arguments}: {error}") from error
-
-
-def library_versions(spec: TeacherSpec) -> dict[str, str]:
-    """Versions of what ran: torch and the teacher's library."""
-    names = ["torch", *([spec.library] if spec.library in sys.modules and spec.library != "torch" else [])]
-    return {name: str(sys.modules[name].__version__) for name in names}
 
 
 def _call(spec: TeacherSpec) -> nn.Module:
