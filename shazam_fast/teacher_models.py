@@ -27,7 +27,8 @@ class Teacher(nn.Module):
     def __init__(self, spec: TeacherSpec, model: nn.Module, transform: Transform, revision: str) -> None:
         super().__init__()
         self.spec, self.transform, self.revision = spec, transform, revision
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> features [B, dim], in one forward pass."""
