@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from .conversion import ConversionReport as ConversionReport
     from .conversion import convert as convert
     from .errors import ArchiveError as ArchiveError
+    from .errors import ImageError as ImageError
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
+    from .image_sources import ImageTable as ImageTable
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
     from .scoring import Scores as Scores
@@ -45,7 +47,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "archive": ("Batch", "FeatureArchive"),
     "conversion": ("ConversionReport", "convert"),
-    "errors": ("ArchiveError", "MismatchError", "NonFiniteError", "ShazamError"),
+    "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
+    "image_sources": ("ImageTable",),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
     "splits": ("GroupedSplit",),
