@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
     from .image_sources import ImageTable as ImageTable
+    from .finetuning import FinetuneResult as FinetuneResult
+    from .finetuning import finetune as finetune
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
     from .scoring import Scores as Scores
@@ -49,6 +51,7 @@ _HOMES = {
     "conversion": ("ConversionReport", "convert"),
     "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
     "image_sources": ("ImageTable",),
+    "finetuning": ("FinetuneResult", "finetune"),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
     "splits": ("GroupedSplit",),
