@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .extraction import ExtractionReport as ExtractionReport
     from .extraction import extract as extract
     from .image_sources import ImageTable as ImageTable
+    from .finetuning import FinetuneResult as FinetuneResult
+    from .finetuning import finetune as finetune
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
     from .scoring import Scores as Scores
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
     from .student import Student as Student
     from .student_config import StudentConfig as StudentConfig
     from .student_files import load as load
+    from .teacher_registry import register_teacher as register_teacher
+    from .teacher_registry import teacher as teacher
+    from .teacher_registry import teachers as teachers
     from .teacher_spec import TeacherSpec as TeacherSpec
     from .teacher_spec import Transform as Transform
-    from .teachers import register_teacher as register_teacher
-    from .teachers import teacher as teacher
-    from .teachers import teachers as teachers
     from .training import TrainResult as TrainResult
     from .training import train as train
     from .training_config import TrainConfig as TrainConfig
@@ -52,14 +54,15 @@ _HOMES = {
     "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
     "extraction": ("ExtractionReport", "extract"),
     "image_sources": ("ImageTable",),
+    "finetuning": ("FinetuneResult", "finetune"),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
     "splits": ("GroupedSplit",),
     "student": ("FoldedStudent", "Student"),
     "student_config": ("StudentConfig",),
     "student_files": ("load",),
+    "teacher_registry": ("register_teacher", "teacher", "teachers"),
     "teacher_spec": ("TeacherSpec", "Transform"),
-    "teachers": ("register_teacher", "teacher", "teachers"),
     "training": ("TrainResult", "train"),
     "training_config": ("TrainConfig",),
     "writer": ("ArchiveWriter", "write_archive"),

@@ -191,6 +191,14 @@ def score(
     console.print(f"{len(scores.rows):,} patches scored: {out}")
 
 
+@app.command()
+def teachers() -> None:
+    """Print the foundation models that are known by name: where their weights are, input, feature, licence."""
+    from .teacher_cli import print_teachers
+
+    print_teachers(console)
+
+
 def _parse_teachers(given: list[str]) -> dict[str, str]:
     """{name: path} of options name=path."""
     pairs = [option.partition("=") for option in given]

@@ -1,7 +1,5 @@
 """Teachers as torch modules: created from their registry arguments, whatever the weights come from, and hooked."""
 
-import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -29,7 +27,8 @@ class Teacher(nn.Module):
     def __init__(self, spec: TeacherSpec, model: nn.Module, transform: Transform, revision: str) -> None:
         super().__init__()
         self.spec, self.transform, self.revision = spec, transform, revision
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> features [B, dim], in one forward pass."""
@@ -108,8 +107,7 @@ def build(spec: TeacherSpec, weights: str | Path, token: str | None, transform: 
             model, revision = create(spec), "random"
     else:
         path, revision = fetch(spec, token) if weights == "hub" else (Path(weights), "")
-        model = create(spec)
-        file = load_weights(model, path, spec)
+        model, file = load_weights(create(spec), path, spec)
         revision = revision or f"sha256:{sha256(file)}"
     if spec.blocks:
         find_blocks(model, spec)
@@ -134,12 +132,6 @@ def create(spec: TeacherSpec) -> nn.Module:
         ) from None
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ShazamError(f"teacher {spec.name!r}: {spec.library} cannot create it from {arguments}: {error}") from error
-
-
-def library_versions(spec: TeacherSpec) -> dict[str, str]:
-    """Versions of what ran: torch and the teacher's library."""
-    names = ["torch", *([spec.library] if spec.library in sys.modules and spec.library != "torch" else [])]
-    return {name: str(sys.modules[name].__version__) for name in names}
 
 
 def _call(spec: TeacherSpec) -> nn.Module:

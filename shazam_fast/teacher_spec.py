@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .errors import MismatchError, ShazamError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -55,8 +54,10 @@ class Transform:
         """What decides `pixels`: teachers whose transforms agree in it share the resized image."""
         return self.size, self.resize, self.interpolation
 
-    def pixels(self, image: "Image") -> NDArray[np.uint8]:
+    def pixels(self, image: "Image") -> "NDArray[np.uint8]":
         """Resize and crop an RGB image: uint8 [3, size, size]. Raises MismatchError for another mode."""
+        import numpy as np
+
         if image.mode != "RGB":
             raise MismatchError(f"an RGB image expected, found mode {image.mode!r}; convert it first")
         if image.size != (scaled := self._scaled(*image.size)):

@@ -35,23 +35,20 @@ def fetch(spec: TeacherSpec, token: str | None) -> tuple[Path, str]:
         ) from None
     problem: Exception | None = None
     for name in spec.files:
+        offline = isinstance(problem, LocalEntryNotFoundError)  # no network, and the file before is not in the cache
         try:
-            path = Path(hf_hub_download(spec.hub, name, token=token))
-            if spec.library == "transformers":
-                hf_hub_download(spec.hub, "config.json", token=token, revision=path.parent.name)
+            path = Path(hf_hub_download(spec.hub, name, token=token, local_files_only=offline))
             return path, path.parent.name  # .../snapshots/<commit>/<file>
         except EntryNotFoundError as error:
-            # "Not in the cache, and no network" is one too; a file that the repository lacks leaves that as it was.
-            if problem is None or not isinstance(problem, LocalEntryNotFoundError):
-                problem = error
+            problem = problem if offline else error
         except (OSError, ValueError) as error:
             problem = error
             break
     raise ShazamError(_not_handed_out(spec, problem))
 
 
-def load_weights(model: nn.Module, path: Path, spec: TeacherSpec) -> Path:
-    """Fill the model from a file, or from a directory that holds one of `spec.files`; returns the file.
+def load_weights(model: nn.Module, path: Path, spec: TeacherSpec) -> tuple[nn.Module, Path]:
+    """The model filled from a file, or from a directory that holds one of `spec.files`; and the file.
 
     Raises ArchiveError when it is missing, corrupt or would execute code; MismatchError, naming the first tensors,
     when names or shapes are not the model's.
@@ -60,22 +57,16 @@ def load_weights(model: nn.Module, path: Path, spec: TeacherSpec) -> Path:
     if file is None:
         raise ArchiveError(f"teacher {spec.name!r}: {path} holds no {' or '.join(spec.files)}")
     found = _bare(_read(file))
-    wanted = model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted and not name.startswith(LEFT_OUT)]
-    misfits = [name for name in wanted if name in found and tuple(found[name].shape) != shapes[name]]
+    if spec.library == "transformers":
+        model, missing, extra, misfits = _fill_transformers(model, found)
+    else:
+        missing, extra, misfits = _compare(model.state_dict(), found)
     if missing or extra or misfits:
-        parts = [
-            _list("missing", missing),
-            _list("unexpected", extra),
-            _list("of another shape", [f"{n} {list(found[n].shape)}, not {list(shapes[n])}" for n in misfits]),
-        ]
-        raise MismatchError(
-            f"{file}: not the weights of teacher {spec.name!r}: {'; '.join(part for part in parts if part)}"
-        )
-    model.load_state_dict({name: found[name] for name in wanted})
-    return file
+        parts = (_list("missing", missing), _list("unexpected", extra), _list("of another shape", misfits))
+        raise MismatchError(f"{file}: not the weights of teacher {spec.name!r}: {'; '.join(filter(None, parts))}")
+    if spec.library != "transformers":
+        model.load_state_dict({name: found[name] for name in model.state_dict()})
+    return model, file
 
 
 def sha256(path: Path) -> str:
@@ -111,6 +102,25 @@ def _bare(content: Any) -> dict[str, Tensor]:
         if found and all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
+
+
+def _compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Names that are missing, unexpected, and of another shape."""
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted and not name.startswith(LEFT_OUT)]
+    both = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    return missing, extra, [f"{name} {list(found[name].shape)}, not {list(wanted[name].shape)}" for name in both]
+
+
+def _fill_transformers(
+    model: nn.Module, found: dict[str, Tensor]
+) -> tuple[nn.Module, list[str], list[str], list[str]]:
+    """The same through transformers, which renames the tensors of older releases."""
+    filled, info = type(model).from_pretrained(  # type: ignore[operator]
+        None, config=model.config, state_dict=found, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    misfits = [f"{name} {list(is_)}, not {list(wanted)}" for name, is_, wanted in info["mismatched_keys"]]
+    return filled, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(misfits)
 
 
 def _list(what: str, names: list[str]) -> str:
