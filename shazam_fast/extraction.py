@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .annotations import FOLDER
 from .errors import ImageError, ShazamError
-from .extraction_pipeline import LEVELS, ExtractedBatch, Extractor
+from .extraction_pipeline import ExtractedBatch, Extractor
 from .extraction_plan import PART_ROWS, Plan, describe_job
 from .image_sources import ImageTable, class_folders, image_folder, manifest
 from .part_store import PartChunk, PartStore
@@ -24,9 +24,10 @@ from .resuming import lock, read_finished
 from .scoring import choose_device
 from .slide_patches import slide_patches
 from .teacher_spec import TeacherSpec
-from .teachers import teacher as find_teacher
+from .teacher_registry import teacher as find_teacher
 from .writer import remove_leftovers
 
+BATCH_SIZES = {"cpu": 8, "gpu": 64}  # what fits the cache is fastest on a CPU
 POLL_SECONDS = 1.0
 
 logger = logging.getLogger("shazam_fast")
@@ -50,9 +51,10 @@ class Extraction:
     def __init__(self, plan: Plan, device: torch.device) -> None:
         teachers = plan.build()
         self._plan = plan
+        self._batch_size = plan.batch_size or BATCH_SIZES["cpu" if device.type == "cpu" else "gpu"]
         self._extractor = Extractor(plan.table, teachers, plan.levels, device, plan.workers)
-        self._slides, slide_index = _codes(plan.table.slides)
-        self._groups, group_index = _codes(plan.table.groups)
+        slides, slide_index = _codes(plan.table.slides)
+        groups, group_index = _codes(plan.table.groups)
         self._columns: dict[str, NDArray[Any] | None] = {
             "label": plan.table.labels,
             "split": plan.table.splits,
@@ -61,8 +63,8 @@ class Extraction:
             "group": group_index,
         }
         self.store = PartStore(
-            plan.out, self._extractor.dims, plan.dtype, plan.parts, describe_job(plan, teachers, device),
-            plan.table.classes, self._slides, self._groups,
+            plan.out, self._extractor.dims, plan.dtype, plan.parts,
+            describe_job(plan, teachers, device, self._batch_size), plan.table.classes, slides, groups,
         )  # fmt: skip
 
     def write(self, parts: Sequence[int]) -> None:
@@ -70,7 +72,7 @@ class Extraction:
 
         Raises ImageError for an image that cannot be read, unless such images are to be left out.
         """
-        batches = [batch for part in parts for batch in self._plan.batches(part)]
+        batches = [batch for part in parts for batch in self._plan.batches(part, self._batch_size)]
         stream = self._extractor.stream(batches)
         with Progress(f"extracting to {self.store.path.name}", sum(map(len, batches)), "images") as progress:
             for part, extracted in groupby(stream, key=_part_of):
@@ -108,7 +110,7 @@ def extract(
     token: str | None = None,
     dtype: str = "float16",
     unreadable: str = "stop",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str | None = None,
     cluster: str | None = None,
@@ -135,7 +137,7 @@ def extract(
         token: of the Hugging Face hub, by default the one that its login left.
         dtype: "float16" or "float32" on disk.
         unreadable: what an image that cannot be decoded does: "stop", or "exclude" from all teachers alike, recorded.
-        batch_size: images in a forward pass. It may change the last bits of the features.
+        batch_size: images in a forward pass: 64 on a GPU, 8 on the CPU unless given; changes the last bits.
         workers: threads that decode; one a core by default.
         device: "cpu", "cuda", ...; a GPU when there is one. Models run in float32 on the CPU.
         cluster: "ray" spreads the parts over a Ray cluster that sees `images` and `out` under the same paths.
@@ -150,8 +152,8 @@ def extract(
     given = {name: str(path) for name, path in (weights or {}).items()}
     table = images if isinstance(images, ImageTable) else _read_table(Path(images), labels, coords, classes)
     plan = Plan(
-        table, specs, given, transform, token, tuple(level for level in LEVELS if level in levels), batch_size,
-        workers or len(os.sched_getaffinity(0)), dtype, unreadable, Path(out),
+        table, specs, given, transform, token, tuple(levels), batch_size, workers or len(os.sched_getaffinity(0)),
+        dtype, unreadable, Path(out),
     )  # fmt: skip
     if cluster is not None:
         from .extraction_cluster import extract_on_cluster

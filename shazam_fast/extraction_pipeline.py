@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .decoding import decode
 from .errors import ImageError
+from .extraction_models import autocast_of, prepare
 from .image_sources import ImageTable
 from .slide_patches import SlideReader
 from .teacher_models import Teacher
@@ -148,7 +149,7 @@ class Extractor:
             transform = teacher.transform
             if transform not in inputs:
                 inputs[transform] = transform.normalize(pixels[transform.geometry])  # [B, 3, size, size]
-            with torch.autocast(self._device.type, *_autocast(teacher, self._gpu)):
+            with torch.autocast(self._device.type, *autocast_of(teacher, self._device)):
                 found = (
                     {"high": teacher.features(inputs[transform])}
                     if self._levels == ["high"]
@@ -219,28 +220,3 @@ class _Launched:
 def column_block(teacher: str, level: str) -> str:
     """The name, in archives, of a teacher's feature of a level."""
     return teacher if level == "high" else f"{teacher}:{level}"
-
-
-def prepare(teacher: Teacher, device: torch.device) -> Teacher:
-    """The teacher on its device, its matrices in the precision of autocast.
-
-    Autocast rounds the weights of matrix products anew in every pass, since it keeps only those that are trained;
-    rounding them once gives the same bits.
-    """
-    dtype, enabled = _autocast(teacher, device.type == "cuda")
-    if enabled:
-        cast_matrices(teacher, dtype)
-    return teacher.to(device)
-
-
-def cast_matrices(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store the weights that autocast rounds to `dtype` in it."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
-
-
-def _autocast(teacher: Teacher, gpu: bool) -> tuple[torch.dtype, bool]:
-    """dtype, and whether to use it."""
-    dtype: torch.dtype = getattr(torch, teacher.spec.precision)
-    return dtype, gpu and dtype != torch.float32

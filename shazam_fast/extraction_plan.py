@@ -32,7 +32,7 @@ class Plan:
     transform: str
     token: str | None
     levels: tuple[str, ...]
-    batch_size: int
+    batch_size: int | None
     workers: int
     dtype: str
     unreadable: str
@@ -48,7 +48,7 @@ class Plan:
             raise MismatchError(f"levels of {LEVELS}, each once, expected, found {self.levels}")
         if self.unreadable not in UNREADABLE:
             raise ShazamError(f"unreadable: one of {UNREADABLE} expected, found {self.unreadable!r}")
-        if self.batch_size < 1 or self.workers < 1:
+        if (self.batch_size is not None and self.batch_size < 1) or self.workers < 1:
             raise ShazamError(f"batch_size and workers >= 1 expected, found {self.batch_size} and {self.workers}")
 
     @property
@@ -56,25 +56,25 @@ class Plan:
         """Parts that the archive is written in."""
         return -(-len(self.table) // PART_ROWS)
 
-    def batches(self, part: int) -> list[range]:
+    def batches(self, part: int, size: int) -> list[range]:
         """The batches of a part: they depend on row numbers alone, so that a part is the same whoever writes it."""
         stop = min((part + 1) * PART_ROWS, len(self.table))
-        return [range(i, min(i + self.batch_size, stop)) for i in range(part * PART_ROWS, stop, self.batch_size)]
+        return [range(i, min(i + size, stop)) for i in range(part * PART_ROWS, stop, size)]
 
     def build(self) -> list[Teacher]:
         """The teachers with their weights."""
         return [spec.build(self.weights.get(spec.name, "hub"), self.token, self.transform) for spec in self.specs]
 
 
-def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device) -> dict[str, Any]:
+def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
     """What the archive records of its making; two calls with the same values write the same parts."""
     packages = {name: version(name) for name in ("pillow", "numpy")}
     return {
         "images": _describe(plan.table),
         "teachers": {teacher.spec.name: _record(teacher, device) for teacher in teachers},
-        "levels": list(plan.levels),
+        "levels": [level for level in LEVELS if level in plan.levels],
         "dtype": plan.dtype,
-        "batch_size": plan.batch_size,
+        "batch_size": batch_size,
         "part_rows": PART_ROWS,
         "device": device.type,
         "versions": packages | {n: v for teacher in teachers for n, v in library_versions(teacher.spec).items()},
