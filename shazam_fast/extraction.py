@@ -23,8 +23,8 @@ from .progress import Progress
 from .resuming import lock, read_finished
 from .scoring import choose_device
 from .slide_patches import slide_patches
-from .teacher_spec import TeacherSpec
 from .teacher_registry import teacher as find_teacher
+from .teacher_spec import TeacherSpec
 from .writer import remove_leftovers
 
 BATCH_SIZES = {"cpu": 8, "gpu": 64}  # what fits the cache is fastest on a CPU

@@ -15,7 +15,7 @@ import xxhash
 from .errors import MismatchError, ShazamError
 from .extraction_pipeline import LEVELS
 from .image_sources import ImageTable
-from .teacher_models import Teacher, library_versions
+from .teacher_models import Teacher
 from .teacher_spec import TeacherSpec
 
 PART_ROWS = 2048  # what a kill can cost: seconds on a GPU
@@ -68,7 +68,7 @@ class Plan:
 
 def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
     """What the archive records of its making; two calls with the same values write the same parts."""
-    packages = {name: version(name) for name in ("pillow", "numpy")}
+    packages = sorted({"torch", "numpy", "pillow", *(teacher.spec.library for teacher in teachers)})
     return {
         "images": _describe(plan.table),
         "teachers": {teacher.spec.name: _record(teacher, device) for teacher in teachers},
@@ -77,7 +77,7 @@ def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, 
         "batch_size": batch_size,
         "part_rows": PART_ROWS,
         "device": device.type,
-        "versions": packages | {n: v for teacher in teachers for n, v in library_versions(teacher.spec).items()},
+        "versions": {name: version(name) for name in packages},
     }
 
 
