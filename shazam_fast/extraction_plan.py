@@ -66,6 +66,11 @@ class Plan:
         return [spec.build(self.weights.get(spec.name, "hub"), self.token, self.transform) for spec in self.specs]
 
 
+def part_of(batch: range) -> int:
+    """The number of the part that a batch belongs to."""
+    return batch.start // PART_ROWS
+
+
 def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
     """What the archive records of its making; two calls with the same values write the same parts."""
     packages = sorted({"torch", "numpy", "pillow", *(teacher.spec.library for teacher in teachers)})
