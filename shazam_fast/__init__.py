@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .archive import FeatureArchive as FeatureArchive
     from .conversion import ConversionReport as ConversionReport
     from .conversion import convert as convert
+    from .datasets import dataset as dataset
     from .errors import ArchiveError as ArchiveError
     from .errors import ImageError as ImageError
     from .errors import MismatchError as MismatchError
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from .errors import ShazamError as ShazamError
     from .extraction import ExtractionReport as ExtractionReport
     from .extraction import extract as extract
-    from .image_sources import ImageTable as ImageTable
     from .finetuning import FinetuneResult as FinetuneResult
     from .finetuning import finetune as finetune
+    from .image_sources import ImageTable as ImageTable
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
     from .scoring import Scores as Scores
@@ -51,10 +52,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "archive": ("Batch", "FeatureArchive"),
     "conversion": ("ConversionReport", "convert"),
+    "datasets": ("dataset",),
     "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
     "extraction": ("ExtractionReport", "extract"),
-    "image_sources": ("ImageTable",),
     "finetuning": ("FinetuneResult", "finetune"),
+    "image_sources": ("ImageTable",),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
     "splits": ("GroupedSplit",),

@@ -51,9 +51,11 @@ class FinetunedTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The model of the best epoch, on the CPU; `history`, one record an epoch (`epoch`, `loss`, `val_score`,
-    `val_balanced_accuracy`, `val_weighted_f1`); `metrics` on "val" and, if there is one, "test".
-    """  # noqa: D205
+    """The `model` of the best epoch, on the CPU, what every epoch gave, and metrics on "val" and "test".
+
+    A record of `history` has `epoch`, `loss`, `val_score` (what the best epoch is chosen by) and its parts
+    `val_balanced_accuracy` and `val_weighted_f1`. Without a test split there is no "test".
+    """
 
     model: FinetunedTeacher
     history: list[dict[str, float]]
@@ -136,9 +138,7 @@ class _Feed:
     def _pixels(self, path: Path) -> NDArray[np.uint8]:
         return self.transform.pixels(decode(path))
 
-    def _collect(
-        self, batch: NDArray[np.int64], futures: Sequence[Future[NDArray[np.uint8]]]
-    ) -> tuple[Tensor, Tensor]:
+    def _collect(self, batch: NDArray[np.int64], futures: Sequence[Future[NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
         pixels = np.stack([future.result() for future in futures])
         return torch.from_numpy(pixels), torch.from_numpy(self.images.labels[batch])
 
@@ -224,7 +224,9 @@ def _labelled_rows(images: ImageTable, name: str) -> NDArray[np.int64]:
         raise MismatchError(f"split {name!r} is empty; fine-tuning needs images in 'train' and in 'val'")
     if (labels < 0).any():
         first = images.paths[rows[labels < 0][0]]
-        raise MismatchError(f"{np.count_nonzero(labels < 0)} images of split {name!r} have no label, the first: {first}")
+        raise MismatchError(
+            f"{np.count_nonzero(labels < 0)} images of split {name!r} have no label, the first: {first}"
+        )
     absent = set(range(len(images.classes))) - set(labels.tolist())
     if name == "train" and absent:
         raise MismatchError(f"no training image has class {', '.join(images.classes[c] for c in sorted(absent))}")

@@ -49,7 +49,8 @@ class Teacher(nn.Module):
         """
         if self.spec.levels is None:
             raise ShazamError(f"teacher {self.spec.name!r}: its spec names no early and middle block (levels)")
-        blocks, taken = find_blocks(self.model, self.spec), dict[str, Tensor]()
+        blocks = find_blocks(self.model, self.spec)
+        taken: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for level, index in zip(("low", "mid"), self.spec.levels, strict=True):
                 handle = blocks[index].register_forward_hook(partial(_take_cls, taken, level))
@@ -86,8 +87,9 @@ def pool(tokens: Tensor, spec: TeacherSpec) -> Tensor:
 
 
 def find_blocks(model: nn.Module, spec: TeacherSpec) -> nn.ModuleList | nn.Sequential:
-    """The transformer blocks: the first list of `spec.blocks` modules in the model. Raises MismatchError if none."""
+    """The transformer blocks: the first list of `spec.blocks` modules of one type. Raises MismatchError if none."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    lists = [blocks for blocks in lists if len({type(block) for block in blocks}) == 1]
     found = next((blocks for blocks in lists if len(blocks) == spec.blocks), None)
     if found is None:
         raise MismatchError(
@@ -100,7 +102,7 @@ def find_blocks(model: nn.Module, spec: TeacherSpec) -> nn.ModuleList | nn.Seque
 def build(spec: TeacherSpec, weights: str | Path, token: str | None, transform: Transform) -> Teacher:
     """See `TeacherSpec.build`."""
     if spec.library == "torch":
-        model, revision = _call(spec), "callable"
+        model, revision = _call(spec, weights), "callable"
     elif weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
@@ -125,21 +127,25 @@ def create(spec: TeacherSpec) -> nn.Module:
             return timm.create_model(**{"num_classes": 0, **arguments, **named})
         from transformers import AutoConfig, AutoModel
 
-        return AutoModel.from_config(AutoConfig.for_model(**arguments))  # type: ignore[no-any-return]
+        return AutoModel.from_config(AutoConfig.for_model(**arguments))  # type: ignore[no-any-return, no-untyped-call]
     except ImportError as error:
         raise ShazamError(
             f"teacher {spec.name!r} needs {spec.library}: pip install 'shazam_fast[teachers]' ({error})"
         ) from None
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ShazamError(f"teacher {spec.name!r}: {spec.library} cannot create it from {arguments}: {error}") from error
+        raise ShazamError(
+            f"teacher {spec.name!r}: {spec.library} cannot create it from {arguments}: {error}"
+        ) from error
 
 
-def _call(spec: TeacherSpec) -> nn.Module:
+def _call(spec: TeacherSpec, weights: str | Path) -> nn.Module:
     if "create" not in spec.arguments:
         raise ShazamError(
             f"teacher {spec.name!r}: the code of its model lies in the hub's repository ({spec.hub}, gated, "
             f"{spec.licence}) and is not run from here; give it as a callable, see sf.TeacherSpec.build for the lines"
         )
+    if weights not in ("hub", "random"):
+        raise ShazamError(f"teacher {spec.name!r}: its callable brings its own weights, {weights} cannot be loaded")
     model = spec.arguments["create"]()
     if not isinstance(model, nn.Module):
         raise MismatchError(f"teacher {spec.name!r}: create() must return a torch module, found {type(model).__name__}")

@@ -1,4 +1,4 @@
-"""What describes a teacher: how an image becomes its input, how it is created, what its output means. Data, no torch."""
+"""What describes a teacher: how an image becomes its input, how it is created, what its output means. Data only."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -112,11 +112,9 @@ def _compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple
     return missing, extra, [f"{name} {list(found[name].shape)}, not {list(wanted[name].shape)}" for name in both]
 
 
-def _fill_transformers(
-    model: nn.Module, found: dict[str, Tensor]
-) -> tuple[nn.Module, list[str], list[str], list[str]]:
+def _fill_transformers(model: nn.Module, found: dict[str, Tensor]) -> tuple[nn.Module, list[str], list[str], list[str]]:
     """The same through transformers, which renames the tensors of older releases."""
-    filled, info = type(model).from_pretrained(  # type: ignore[operator]
+    filled, info = type(model).from_pretrained(  # type: ignore[attr-defined]
         None, config=model.config, state_dict=found, output_loading_info=True, ignore_mismatched_sizes=True
     )
     misfits = [f"{name} {list(is_)}, not {list(wanted)}" for name, is_, wanted in info["mismatched_keys"]]
