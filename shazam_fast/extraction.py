@@ -210,6 +210,9 @@ def complete(store: PartStore, write: Callable[[Sequence[int]], None]) -> Extrac
         while not all(map(store.finished, missing)):
             time.sleep(POLL_SECONDS)
         store.publish()
+    except BaseException:
+        store.discard_if_empty()
+        raise
     finally:
         os.close(locked)
     report = finished_report(store)

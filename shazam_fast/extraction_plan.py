@@ -17,6 +17,7 @@ from .extraction_pipeline import LEVELS
 from .image_sources import ImageTable
 from .teacher_models import Teacher
 from .teacher_spec import TeacherSpec
+from .writer import require_dtype
 
 PART_ROWS = 2048  # what a kill can cost: seconds on a GPU
 UNREADABLE = ("stop", "exclude")
@@ -39,6 +40,7 @@ class Plan:
     out: Path
 
     def __post_init__(self) -> None:
+        require_dtype(self.dtype)
         names = [spec.name for spec in self.specs]
         if not names or len(set(names)) < len(names):
             raise MismatchError(f"teachers, each once, expected, found {names}")
@@ -73,7 +75,7 @@ def part_of(batch: range) -> int:
 
 def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
     """What the archive records of its making; two calls with the same values write the same parts."""
-    packages = sorted({"torch", "numpy", "pillow", *(teacher.spec.library for teacher in teachers)})
+    packages = sorted({"numpy", "pillow", *(teacher.spec.library for teacher in teachers)} - {"torch"})
     return {
         "images": _describe(plan.table),
         "teachers": {teacher.spec.name: _record(teacher, device) for teacher in teachers},
@@ -82,7 +84,7 @@ def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, 
         "batch_size": batch_size,
         "part_rows": PART_ROWS,
         "device": device.type,
-        "versions": {name: version(name) for name in packages},
+        "versions": {"torch": str(torch.__version__), **{name: version(name) for name in packages}},
     }
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ class PartStore:
         except OSError as error:
             raise ShazamError(f"{self.path}: the archive could not be finished: {error}") from error
         remove_leftovers(self.path, {part["file"] for part in parts})
+
+    def discard_if_empty(self) -> None:
+        """Remove the directory if no part of the archive is finished."""
+        if any(self.path.glob("part-*.json")):
+            return
+        remove_leftovers(self.path)
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: another process has begun a part
+            self.path.rmdir()
 
     def _interleave(self, index: int, chunk: PartChunk, dtype: np.dtype[Any], row: int) -> NDArray[Any]:
         try:

@@ -148,7 +148,9 @@ def _open_slide(path: Path) -> Any:
         except (ImportError, OSError):  # openslide without its C library
             continue
         try:
-            return getattr(backend, name)(str(path))
+            slide = getattr(backend, name)(str(path))
+            _ = slide.dimensions  # tiffslide reads the header when it is first asked for something
         except Exception as error:
             raise ImageError(f"{path}: {module} cannot open the slide: {error}") from None
+        return slide
     raise ShazamError("openslide or tiffslide is needed to read slides: pip install 'shazam_fast[slides]'")

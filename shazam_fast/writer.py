@@ -51,8 +51,7 @@ class ArchiveWriter:
         dtype: str = "float16",
         part_bytes: int = 1 << 30,
     ) -> None:
-        if dtype not in ("float16", "float32"):
-            raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
+        require_dtype(dtype)
         if not teachers or min(teachers.values()) < 1:
             raise ShazamError(f"every teacher needs a name and a positive dim, found {dict(teachers)}")
         if len(set(classes)) != len(classes):
@@ -241,6 +240,12 @@ def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArr
     step = max(1, COPY_BYTES // (2 * max(1, sum(teachers.values()))))
     for start in range(0, rows, step):
         yield {name: array[start : start + step] for name, array in features.items()}
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise ShazamError unless archives are written in `dtype`."""
+    if dtype not in ("float16", "float32"):
+        raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
 
 
 def interleave(

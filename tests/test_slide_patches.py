@@ -86,7 +86,7 @@ def test_folders_of_slides_and_coords(tmp_path, slide):
 
 def test_coords_without_a_slide(tmp_path, slide):
     write_coords(tmp_path / "coords" / "other_patches.h5", TRIDENT)
-    with pytest.raises(sf.ImageError, match=r"no slide for 1 files in .*coords: other"):
+    with pytest.raises(sf.ImageError, match=r"no slide for 1 coords files in .*coords: other"):
         slide_patches(slide[0].parent, tmp_path / "coords")
 
 
