@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .annotations import FOLDER
 from .errors import ImageError, ShazamError
 from .extraction_pipeline import ExtractedBatch, Extractor
-from .extraction_plan import Plan, describe_job, part_of
+from .extraction_plan import Plan, describe_job
 from .image_sources import ImageTable, class_folders, image_folder, manifest
 from .part_store import PartChunk, PartStore
 from .progress import Progress
@@ -75,7 +75,7 @@ class Extraction:
         batches = [batch for part in parts for batch in self._plan.batches(part, self._batch_size)]
         stream = self._extractor.stream(batches)
         with Progress(f"extracting to {self.store.path.name}", sum(map(len, batches)), "images") as progress:
-            for part, extracted in groupby(stream, key=lambda found: part_of(found.batch)):
+            for part, extracted in groupby(stream, key=lambda found: self._plan.part_of(found.batch)):
                 self.store.write(part, self._chunks(extracted, progress))
 
     def _chunks(self, extracted: Iterable[ExtractedBatch], progress: Progress) -> Iterator[PartChunk]:

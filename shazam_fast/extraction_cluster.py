@@ -1,6 +1,7 @@
 """Extraction on several machines: Ray places the models and hands them parts; a part is written where it is made."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from .errors import ShazamError
@@ -13,10 +14,14 @@ RETRIES = 3  # of a part whose machine was lost
 
 
 class Worker:
-    """One copy of the models somewhere in the cluster."""
+    """One copy of the models somewhere in the cluster, made when it is first asked for something."""
 
     def __init__(self, plan: Plan, device: str | None) -> None:
-        self._extraction = Extraction(plan, choose_device(device))
+        self._plan, self._device = plan, device
+
+    @cached_property
+    def _extraction(self) -> Extraction:
+        return Extraction(self._plan, choose_device(self._device))
 
     def store(self) -> PartStore:
         """Where the parts go, and what they are."""
@@ -43,8 +48,9 @@ def extract_on_cluster(plan: Plan, cluster: str, device: str | None) -> Extracti
         raise ShazamError("Ray is needed for several machines: pip install 'shazam_fast[cluster]'") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
+    shared = ray.put(plan)  # kept: a worker that is started again asks for it
+    workers = _start_workers(ray, plan, shared, device)
     try:
-        workers = _start_workers(ray, plan, device)
         store: PartStore = ray.get(workers[0].store.remote())
 
         def write(missing: Sequence[int]) -> None:
@@ -57,9 +63,12 @@ def extract_on_cluster(plan: Plan, cluster: str, device: str | None) -> Extracti
         if isinstance(error.cause, ShazamError):
             raise error.cause from None
         raise
+    finally:
+        for worker in workers:
+            ray.kill(worker)  # its cores and GPU are free again, whoever still holds a traceback
 
 
-def _start_workers(ray: Any, plan: Plan, device: str | None) -> list[Any]:
+def _start_workers(ray: Any, plan: Plan, shared: Any, device: str | None) -> list[Any]:
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if device is None or device.startswith("cuda") else 0
     count = gpus or max(1, int(resources.get("CPU", 1)) // plan.workers)
@@ -69,5 +78,4 @@ def _start_workers(ray: Any, plan: Plan, device: str | None) -> list[Any]:
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
-    shared = ray.put(plan)
     return [remote.remote(shared, device) for _ in range(min(count, plan.parts))]

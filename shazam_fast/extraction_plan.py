@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Plan:
     dtype: str
     unreadable: str
     out: Path
+    part_rows: int = field(default_factory=lambda: PART_ROWS)
 
     def __post_init__(self) -> None:
         require_dtype(self.dtype)
@@ -56,21 +57,20 @@ class Plan:
     @property
     def parts(self) -> int:
         """Parts that the archive is written in."""
-        return -(-len(self.table) // PART_ROWS)
+        return -(-len(self.table) // self.part_rows)
 
     def batches(self, part: int, size: int) -> list[range]:
         """The batches of a part: they depend on row numbers alone, so that a part is the same whoever writes it."""
-        stop = min((part + 1) * PART_ROWS, len(self.table))
-        return [range(i, min(i + size, stop)) for i in range(part * PART_ROWS, stop, size)]
+        start, stop = part * self.part_rows, min((part + 1) * self.part_rows, len(self.table))
+        return [range(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+    def part_of(self, batch: range) -> int:
+        """The number of the part that a batch belongs to."""
+        return batch.start // self.part_rows
 
     def build(self) -> list[Teacher]:
         """The teachers with their weights."""
         return [spec.build(self.weights.get(spec.name, "hub"), self.token, self.transform) for spec in self.specs]
-
-
-def part_of(batch: range) -> int:
-    """The number of the part that a batch belongs to."""
-    return batch.start // PART_ROWS
 
 
 def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, 
         "levels": [level for level in LEVELS if level in plan.levels],
         "dtype": plan.dtype,
         "batch_size": batch_size,
-        "part_rows": PART_ROWS,
+        "part_rows": plan.part_rows,
         "device": device.type,
         "versions": {"torch": str(torch.__version__), **{name: version(name) for name in packages}},
     }

@@ -15,7 +15,7 @@ from synthetic import make_patches
 
 import shazam_fast as sf
 
-COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score", "teachers")
+COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score", "teachers", "extract")
 QUICK = ("--epochs", "3", "--batch-size", "16", "--dim", "16", "--depth", "2")
 
 
