@@ -14,8 +14,7 @@ from shazam_fast import extraction_plan
 SCRIPT = """
 import sys
 import ray
-sys.path.insert(0, sys.argv[1])
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 from images import small_teachers
 import shazam_fast as sf
 from shazam_fast import extraction_plan
@@ -23,7 +22,7 @@ extraction_plan.PART_ROWS = 5
 teachers = small_teachers()[:1]
 weights = {t.name: "random" for t in teachers}
 try:
-    sf.extract(sys.argv[2], teachers, sys.argv[3], weights=weights, workers=1, cluster="ray")
+    sf.extract(sys.argv[1], teachers, sys.argv[2], weights=weights, workers=1, cluster="ray")
 except sf.ImageError as error:
     assert "023.png: empty file" in str(error), error
     print("refused")
@@ -34,8 +33,9 @@ def test_two_workers_write_parts_that_one_process_would_write(tmp_path, monkeypa
     pytest.importorskip("ray")
     images, teachers = tmp_path / "images", small_teachers()[:1]
     write_patches(images, 24)[23].write_bytes(b"")
-    command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), images, tmp_path / "spread"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-c", SCRIPT, images, tmp_path / "spread"]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}  # the workers' too
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
     assert "refused" in run.stdout, run.stderr
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "spread").glob("part-*.safetensors")}
     assert written
