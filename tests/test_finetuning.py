@@ -61,6 +61,15 @@ def test_the_best_epoch_is_what_comes_back(table, result):
     assert (predicted == table.labels[45:]).mean() == result.metrics["test"].accuracy
 
 
+def test_later_epochs_that_are_worse_are_undone(table, monkeypatch):
+    first = run(table, epochs=1).model.state_dict()
+    scores = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr("shazam_fast.finetuning.selection_score", lambda *_: next(scores))
+    result = run(table, epochs=3)
+    assert [record["val_score"] for record in result.history] == [0.9, 0.8, 0.7]
+    assert all(torch.equal(tensor, first[name]) for name, tensor in result.model.state_dict().items())
+
+
 def test_backbone_and_head_move_at_their_own_rates(table):
     before = TINY.build("random").state_dict()
     torch.manual_seed(3)
