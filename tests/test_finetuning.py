@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import shazam_fast as sf
+from shazam_fast import teacher_registry
 from shazam_fast.image_sources import ImageTable
 
 pytest.importorskip("timm")
@@ -95,7 +96,8 @@ def test_it_stops_when_nothing_gets_better(table):
     assert len(run(table, epochs=30, patience=2, backbone_lr=1e-12, head_lr=1e-12).history) == 3
 
 
-def test_a_registered_name_and_no_test_split(table):
+def test_a_registered_name_and_no_test_split(table, monkeypatch):
+    monkeypatch.setattr(teacher_registry, "_registry", dict(teacher_registry._registry))
     sf.register_teacher(dataclasses.replace(TINY, name="tiny-by-name"))
     without = dataclasses.replace(table, splits=np.where(table.splits == 2, 255, table.splits).astype(np.uint8))
     found = sf.finetune(without, "tiny-by-name", weights="random", epochs=1, device="cpu")
