@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import shazam_fast as sf
+from shazam_fast import teacher_registry
 from shazam_fast.image_sources import ImageTable
 
 pytest.importorskip("timm")
@@ -61,6 +62,15 @@ def test_the_best_epoch_is_what_comes_back(table, result):
     assert (predicted == table.labels[45:]).mean() == result.metrics["test"].accuracy
 
 
+def test_later_epochs_that_are_worse_are_undone(table, monkeypatch):
+    first = run(table, epochs=1).model.state_dict()
+    scores = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr("shazam_fast.finetuning.selection_score", lambda *_: next(scores))
+    result = run(table, epochs=3)
+    assert [record["val_score"] for record in result.history] == [0.9, 0.8, 0.7]
+    assert all(torch.equal(tensor, first[name]) for name, tensor in result.model.state_dict().items())
+
+
 def test_backbone_and_head_move_at_their_own_rates(table):
     before = TINY.build("random").state_dict()
     torch.manual_seed(3)
@@ -86,7 +96,8 @@ def test_it_stops_when_nothing_gets_better(table):
     assert len(run(table, epochs=30, patience=2, backbone_lr=1e-12, head_lr=1e-12).history) == 3
 
 
-def test_a_registered_name_and_no_test_split(table):
+def test_a_registered_name_and_no_test_split(table, monkeypatch):
+    monkeypatch.setattr(teacher_registry, "_registry", dict(teacher_registry._registry))
     sf.register_teacher(dataclasses.replace(TINY, name="tiny-by-name"))
     without = dataclasses.replace(table, splits=np.where(table.splits == 2, 255, table.splits).astype(np.uint8))
     found = sf.finetune(without, "tiny-by-name", weights="random", epochs=1, device="cpu")

@@ -215,6 +215,9 @@ def test_weights_that_do_not_fit(tmp_path):
     torch.save({name: tensor for name, tensor in state.items() if not name.startswith("blocks.3")}, path)
     with pytest.raises(sf.MismatchError, match=r"12 missing \(blocks.3.norm1.weight, .* and 7 more\)"):
         TINY.build(path)
+    torch.save({**state, "extra": torch.zeros(1)}, path)
+    with pytest.raises(sf.MismatchError, match=r"teacher 'tiny': 1 unexpected \(extra\)$"):
+        TINY.build(path)
     torch.save([1, 2], path)
     with pytest.raises(sf.MismatchError, match="a mapping of names to tensors expected, found list"):
         TINY.build(path)
@@ -404,6 +407,8 @@ def test_conch_waits_for_the_users_callable(images):
         sf.ShazamError, match=r"'conch-v1.5': .*CC-BY-NC-ND-4.0.* is not run from here.*TeacherSpec.build"
     ):
         conch.build()
+    with pytest.raises(sf.ShazamError, match=r"'conch-v1\.5' is a teacher of shazam_fast"):
+        sf.register_teacher(dataclasses.replace(conch, licence="MIT"))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 768))
     sf.register_teacher(dataclasses.replace(conch, arguments={"create": lambda: model}))
     assert sf.teacher("conch-v1.5").build().features(images).shape == (3, 768)
