@@ -84,7 +84,7 @@ class Extraction:
             if found.unreadable and self._plan.unreadable == "stop":
                 reason = next(iter(found.unreadable.values()))
                 raise ImageError(
-                    f"{reason}. Finished parts are kept: mend or remove what is broken and extract again, "
+                    f"{reason}. Finished parts are kept: mend the image and extract again, "
                     "or leave such images out with unreadable='exclude'"
                 )
             yield PartChunk(
@@ -152,8 +152,8 @@ def extract(
     given = {name: str(path) for name, path in (weights or {}).items()}
     table = images if isinstance(images, ImageTable) else _read_table(Path(images), labels, coords, classes)
     plan = Plan(
-        table, specs, given, transform, token, tuple(levels), batch_size, workers or len(os.sched_getaffinity(0)),
-        dtype, unreadable, Path(out),
+        table, specs, given, transform, token, tuple(levels), batch_size, workers or _cores(), dtype,
+        unreadable, Path(out),
     )  # fmt: skip
     if cluster is not None:
         from .extraction_cluster import extract_on_cluster
@@ -227,6 +227,11 @@ def finished_report(store: PartStore) -> ExtractionReport | None:
         return None
     remove_leftovers(store.path, {part["file"] for part in manifest["parts"]})  # killed before it could
     return ExtractionReport(store.path, manifest["rows"], store.teachers, tuple(manifest["notes"]["left_out"]))
+
+
+def _cores() -> int:
+    """Cores of this process: its share of them under torchrun."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _codes(names: Sequence[str]) -> tuple[list[str], NDArray[np.int32] | None]:

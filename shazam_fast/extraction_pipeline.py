@@ -138,7 +138,7 @@ class Extractor:
         returned = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
         returned.copy_(features, non_blocking=True)
         done = torch.cuda.Event()
-        done.record()
+        done.record(torch.cuda.current_stream(self._device))
         return _Launched(batch, returned, done)
 
     def _run(self, pixels: Mapping[Geometry, Tensor]) -> list[Tensor]:

@@ -157,7 +157,8 @@ def _paths_table(paths: Sequence[str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table({"row": np.arange(len(paths)), "path": pa.array(paths).dictionary_encode()})
+    printable = [path.encode(errors="replace").decode() for path in paths]  # file names may be no text
+    table = pa.table({"row": np.arange(len(paths)), "path": pa.array(printable).dictionary_encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

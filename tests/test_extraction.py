@@ -378,14 +378,16 @@ for seed in range(4):
 
 def test_killed_near_the_end(tmp_path, undisturbed):
     images, expected, calls = undisturbed
+    # from the end: the records' removal, the manifest, the table of images, the last part's record, its renaming
+    places = [0, 8, 9, 11, 14, 17, 18, 20]
     script = f"""
-for back in range(9):  # the last part, the table of images, the manifest, the records' removal
+for back in {places}:
     out = sys.argv[3] + str(back)
     assert wait(run({calls} - back)) == -signal.SIGKILL
     assert wait(run()) == 0
 """
     run_script(script, images, tmp_path / "out")
-    assert [checksums(tmp_path / f"out{back}") for back in range(9)] == [expected] * 9
+    assert [checksums(tmp_path / f"out{back}") for back in places] == [expected] * len(places)
 
 
 def test_killed_by_the_clock_it_continues_to_the_same_bytes(tmp_path, undisturbed):
