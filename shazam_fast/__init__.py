@@ -15,10 +15,17 @@ if TYPE_CHECKING:
     from .archive import FeatureArchive as FeatureArchive
     from .conversion import ConversionReport as ConversionReport
     from .conversion import convert as convert
+    from .datasets import dataset as dataset
     from .errors import ArchiveError as ArchiveError
+    from .errors import ImageError as ImageError
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
+    from .extraction import ExtractionReport as ExtractionReport
+    from .extraction import extract as extract
+    from .finetuning import FinetuneResult as FinetuneResult
+    from .finetuning import finetune as finetune
+    from .image_sources import ImageTable as ImageTable
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
     from .scoring import Scores as Scores
@@ -29,6 +36,11 @@ if TYPE_CHECKING:
     from .student import Student as Student
     from .student_config import StudentConfig as StudentConfig
     from .student_files import load as load
+    from .teacher_registry import register_teacher as register_teacher
+    from .teacher_registry import teacher as teacher
+    from .teacher_registry import teachers as teachers
+    from .teacher_spec import TeacherSpec as TeacherSpec
+    from .teacher_spec import Transform as Transform
     from .training import TrainResult as TrainResult
     from .training import train as train
     from .training_config import TrainConfig as TrainConfig
@@ -40,13 +52,19 @@ __version__ = "0.1.0"
 _HOMES = {
     "archive": ("Batch", "FeatureArchive"),
     "conversion": ("ConversionReport", "convert"),
-    "errors": ("ArchiveError", "MismatchError", "NonFiniteError", "ShazamError"),
+    "datasets": ("dataset",),
+    "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
+    "extraction": ("ExtractionReport", "extract"),
+    "finetuning": ("FinetuneResult", "finetune"),
+    "image_sources": ("ImageTable",),
     "metrics": ("Metrics",),
     "scoring": ("Scores", "evaluate", "score"),
     "splits": ("GroupedSplit",),
     "student": ("FoldedStudent", "Student"),
     "student_config": ("StudentConfig",),
     "student_files": ("load",),
+    "teacher_registry": ("register_teacher", "teacher", "teachers"),
+    "teacher_spec": ("TeacherSpec", "Transform"),
     "training": ("TrainResult", "train"),
     "training_config": ("TrainConfig",),
     "writer": ("ArchiveWriter", "write_archive"),

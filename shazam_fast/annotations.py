@@ -48,7 +48,7 @@ def annotate(
         names = archive.values(labels, LABEL_COLUMNS, "labels")
         contents, columns["label"] = _encode(contents, names, classes)
     if groups is None and isinstance(labels, str | Path) and str(labels) != FOLDER:
-        groups = labels if _column_of(read_csv(Path(labels)), GROUP_COLUMNS) else None  # the patient stands beside it
+        groups = labels if column_of(read_csv(Path(labels)), GROUP_COLUMNS) else None  # the patient stands beside it
     if groups is not None:
         group_names = archive.values(groups, GROUP_COLUMNS, "groups").astype(str)
         unique, codes = np.unique(group_names[group_names != ""], return_inverse=True)
@@ -108,7 +108,7 @@ class _Rows:
         table = read_csv(path)
         if columns is SPLIT_COLUMNS and {"train", "val"} <= table.keys():
             return self._by_slide(_clam_splits(path, table), what, path)
-        value, slide = _column_of(table, columns), _column_of(table, SLIDE_COLUMNS)
+        value, slide = column_of(table, columns), column_of(table, SLIDE_COLUMNS)
         if value is None or slide is None:
             raise MismatchError(
                 f"{path}: a column of {'/'.join(SLIDE_COLUMNS)} and one of {'/'.join(columns)} expected, "
@@ -161,6 +161,15 @@ def _encode(
         codes = encode_labels(names, tuple(classes))
         assert codes is not None
         return replace(contents, classes=tuple(classes)), codes.astype(np.int64)
+    classes, labels = encode_names(names, classes)
+    return replace(contents, classes=classes), labels
+
+
+def encode_names(names: NDArray[np.str_], classes: Sequence[str] | None) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Classes (the sorted names, numbers by value, unless given) and the class index of every name, -1 for "".
+
+    Raises MismatchError for a name that is not among the given classes.
+    """
     known = names != ""
     if classes is None:
         unique = np.unique(names[known]).tolist()
@@ -169,7 +178,7 @@ def _encode(
     codes = encode_labels(names[known], tuple(classes))
     assert codes is not None
     labels[known] = codes
-    return replace(contents, classes=tuple(classes)), labels
+    return tuple(classes), labels
 
 
 def read_csv(path: Path) -> dict[str, list[str]]:
@@ -187,7 +196,8 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     return {name: [row[i].strip() for row in rows] for i, name in enumerate(header)}
 
 
-def _column_of(table: Mapping[str, list[str]], names: tuple[str, ...]) -> str | None:
+def column_of(table: Mapping[str, list[str]], names: tuple[str, ...]) -> str | None:
+    """The first of the names that the table has as a column."""
     return next((name for name in names if name in table), None)
 
 

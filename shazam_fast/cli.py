@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from .errors import ShazamError
+from .extraction_cli import extract
 from .training_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def convert(
     *sources, out = paths
     if len(sources) != (0 if teacher else 1):
         raise typer.BadParameter("give SOURCE and OUT, or --teacher NAME=PATH for each teacher and OUT")
-    source = _parse_teachers(teacher) if teacher else sources[0]
+    source = parse_pairs(teacher, "--teacher") if teacher else sources[0]
     report = run(source, out, dtype=dtype, labels=labels, splits=splits)
     console.print(f"{report.rows:,} patches, {report.bytes / 1e9:.2f} GB in {out}")
     if report.overflowed:
@@ -92,6 +93,9 @@ def convert(
     for name, largest in report.max_error.items():
         rounding.add_row(name, f"{largest:.1e}", f"{report.rms_error[name]:.1e}")
     console.print(rounding)
+
+
+app.command()(extract)
 
 
 @app.command()
@@ -191,11 +195,19 @@ def score(
     console.print(f"{len(scores.rows):,} patches scored: {out}")
 
 
-def _parse_teachers(given: list[str]) -> dict[str, str]:
-    """{name: path} of options name=path."""
-    pairs = [option.partition("=") for option in given]
+@app.command()
+def teachers() -> None:
+    """Print the foundation models that are known by name: where their weights are, input, feature, licence."""
+    from .teacher_cli import print_teachers
+
+    print_teachers(console)
+
+
+def parse_pairs(given: list[str], option: str) -> dict[str, str]:
+    """{name: path} of what was given for an option, name=path each."""
+    pairs = [pair.partition("=") for pair in given]
     if not all(name and path for name, _, path in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
-        raise typer.BadParameter(f"--teacher NAME=PATH, each name once, expected; found {', '.join(given)}")
+        raise typer.BadParameter(f"{option} NAME=PATH, each name once, expected; found {', '.join(given)}")
     return {name: path for name, _, path in pairs}
 
 

@@ -71,6 +71,13 @@ def check_finite(teacher: str, given: NDArray[Any], stored: NDArray[Any], first_
     raise NonFiniteError(f"{where}: the feature is {value}; extract this patch again or leave it out")
 
 
+def first_refused(features: Mapping[str, NDArray[Any]], dtype: str | np.dtype[Any]) -> int:
+    """The first row that holds, of the first teacher that has one, what is not finite as `dtype`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        refused = [~np.isfinite(block.astype(dtype)).all(axis=1) for block in features.values()]
+    return next(int(bad.argmax()) for bad in refused if bad.any())
+
+
 def encode_labels(labels: ArrayLike | None, classes: tuple[str, ...]) -> NDArray[Any] | None:
     """Class indices of labels given as indices (-1 unknown) or as class names."""
     if labels is None:

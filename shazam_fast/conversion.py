@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .annotations import Given
+from .columns import first_refused
 from .errors import NonFiniteError
 from .progress import Progress
 from .readable import Readable
@@ -145,8 +146,5 @@ def _write(readable: Readable, out: Path, dtype: str, job: Mapping[str, object])
 
 def _name_slide(readable: Readable, start: int, features: Mapping[str, NDArray[Any]], dtype: str) -> str:
     """Words for the slide of the first patch that the writer refused, of the first teacher that has one."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        refused = [~np.isfinite(block.astype(dtype)).all(axis=1) for block in features.values()]
-    row = start + next(int(bad.argmax()) for bad in refused if bad.any())
-    slide = readable.archive.slide_index[row]
+    slide = readable.archive.slide_index[start + first_refused(features, dtype)]
     return f", slide {readable.archive.slides[slide]!r}" if slide >= 0 else ""

@@ -22,3 +22,7 @@ class MismatchError(ShazamError):
 
 class NonFiniteError(ShazamError):
     """A feature, a loss or a logit is NaN or infinite; the message names the teacher and the first row."""
+
+
+class ImageError(ShazamError):
+    """Images that are missing, listed twice, unreadable, or stored in a way that cannot be read without loss."""

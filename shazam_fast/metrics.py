@@ -83,6 +83,11 @@ def selection_metrics(confusion: NDArray[np.int64]) -> tuple[float, float]:
     return float(balanced_accuracy), float(np.average(f1, weights=true[occurs]))
 
 
+def selection_score(balanced_accuracy: float, weighted_f1: float) -> float:
+    """What the best epoch is chosen by on the validation split, as in the authors' script."""
+    return 0.8 * balanced_accuracy + 0.2 * weighted_f1
+
+
 def _macro_auroc(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     from sklearn.metrics import roc_auc_score
 

@@ -77,18 +77,18 @@ class ResumableWriter(ArchiveWriter):
 
     def _claim(self) -> None:
         self._record = {"job": self._job, "notes": self._notes}
-        claim_directory(self.path, JOURNAL)
-        self._lock = _lock(self.path)
+        claim_directory(self.path, (JOURNAL,))
+        self._lock = lock(self.path)
         try:
             if (self.path / JOURNAL).exists():
-                self._continue(_read_json(self.path / JOURNAL))
+                self._continue(read_json(self.path / JOURNAL))
             remove_leftovers(self.path, {str(part["file"]) for part in self._parts})
         except BaseException:
             os.close(self._lock)
             raise
 
     def _continue(self, journal: Mapping[str, Any]) -> None:
-        _require_same_job(self.path, journal, self._job)
+        require_same_job(self.path, journal, self._job)
         self._parts = journal["parts"]
         self.rows = journal["rows"]
         self._notes.update(journal["notes"])
@@ -114,12 +114,13 @@ def read_finished(path: Path, job: Mapping[str, object]) -> dict[str, Any] | Non
     """
     if not (path / MANIFEST).exists():
         return None
-    manifest = _read_json(path / MANIFEST)
-    _require_same_job(path, manifest, job)
+    manifest = read_json(path / MANIFEST)
+    require_same_job(path, manifest, job)
     return manifest
 
 
-def _require_same_job(path: Path, found: Mapping[str, Any], job: Mapping[str, object]) -> None:
+def require_same_job(path: Path, found: Mapping[str, Any], job: Mapping[str, object]) -> None:
+    """Raise MismatchError, saying what differs, when the manifest or journal `found` at `path` is another job's."""
     if "job" not in found:
         raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
     if different := [key for key, value in job.items() if found["job"].get(key) != value]:
@@ -129,7 +130,8 @@ def _require_same_job(path: Path, found: Mapping[str, Any], job: Mapping[str, ob
         )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ArchiveError when there is none."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -139,7 +141,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
     """A descriptor that keeps other processes from writing to the directory, until it is closed or we are killed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

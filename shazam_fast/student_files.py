@@ -14,6 +14,7 @@ from .errors import ArchiveError, ShazamError
 from .files import file_checksum, write_durably
 from .student import Student
 from .student_config import StudentConfig
+from .teacher_registry import teachers
 
 FORMAT = "shazam_fast student"
 VERSION = 1
@@ -56,6 +57,7 @@ def save_student(student: Student, path: Path) -> None:
             "version": VERSION,
             "config": asdict(student.config),
             "xxh3": file_checksum(path / TENSORS),
+            "licences": _licences(student.config),
             "training": student.training_record,
         }
         write_durably(path / CARD, json.dumps(card, indent=1).encode())
@@ -77,6 +79,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, complete or not at all."""
     write_durably(path, save({name: t.contiguous().cpu() for name, t in tensors.items()}, metadata))
+
+
+def _licences(config: StudentConfig) -> dict[str, dict[str, Any]]:
+    """Licence of every teacher whose name is known, and whether it covers models trained on the teacher's outputs."""
+    known = {spec.name: {"licence": spec.licence, "covers_derivatives": spec.covers_derivatives} for spec in teachers()}
+    return {name: known[base] for name in config.teachers if (base := name.partition(":")[0]) in known}
 
 
 def _read_card(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .archive import FeatureArchive
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import NonFiniteError
 from .feeds import TrainingFeed, feature_statistics, resident_features
-from .metrics import confusion_matrix, selection_metrics
+from .metrics import confusion_matrix, selection_metrics, selection_score
 from .progress import Progress
 from .scoring import choose_device, predict
 from .student import Student
@@ -169,7 +169,7 @@ class TrainingRun:
         confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
         balanced_accuracy, weighted_f1 = selection_metrics(confusion)
         return {
-            "val_score": 0.8 * balanced_accuracy + 0.2 * weighted_f1,
+            "val_score": selection_score(balanced_accuracy, weighted_f1),
             "val_balanced_accuracy": balanced_accuracy,
             "val_weighted_f1": weighted_f1,
             **(_describe_weights(torch.cat(weights), list(self._archive.teachers)) if weights else {}),

@@ -51,8 +51,7 @@ class ArchiveWriter:
         dtype: str = "float16",
         part_bytes: int = 1 << 30,
     ) -> None:
-        if dtype not in ("float16", "float32"):
-            raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
+        require_dtype(dtype)
         if not teachers or min(teachers.values()) < 1:
             raise ShazamError(f"every teacher needs a name and a positive dim, found {dict(teachers)}")
         if len(set(classes)) != len(classes):
@@ -65,7 +64,7 @@ class ArchiveWriter:
         self._dtype = np.dtype(dtype)
         self._part_rows = max(1, part_bytes // (self._width * self._dtype.itemsize))
         self._names: dict[str, dict[str, int]] = {"slide": {}, "group": {}}
-        self._parts: list[dict[str, object]] = []
+        self._parts: list[dict[str, Any]] = []
         self._part: PartWriter | None = None
         self._record: dict[str, object] = {}  # what else the manifest is to say
         self._claim()
@@ -107,7 +106,12 @@ class ArchiveWriter:
                     self._part = PartWriter(self.path / f"part-{len(self._parts):05d}.safetensors")
                 stop = min(rows, start + step, start + self._part_rows - self._part.rows)
                 self._part.append(
-                    self._interleave(features, start, stop),
+                    interleave(
+                        {name: block[start:stop] for name, block in features.items()},
+                        self.teachers,
+                        self._dtype,
+                        self.rows,
+                    ),
                     {name: None if c is None else c[start:stop] for name, c in columns.items()},
                 )
                 self.rows += stop - start
@@ -157,17 +161,6 @@ class ArchiveWriter:
     def _publish(self) -> None:
         write_durably(self.path / MANIFEST, self._manifest())
 
-    def _interleave(self, features: Mapping[str, NDArray[Any]], start: int, stop: int) -> NDArray[Any]:
-        out = np.empty((stop - start, self._width), dtype=self._dtype)
-        column = 0
-        for name, dim in self.teachers.items():
-            block = np.asarray(features[name][start:stop])
-            with np.errstate(over="ignore", invalid="ignore"):
-                out[:, column : column + dim] = block
-            check_finite(name, block, out[:, column : column + dim], self.rows)
-            column += dim
-        return out
-
     def _encode_names(self, kind: str, names: ArrayLike | None) -> NDArray[np.int32] | None:
         if names is None:
             return None
@@ -182,19 +175,10 @@ class ArchiveWriter:
             self._part = None
 
     def _manifest(self) -> bytes:
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "teachers": [{"name": name, "dim": dim} for name, dim in self.teachers.items()],
-            "dtype": str(self._dtype),
-            "rows": self.rows,
-            "classes": list(self.classes),
-            "slides": list(self._names["slide"]),
-            "groups": list(self._names["group"]),
-            "parts": self._parts,
-            **self._record,
-        }
-        return json.dumps(manifest, indent=1).encode()
+        names = {kind: list(known) for kind, known in self._names.items()}
+        return manifest_content(
+            self.teachers, self._dtype, self.classes, names["slide"], names["group"], self._parts, self._record
+        )
 
 
 def write_archive(
@@ -258,8 +242,57 @@ def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArr
         yield {name: array[start : start + step] for name, array in features.items()}
 
 
-def claim_directory(path: Path, expected: str = "") -> None:
-    """Create the directory, or accept one with what an interrupted writing left or the file `expected`, no other.
+def require_dtype(dtype: str) -> None:
+    """Raise ShazamError unless archives are written in `dtype`."""
+    if dtype not in ("float16", "float32"):
+        raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
+
+
+def interleave(
+    features: Mapping[str, NDArray[Any]], teachers: Mapping[str, int], dtype: np.dtype[Any], first_row: int
+) -> NDArray[Any]:
+    """All teachers' features of n patches side by side, as stored: {teacher: [n, dim]} -> [n, sum of dims].
+
+    Raises NonFiniteError, with the row counted from `first_row`, for NaN, infinity or what overflows `dtype`.
+    """
+    out = np.empty((len(next(iter(features.values()))), sum(teachers.values())), dtype=dtype)
+    column = 0
+    for name, dim in teachers.items():
+        block = np.asarray(features[name])
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[:, column : column + dim] = block
+        check_finite(name, block, out[:, column : column + dim], first_row)
+        column += dim
+    return out
+
+
+def manifest_content(
+    teachers: Mapping[str, int],
+    dtype: np.dtype[Any],
+    classes: Sequence[str],
+    slides: Sequence[str],
+    groups: Sequence[str],
+    parts: Sequence[Mapping[str, Any]],
+    record: Mapping[str, object],
+) -> bytes:
+    """What archive.json says; `record` is what else it is to say."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "teachers": [{"name": name, "dim": dim} for name, dim in teachers.items()],
+        "dtype": str(dtype),
+        "rows": sum(part["rows"] for part in parts),
+        "classes": list(classes),
+        "slides": list(slides),
+        "groups": list(groups),
+        "parts": list(parts),
+        **record,
+    }
+    return json.dumps(manifest, indent=1).encode()
+
+
+def claim_directory(path: Path, expected: Collection[str] = ()) -> None:
+    """Create the directory, or accept one with what an interrupted writing left or the files `expected`, no other.
 
     Raises ShazamError when it cannot be created, holds an archive, or other files.
     """
@@ -270,7 +303,7 @@ def claim_directory(path: Path, expected: str = "") -> None:
     if (path / MANIFEST).exists():
         raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
     names = {p.name for p in path.iterdir() if not p.match("part-*") and p.suffix != UNFINISHED}
-    if foreign := sorted(names - {expected}):
+    if foreign := sorted(names - set(expected)):
         raise ShazamError(f"{path}: the directory holds other files ({', '.join(foreign[:3])}); choose another")
 
 

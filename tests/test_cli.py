@@ -15,7 +15,7 @@ from synthetic import make_patches
 
 import shazam_fast as sf
 
-COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score")
+COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score", "teachers", "extract")
 QUICK = ("--epochs", "3", "--batch-size", "16", "--dim", "16", "--depth", "2")
 
 
@@ -221,3 +221,14 @@ def test_progress_is_shown_on_a_terminal_after_two_seconds(tmp_path):
             text = ""
         os.close(controller)
         assert ("scoring" in text and "patches/s" in text) is shown
+
+
+def test_the_table_of_teachers():
+    printed = shazam_fast("teachers").stdout
+    lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│")}
+    assert all(name in lines for name in (spec.name for spec in sf.teachers()))
+    assert "2,560" in lines["virchow2"]
+    assert "1,280" in lines["virchow2-cls"]
+    assert "224 of 256" in lines["gigapath"]
+    assert "*" in lines["uni"]
+    assert "*" not in lines["gigapath"]

@@ -84,3 +84,14 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, student):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert json.loads((tmp_path / "s" / "student.json").read_text()) == before
     sf.load(tmp_path / "s")
+
+
+def test_the_card_names_the_teachers_licences(tmp_path):
+    """Of those that are known by name, whatever level of theirs the student reads."""
+    config = sf.StudentConfig({"uni": 8, "gigapath:low": 8, "my own": 8}, ["a", "b"], dim=8, depth=1)
+    sf.Student(config).save(tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "student.json").read_text())["licences"] == {
+        "uni": {"licence": "CC-BY-NC-ND-4.0", "covers_derivatives": True},
+        "gigapath:low": {"licence": "Apache-2.0", "covers_derivatives": False},
+    }
+    sf.load(tmp_path / "s")

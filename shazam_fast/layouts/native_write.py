@@ -37,7 +37,7 @@ class PartWriter:
             self._columns[name].append(column.astype(dtype))
         self.rows += len(features)
 
-    def close(self, width: int, dtype: np.dtype[Any]) -> dict[str, object]:
+    def close(self, width: int, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Finish the file and return its entry in the manifest."""
         columns = {name: np.concatenate(chunks) for name, chunks in self._columns.items()}
         for column in columns.values():
