@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -144,7 +146,7 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
 
 #endif
 
-#define KERNELS(set) RowKernels{#set, set::dots, set::combine, set::compare, set::pull}
+#define KERNELS(set) RowKernels{#set, set::dots, set::combine, set::compare, set::pull, set::fold}
 
 std::vector<RowKernels> detect_row_kernels() {
   std::vector<RowKernels> kernels;

@@ -41,6 +41,19 @@ struct Pull {
   float limit;
 };
 
+constexpr int64_t kFoldLanes = 16;  // patches that the recurrence of the folded student takes at once
+
+/// The recurrence over kFoldLanes patches, each of which is one lane: the last axis of every array.
+struct FoldLanes {
+  int64_t N;
+  int64_t K;
+  float* scores;         // S_l [K, N, N], overwritten
+  const float* penalty;  // [N], -infinity where the teacher is absent, otherwise 0
+  const float* share;    // [N], of every row in the mean
+  float* weights;        // [N], the mean of the rows of M_K
+  float* scratch;        // [3, N, N]
+};
+
 /// The arithmetic over rows of any width that everything of the student is made of, written for one
 /// instruction set. No alignment is asked for. Kernels of different instruction sets sum in
 /// different orders; each gives the same bits every time.
@@ -58,6 +71,8 @@ struct RowKernels {
   /// `d_y` may be null: then only `d_x` is updated.
   void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
                float* d_y);
+
+  void (*fold)(const FoldLanes& task);
 };
 
 /// Those this CPU can run, fastest first. The last one is portable.
