@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .errors import ShazamError as ShazamError
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
-    from .scoring import Scores as Scores
+    from .heatmap import heatmap as heatmap
+    from .scores import Scores as Scores
+    from .scores import open_scores as open_scores
     from .scoring import evaluate as evaluate
     from .scoring import score as score
     from .splits import GroupedSplit as GroupedSplit
@@ -42,7 +44,9 @@ _HOMES = {
     "conversion": ("ConversionReport", "convert"),
     "errors": ("ArchiveError", "MismatchError", "NonFiniteError", "ShazamError"),
     "metrics": ("Metrics",),
-    "scoring": ("Scores", "evaluate", "score"),
+    "heatmap": ("heatmap",),
+    "scores": ("Scores", "open_scores"),
+    "scoring": ("evaluate", "score"),
     "splits": ("GroupedSplit",),
     "student": ("FoldedStudent", "Student"),
     "student_config": ("StudentConfig",),

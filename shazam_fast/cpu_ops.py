@@ -22,7 +22,7 @@ from ._core import AMD_AVX512, MAX_TEACHERS, attention_backward, attention_forwa
 ONEDNN_PRODUCTS = AMD_AVX512 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 ONEDNN_WORTH = 1 << 20  # multiplications; below, its longer way to the product costs more than it saves
 
-FOLDED_BYTES = 1 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
+FOLDED_BYTES = 2 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
 
 
 def supported(tokens: Tensor) -> bool:
@@ -47,7 +47,13 @@ def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
 
     features [B, sum of dims], weights [D, dim] and biases [D] of every teacher -> tokens [B, N, D].
     """
-    tokens: Tensor = _Project.apply(features, *weights, *biases)
+    if _wants_gradient(features, *weights, *biases):
+        trained: Tensor = _Project.apply(features, *weights, *biases)
+        return trained
+    tokens = features.new_empty(features.shape[0], len(weights), weights[0].shape[0])
+    columns = features.split([w.shape[1] for w in weights], dim=1)
+    for i, (x, weight, bias) in enumerate(zip(columns, weights, biases, strict=True)):
+        tokens[:, i] = affine(x, weight.T, bias)
     return tokens
 
 
@@ -165,6 +171,14 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(x, weight)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.T, None, "none", [], "")
     return product
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight + bias for inference; `weight` as for `_product`."""
+    if not ONEDNN_PRODUCTS or x.shape[0] * weight.numel() < ONEDNN_WORTH:
+        return torch.addmm(bias, x, weight)
+    sums: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.T, bias, "none", [], "")
+    return sums
 
 
 class _Distillation(torch.autograd.Function):

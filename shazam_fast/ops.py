@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 
-from torch import Tensor, float32
+from torch import Tensor, addmm, float32
 
 from . import cpu_ops
 from .kernels import reference
 from .kernels.reference import mean_pool, residual_layer
 
-__all__ = ["bare_stack", "distillation_loss", "folded_stack", "mean_pool", "project", "residual_layer"]
+__all__ = ["affine", "bare_stack", "distillation_loss", "folded_stack", "mean_pool", "project", "residual_layer"]
 
 
 def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -21,6 +21,12 @@ def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     there = features.device.type == "cpu" and features.dtype == weights[0].dtype == float32
     tokens: Tensor = (cpu_ops if there else reference).project(features, weights, biases)
     return tokens
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [B, D] @ weight + bias, for inference."""
+    there = x.device.type == "cpu" and x.dtype == float32
+    return cpu_ops.affine(x, weight, bias) if there else addmm(bias, x, weight)
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:

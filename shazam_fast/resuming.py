@@ -78,7 +78,7 @@ class ResumableWriter(ArchiveWriter):
     def _claim(self) -> None:
         self._record = {"job": self._job, "notes": self._notes}
         claim_directory(self.path, JOURNAL)
-        self._lock = _lock(self.path)
+        self._lock = lock_directory(self.path)
         try:
             if (self.path / JOURNAL).exists():
                 self._continue(_read_json(self.path / JOURNAL))
@@ -88,7 +88,7 @@ class ResumableWriter(ArchiveWriter):
             raise
 
     def _continue(self, journal: Mapping[str, Any]) -> None:
-        _require_same_job(self.path, journal, self._job)
+        require_same_job(self.path, journal, self._job)
         self._parts = journal["parts"]
         self.rows = journal["rows"]
         self._notes.update(journal["notes"])
@@ -115,11 +115,12 @@ def read_finished(path: Path, job: Mapping[str, object]) -> dict[str, Any] | Non
     if not (path / MANIFEST).exists():
         return None
     manifest = _read_json(path / MANIFEST)
-    _require_same_job(path, manifest, job)
+    require_same_job(path, manifest, job)
     return manifest
 
 
-def _require_same_job(path: Path, found: Mapping[str, Any], job: Mapping[str, object]) -> None:
+def require_same_job(path: Path, found: Mapping[str, Any], job: Mapping[str, object]) -> None:
+    """Raise MismatchError naming what differs between the job that `found` is of and this one."""
     if "job" not in found:
         raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
     if different := [key for key, value in job.items() if found["job"].get(key) != value]:
@@ -139,7 +140,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _lock(path: Path) -> int:
+def lock_directory(path: Path) -> int:
     """A descriptor that keeps other processes from writing to the directory, until it is closed or we are killed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -113,8 +113,12 @@ class Student(nn.Module):
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] and teacher weights [B, N] (None for the residual block)."""
+        return self.infer_fused(features, present)[:2]
+
+    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`infer`, and the fused feature t [B, D] behind the logits."""
         output = self(features, present)
-        return output.logits, output.weights
+        return output.logits, output.weights, output.fused
 
     def tokens(self, features: Tensor, present: Tensor | None = None) -> Tensor:
         """Standardised features projected to one token per teacher, eq. (1). [B, sum of dims] -> [B, N, D]."""
@@ -161,7 +165,8 @@ class FoldedStudent(nn.Module):
     weight: Tensor  # all projections side by side, [sum of dims, D]
     bias: Tensor  # [N, D]
     score_maps: Tensor  # all B_l side by side, [D, K*D]
-    head_weight_1: Tensor  # [D, D]
+    value_map: Tensor  # C_K [D, D]
+    head_weight_1: Tensor  # [D, D], behind C_K
     head_bias_1: Tensor  # [D]
     head_weight_2: Tensor  # [D, C]
     head_bias_2: Tensor  # [C]
@@ -179,19 +184,32 @@ class FoldedStudent(nn.Module):
             weights, biases = _fold_projections(student)
             score_maps, value_map = _fold_attention(student.qkv.double())
             head = _fold_head(student.head, value_map)
-        tensors = {"weight": torch.cat(weights), "bias": torch.stack(biases), "score_maps": score_maps, **head}
+        tensors = {"weight": torch.cat(weights), "bias": torch.stack(biases), "score_maps": score_maps}
+        tensors |= {"value_map": value_map, **head}
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.to(dtype))
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher weights [B, N]."""
+        pooled, w = self._pool(features, present)
+        return self._classify(pooled), w
+
+    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """`infer`, and the fused feature t [B, D] behind the logits."""
+        pooled, w = self._pool(features, present)
+        return self._classify(pooled), w, pooled @ self.value_map
+
+    def _pool(self, features: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """w T [B, D], w [B, N]."""
         if present is not None:
             features = _hide_absent(features, present, self.dims)
         tokens = ops.project(features, [W.T for W in self.weight.split(self.dims)], self.bias.unbind())  # [B, N, D]
-        pooled, w = ops.folded_stack(tokens, self.score_maps, present)
-        hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu()
+        return ops.folded_stack(tokens, self.score_maps, present)
+
+    def _classify(self, pooled: Tensor) -> Tensor:
+        hidden = ops.affine(pooled, self.head_weight_1, self.head_bias_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
-        return torch.addmm(self.head_bias_2, hidden, self.head_weight_2), w
+        return torch.addmm(self.head_bias_2, hidden, self.head_weight_2)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
