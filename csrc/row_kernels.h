@@ -54,6 +54,25 @@ struct FoldLanes {
   float* scratch;        // [3, N, N]
 };
 
+// Values of x that a tile's product takes at once, and the fixed distance of its rows, which keeps
+// the addresses of a block's rows within one register and apart in the cache.
+constexpr int64_t kTileDepth = 256;
+constexpr int64_t kTileStride = kTileDepth + 16;
+
+/// out [rows, columns] = bias + x weights, or out += x weights without a bias. Every value is summed
+/// in the order of the depth, whatever the number of rows.
+struct TileProduct {
+  const float* x;        // [rows, depth], kTileStride apart; depth <= kTileDepth
+  const float* weights;  // panels of RowKernels::panel columns: [depth, panel], filled up with zeros
+  int64_t panel_step;    // values from one panel to the next
+  const float* bias;     // [columns], or null
+  float* out;
+  int64_t stride;  // of the rows of out
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+};
+
 /// The arithmetic over rows of any width that everything of the student is made of, written for one
 /// instruction set. No alignment is asked for. Kernels of different instruction sets sum in
 /// different orders; each gives the same bits every time.
@@ -73,6 +92,9 @@ struct RowKernels {
                float* d_y);
 
   void (*fold)(const FoldLanes& task);
+
+  void (*multiply_tile)(const TileProduct& task);
+  int64_t panel;
 };
 
 /// Those this CPU can run, fastest first. The last one is portable.

@@ -8,14 +8,18 @@ result. Gradients can be taken once.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import _core
 from ._core import AMD_AVX512, MAX_TEACHERS, attention_backward, attention_forward, distillation, folded_scores
+
+if TYPE_CHECKING:
+    from .student import FoldedStudent
 
 # PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors: half the speed of
 # oneDNN, which PyTorch carries as well.
@@ -53,7 +57,7 @@ def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     tokens = features.new_empty(features.shape[0], len(weights), weights[0].shape[0])
     columns = features.split([w.shape[1] for w in weights], dim=1)
     for i, (x, weight, bias) in enumerate(zip(columns, weights, biases, strict=True)):
-        tokens[:, i] = affine(x, weight.T, bias)
+        tokens[:, i] = _affine(x, weight.T, bias)
     return tokens
 
 
@@ -86,6 +90,12 @@ def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> 
         part_mask = None if mask is None else mask[part]
         folded_scores(left.numpy(), tokens[part].numpy(), part_mask, pooled[part].numpy(), w[part].numpy(), threads)
     return pooled, w
+
+
+def tile_student(folded: "FoldedStudent") -> _core.FoldedStudent:
+    """The folded student, float32, as the core computes it: whole tiles on one thread, all between two products."""
+    names = ("weight", "bias", "score_maps", "head_weight_1", "head_bias_1", "head_weight_2", "head_bias_2")
+    return _core.FoldedStudent(folded.dims, *(getattr(folded, name).contiguous().numpy() for name in names))
 
 
 class _Project(torch.autograd.Function):
@@ -173,7 +183,7 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return product
 
 
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias for inference; `weight` as for `_product`."""
     if not ONEDNN_PRODUCTS or x.shape[0] * weight.numel() < ONEDNN_WORTH:
         return torch.addmm(bias, x, weight)

@@ -13,6 +13,8 @@ class TeacherMatch:
 
     Raises MismatchError naming the teachers that differ. Teachers may be missing from the archive only if the
     student was trained with teacher dropout, or by `force`; extra ones are left unread by the student.
+
+    `starts` has the first of the archive's columns of each of the student's teachers, -1 for those `missing`.
     """
 
     def __init__(self, archive: FeatureArchive, config: StudentConfig, force: bool = False) -> None:
@@ -32,6 +34,7 @@ class TeacherMatch:
         self._columns = [None if n in missing else archive.columns_of(n) for n in config.teachers]
         self._dims = list(config.teachers.values())
         self._as_they_are = list(archive.teachers.items()) == list(config.teachers.items())
+        self.starts = [-1 if columns is None else columns.start for columns in self._columns]
         self.missing = tuple(missing)
         self.forced = bool(missing) and config.teacher_dropout == 0.0
 

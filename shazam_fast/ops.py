@@ -6,14 +6,18 @@ On the CPU float32 goes to the C++ core; everything else to the definitions in k
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from torch import Tensor, addmm, float32
+from torch import Tensor, float32
 
-from . import cpu_ops
+from . import _core, cpu_ops
 from .kernels import reference
 from .kernels.reference import mean_pool, residual_layer
 
-__all__ = ["affine", "bare_stack", "distillation_loss", "folded_stack", "mean_pool", "project", "residual_layer"]
+if TYPE_CHECKING:
+    from .student import FoldedStudent
+
+__all__ = ["bare_stack", "distillation_loss", "folded_stack", "mean_pool", "project", "residual_layer", "tile_student"]
 
 
 def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -21,12 +25,6 @@ def project(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     there = features.device.type == "cpu" and features.dtype == weights[0].dtype == float32
     tokens: Tensor = (cpu_ops if there else reference).project(features, weights, biases)
     return tokens
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [B, D] @ weight + bias, for inference."""
-    there = x.device.type == "cpu" and x.dtype == float32
-    return cpu_ops.affine(x, weight, bias) if there else addmm(bias, x, weight)
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -39,6 +37,12 @@ def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> 
     """The folded bare stack, for inference: pooled w T [B, D], w [B, N]."""
     pooled, w = _implementation(tokens).folded_stack(tokens, score_maps, present)
     return pooled, w
+
+
+def tile_student(folded: "FoldedStudent") -> _core.FoldedStudent | None:
+    """A folded student as one call a tile of patches and thread; None where the core has none for it."""
+    there = folded.weight.device.type == "cpu" and folded.weight.dtype == float32
+    return cpu_ops.tile_student(folded) if there and len(folded.dims) <= _core.MAX_TEACHERS else None
 
 
 def distillation_loss(

@@ -4,27 +4,32 @@ What a patch gets depends on its tile's rows and on nothing else: not on threads
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Barrier
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import _core, ops
 from .archive import FeatureArchive
 from .errors import NonFiniteError
 from .matching import TeacherMatch
 from .student import FoldedStudent, Student
 
-TILE_ROWS = 256  # one thread's work at a time on the CPU: its features stay in the cache, Python costs under 3 %
+TILE_ROWS = 240  # one thread's work at a time on the CPU; a multiple of the 12 rows that its products take at once
 GPU_TILE_ROWS = 16384  # a copy of 100 MB and more runs at the bus's full rate
 GPU_TILES = 3  # one is gathered, one copied, one computed
+STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # as `gather` takes them
+
+# Probabilities [B, C], teacher weights [B, N] and fused features [B, D], None where there are none or none are wanted.
+Inferred = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class RowScores:
 class Scorer:
     """Scores rows of an archive with a student in its fastest exact form; use it as a context manager.
 
-    On the CPU every thread takes whole tiles, so that neither a GEMM nor a cache is shared. On a GPU tiles are gathered
-    into pinned memory and copied on a stream of their own while the ones before are computed.
+    On the CPU every thread takes whole tiles, so that neither a product nor a cache is shared. On a GPU tiles are
+    gathered into pinned memory and copied on a stream of their own while the ones before are computed.
 
     Raises MismatchError when the archive's teachers are not the student's.
     """
@@ -51,21 +56,23 @@ class Scorer:
         self.match = TeacherMatch(archive, student.config, force)
         self._student, self._config, self._dtype = student, student.config, student.qkv.dtype
         self._archive, self._device, self._embedding = archive, device, embedding
-        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._threads_before = torch.get_num_threads()
+        self._threads = self._threads_before if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
+        self._core: _core.FoldedStudent | None = None
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
             self._model = to_scoring_form(self._student, self._device)
         else:
-            # PyTorch's number of threads belongs to the thread that sets it, and to those that never did.
-            threads = torch.get_num_threads()
+            # OpenMP keeps a number of threads for every thread, MKL one for all: both are set, until we leave.
+            torch.set_num_threads(1)
             self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
             everyone = Barrier(self._threads)
             wait([self._pool.submit(everyone.wait) for _ in range(self._threads)])
-            torch.set_num_threads(threads)
             # Folded by one thread, as more would round in another order.
             self._model = self._pool.submit(to_scoring_form, self._student, self._device).result()
+            self._core = ops.tile_student(self._model) if isinstance(self._model, FoldedStudent) else None
         return self
 
     def __exit__(
@@ -73,6 +80,7 @@ class Scorer:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+            torch.set_num_threads(self._threads_before)
 
     def score(self, rows: NDArray[np.int64]) -> RowScores:
         """Scores of the given rows. Raises NonFiniteError naming the teacher and the first row with a NaN or inf."""
@@ -107,14 +115,34 @@ class Scorer:
             task.result()
 
     def _take_tiles(self, tiles: "SimpleQueue[int]", rows: NDArray[np.int64], scores: RowScores) -> None:
-        buffer = torch.empty(min(TILE_ROWS, len(rows)), self._archive.width)
+        size = min(TILE_ROWS, len(rows))
+        infer = self._infer_gathered if self._core is None else self._core_tiles(self._core, size)
+        dtype = np.float32 if self._core is None else STORED[self._archive.dtype]  # the core widens on its way
+        buffer = np.empty((size, self._archive.width), dtype)
         for start in _drain(tiles):
             here = slice(start, min(start + TILE_ROWS, len(rows)))
-            features = buffer[: here.stop - start]
-            self._archive.gather(rows[here], out=features.numpy(), threads=1)
-            for target, found in zip(_parts(scores), self._infer(features.to(self._device)), strict=True):
+            features = self._archive.gather(rows[here], out=buffer[: here.stop - start], threads=1)
+            for target, found in zip(_parts(scores), infer(features), strict=True):
                 if target is not None and found is not None:
                     target[here] = found.cpu().numpy()
+
+    def _core_tiles(self, core: _core.FoldedStudent, size: int) -> Callable[[NDArray[Any]], Inferred]:
+        """How one thread infers tiles of at most `size` patches through the core, in buffers of its own."""
+        config, starts = self._config, self.match.starts
+        widths = (len(config.classes), len(config.teachers), config.dim)
+        buffers = [torch.empty(size, width) for width in widths]
+        value_map = self._model.value_map if self._embedding and isinstance(self._model, FoldedStudent) else None
+
+        @torch.inference_mode()
+        def infer(features: NDArray[Any]) -> Inferred:
+            logits, weights, pooled = (buffer[: len(features)] for buffer in buffers)
+            core.forward(features, starts, logits.numpy(), weights.numpy(), pooled.numpy())
+            return logits.softmax(dim=1), weights, None if value_map is None else pooled @ value_map
+
+        return infer
+
+    def _infer_gathered(self, features: NDArray[np.float32]) -> Inferred:
+        return self._infer(torch.from_numpy(features).to(self._device))
 
     def _stream(self, rows: NDArray[np.int64], scores: RowScores) -> None:
         """The same on a CUDA device, whose results stay there until all are computed."""
@@ -128,8 +156,7 @@ class Scorer:
                 torch.from_numpy(host).copy_(result)
 
     @torch.inference_mode()
-    def _infer(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Probabilities [B, C], teacher weights [B, N] and fused features [B, D] where there are any."""
+    def _infer(self, features: Tensor) -> Inferred:
         matched, present = self.match(features.to(self._dtype))
         fused = None
         if self._embedding:

@@ -207,7 +207,7 @@ class FoldedStudent(nn.Module):
         return ops.folded_stack(tokens, self.score_maps, present)
 
     def _classify(self, pooled: Tensor) -> Tensor:
-        hidden = ops.affine(pooled, self.head_weight_1, self.head_bias_1).relu_()
+        hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
         return torch.addmm(self.head_bias_2, hidden, self.head_weight_2)
 
