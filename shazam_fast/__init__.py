@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
+    from .heatmap import heatmap as heatmap
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
-    from .heatmap import heatmap as heatmap
     from .scores import Scores as Scores
     from .scores import open_scores as open_scores
     from .scoring import evaluate as evaluate

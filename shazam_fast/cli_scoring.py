@@ -31,9 +31,7 @@ def score(
     """Write prediction, probabilities and teacher weights of every patch."""
     from .scoring import score as run
 
-    scores = run(
-        student, archive, out, split=split, embedding=embedding, force=force, device=device, cluster=cluster
-    )
+    scores = run(student, archive, out, split=split, embedding=embedding, force=force, device=device, cluster=cluster)
     console.print(f"{len(scores):,} patches scored: {out}")
     if scores.missing_teachers:
         console.print(f"[yellow]without {', '.join(scores.missing_teachers)}[/yellow]")

@@ -9,7 +9,18 @@ from PIL import Image, ImageDraw, ImageFont
 from .heatmap import CLASS_COLOURS, TEACHER_COLOURS, SlideScores, pick_colours
 
 INK, MUTED, PAPER, EMPTY = (27, 31, 36), (92, 102, 112), (255, 255, 255), (241, 243, 245)
-CONFIDENCE = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
+CONFIDENCE = (
+    "#00224e",
+    "#123570",
+    "#3b496c",
+    "#575d6d",
+    "#707173",
+    "#8a8678",
+    "#a59c74",
+    "#c3b369",
+    "#e1cc55",
+    "#fee838",
+)
 
 # Pixels. Drawn for displays of twice the density that web pages count in.
 LONG_SIDE, MIN_PANEL = 1100, 420

@@ -25,7 +25,7 @@ from .scores import FORMAT, JOURNAL, MANIFEST, VERSION
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PART_BYTES = 32 << 20  # of scores in a part: seconds of work, and what memory is bounded by
+PART_BYTES = 16 << 20  # of scores in a part: a second of work or more; a few times this are in memory
 
 Record = dict[str, Any]
 
@@ -192,7 +192,9 @@ class PartStore:
         if journal.exists():
             self._continue(journal)
         elif foreign := sorted(p.name for p in self.path.iterdir() if p.suffix != UNFINISHED):
-            raise ShazamError(f"{self.path}: the directory holds other files ({', '.join(foreign[:3])}); choose another")
+            raise ShazamError(
+                f"{self.path}: the directory holds other files ({', '.join(foreign[:3])}); choose another"
+            )
         else:
             write_durably(journal, json.dumps({"format": FORMAT, "job": self._job.identity}).encode() + b"\n")
         kept = {record.get("file") for record in self._records.values()}
@@ -209,9 +211,7 @@ class PartStore:
             self._records[record["part"]] = record
             file = self.path / record.get("file", "")
             if record["rows"] and (not file.is_file() or file.stat().st_size != record["bytes"]):
-                raise ArchiveError(
-                    f"{file}: a finished part is missing or has changed; delete {self.path}, start anew"
-                )
+                raise ArchiveError(f"{file}: a finished part is missing or has changed; delete {self.path}, start anew")
         if len(whole) < len(content):
             os.truncate(journal, len(whole))
 

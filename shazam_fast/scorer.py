@@ -70,9 +70,11 @@ class Scorer:
             self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
             everyone = Barrier(self._threads)
             wait([self._pool.submit(everyone.wait) for _ in range(self._threads)])
-            # Folded by one thread, as more would round in another order.
-            self._model = self._pool.submit(to_scoring_form, self._student, self._device).result()
-            self._core = ops.tile_student(self._model) if isinstance(self._model, FoldedStudent) else None
+            # Folded by one thread too, as more would round in another order.
+            self._model = to_scoring_form(self._student, self._device)
+            if isinstance(self._model, FoldedStudent) and (core := ops.tile_student(self._model)):
+                self._core, self._value_map = core, self._model.value_map
+                del self._model  # the core has a copy
         return self
 
     def __exit__(
@@ -131,7 +133,7 @@ class Scorer:
         config, starts = self._config, self.match.starts
         widths = (len(config.classes), len(config.teachers), config.dim)
         buffers = [torch.empty(size, width) for width in widths]
-        value_map = self._model.value_map if self._embedding and isinstance(self._model, FoldedStudent) else None
+        value_map = self._value_map if self._embedding else None
 
         @torch.inference_mode()
         def infer(features: NDArray[Any]) -> Inferred:

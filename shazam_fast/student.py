@@ -181,10 +181,10 @@ class FoldedStudent(nn.Module):
         self.dims = student.dims
         dtype = student.qkv.dtype
         with torch.no_grad():
-            weights, biases = _fold_projections(student)
-            score_maps, value_map = _fold_attention(student.qkv.double())
+            weight, bias = _fold_projections(student)
+            score_maps, value_map = _fold_attention(student.qkv)
             head = _fold_head(student.head, value_map)
-        tensors = {"weight": torch.cat(weights), "bias": torch.stack(biases), "score_maps": score_maps}
+        tensors = {"weight": weight, "bias": bias, "score_maps": score_maps}
         tensors |= {"value_map": value_map, **head}
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.to(dtype))
@@ -247,27 +247,28 @@ def _hide_absent(features: Tensor, present: Tensor, dims: list[int]) -> Tensor:
     return features.masked_fill(~present.repeat_interleave(repeats, dim=1, output_size=sum(dims)), 0.0)
 
 
-def _fold_projections(student: Student) -> tuple[list[Tensor], list[Tensor]]:
-    """(x - mean) / scale @ W + b as x @ weight + bias, per teacher, float64."""
-    weights, biases = [], []
+def _fold_projections(student: Student) -> tuple[Tensor, Tensor]:
+    """(x - mean) / scale @ W + b as x @ weight + bias: [sum of dims, D] in the student's dtype, [N, D] in float64."""
+    folded, biases = student.qkv.new_empty(sum(student.dims), student.config.dim), []
     means = student.feature_mean.double().split(student.dims)
     scales = student.feature_scale.double().split(student.dims)
-    for linear, mean, scale in zip(student.projections, means, scales, strict=True):
+    targets = folded.split(student.dims)
+    for linear, mean, scale, target in zip(student.projections, means, scales, targets, strict=True):
         assert isinstance(linear, nn.Linear)
         weight = linear.weight.double().T / scale[:, None]
-        weights.append(weight)
+        target.copy_(weight)
         biases.append(linear.bias.double() - mean @ weight)
-    return weights, biases
+    return folded, torch.stack(biases)
 
 
 def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """qkv [K, D, 3D] -> all B_l side by side [D, K*D], C_K [D, D]."""
+    """qkv [K, D, 3D] -> all B_l side by side [D, K*D] in its dtype, C_K [D, D] in float64."""
     D = qkv.shape[1]
-    C = torch.eye(D, dtype=qkv.dtype, device=qkv.device)
+    C = torch.eye(D, dtype=torch.float64, device=qkv.device)
     maps = []
     for layer in qkv:
-        wq, wk, wv = layer.split(D, dim=1)
-        maps.append(C @ wq @ (C @ wk).T / math.sqrt(D))
+        wq, wk, wv = layer.double().split(D, dim=1)
+        maps.append((C @ wq @ (C @ wk).T / math.sqrt(D)).to(qkv.dtype))
         C = C @ wv
     return torch.cat(maps, dim=1), C
 

@@ -42,6 +42,7 @@ class StoredColumn:
     tensors: tuple[StoredTensor, ...]
 
     def __call__(self) -> NDArray[np.generic]:
+        """All rows."""
         return self.read(0, sum(tensor.shape[0] for tensor in self.tensors))
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
