@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings.h"
 #include "feature_store.h"
 #include "prefetcher.h"
 
@@ -15,7 +16,13 @@ namespace py = pybind11;
 
 namespace shazam {
 
-void bind_student(py::module_& module);  // bindings_student.cpp
+DType matrix_dtype(const py::dtype& dtype, const std::string& name) {
+  if (dtype.equal(py::dtype("float32"))) return DType::Float32;
+  if (dtype.equal(py::dtype("float16"))) return DType::Float16;
+  if (dtype.equal(py::dtype("uint16"))) return DType::BFloat16;
+  throw StoreError(ErrorKind::Dtype, name + ": expected float32, float16 or uint16 (bfloat16), found " +
+                             py::str(dtype).cast<std::string>());
+}
 
 namespace {
 
@@ -44,17 +51,8 @@ std::vector<int64_t> to_vector(const py::array& array, const char* name) {
   return {values.data(), values.data() + values.size()};
 }
 
-/// NumPy has no bfloat16: uint16 stands for its raw bits.
-DType matrix_dtype(const py::dtype& dtype) {
-  if (dtype.equal(py::dtype("float32"))) return DType::Float32;
-  if (dtype.equal(py::dtype("float16"))) return DType::Float16;
-  if (dtype.equal(py::dtype("uint16"))) return DType::BFloat16;
-  fail(ErrorKind::Dtype, "out: expected float32, float16 or uint16 (bfloat16), found " +
-                             py::str(dtype).cast<std::string>());
-}
-
 Matrix matrix(py::array& array) {
-  const DType dtype = matrix_dtype(array.dtype());
+  const DType dtype = matrix_dtype(array.dtype(), "out");
   if (!array.writeable()) fail(ErrorKind::Dtype, "out: the array is read-only");
   if (array.ndim() != 2) {
     fail(ErrorKind::Bounds, "out: expected 2 dimensions, found " + std::to_string(array.ndim()));

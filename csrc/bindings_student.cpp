@@ -3,11 +3,15 @@
 #include <pybind11/stl.h>
 
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "bindings.h"
 #include "distillation.h"
 #include "folded_scores.h"
+#include "folded_student.h"
 #include "store_error.h"
 #include "token_attention.h"
 
@@ -197,12 +201,69 @@ void fold(const py::array& left, const py::array& tokens, const OptionalArray& p
   folded_scores(task, pooled_out, weights_out, threads);
 }
 
+std::unique_ptr<FoldedStudent> make_student(std::vector<int64_t> dims, const py::array& weight,
+                                            const py::array& bias, const py::array& score_maps,
+                                            const py::array& head_weight_1,
+                                            const py::array& head_bias_1,
+                                            const py::array& head_weight_2,
+                                            const py::array& head_bias_2) {
+  FoldedTensors tensors{};
+  const int64_t N = static_cast<int64_t>(dims.size());
+  check_teachers(N);
+  require(head_weight_2.ndim() == 2 && score_maps.ndim() == 2, "tensors", "two dimensions");
+  const int64_t D = head_weight_2.shape(0);
+  tensors.D = D, tensors.C = head_weight_2.shape(1), tensors.K = score_maps.shape(1) / D;
+  int64_t width = 0;
+  for (int64_t dim : dims) {
+    require(dim >= 1 && dim <= weight.shape(0), "dims", "those of the weight's rows");
+    width += dim;
+  }
+  require(D >= 1 && tensors.C >= 1 && tensors.K >= 1, "tensors", "a width of at least 1");
+  tensors.dims = std::move(dims);
+  tensors.weight = input(weight, {width, D}, "weight");
+  tensors.bias = input(bias, {N, D}, "bias");
+  tensors.score_maps = input(score_maps, {D, tensors.K * D}, "score_maps");
+  tensors.head_weight_1 = input(head_weight_1, {D, D}, "head_weight_1");
+  tensors.head_bias_1 = input(head_bias_1, {D}, "head_bias_1");
+  tensors.head_weight_2 = input(head_weight_2, {D, tensors.C}, "head_weight_2");
+  tensors.head_bias_2 = input(head_bias_2, {tensors.C}, "head_bias_2");
+  return std::make_unique<FoldedStudent>(tensors);
+}
+
+void run_student(const FoldedStudent& student, const py::array& features,
+                 const std::vector<int64_t>& starts, py::array logits, py::array weights,
+                 py::array pooled) {
+  require(features.ndim() == 2, "features", "[B, columns]");
+  const int64_t B = features.shape(0), N = student.teachers();
+  require(static_cast<int64_t>(starts.size()) == N, "starts", "one for every teacher");
+  bool any = false;
+  for (int64_t i = 0; i < N; ++i) {
+    require(starts[i] <= features.shape(1) - student.dims()[i], "starts", "columns of the features");
+    any = any || starts[i] >= 0;
+  }
+  require(any, "starts", "at least one teacher that is there");
+  const DType dtype = matrix_dtype(features.dtype(), "features");
+  check_contiguous(features, "features");
+  const Matrix matrix{const_cast<std::byte*>(static_cast<const std::byte*>(features.data())), B,
+                      features.shape(1), features.strides(0), dtype};
+  float* const logits_out = output(logits, {B, student.classes()}, "logits");
+  float* const weights_out = output(weights, {B, N}, "weights");
+  float* const pooled_out = output(pooled, {B, student.width()}, "pooled");
+  const py::gil_scoped_release unlocked;
+  student.forward(matrix, starts, logits_out, weights_out, pooled_out);
+}
+
 }  // namespace
 
 void bind_student(py::module_& module) {
   using py::arg;
   module.attr("AMD_AVX512") = amd_with_avx512();
   module.attr("MAX_TEACHERS") = kMaxTeachers;
+  py::class_<FoldedStudent>(module, "FoldedStudent")
+      .def(py::init(&make_student), arg("dims"), arg("weight"), arg("bias"), arg("score_maps"),
+           arg("head_weight_1"), arg("head_bias_1"), arg("head_weight_2"), arg("head_bias_2"))
+      .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("weights"),
+           arg("pooled"));
   module.def("attention_forward", &forward, arg("qkv"), arg("present").none(true),
              arg("attention"), arg("out"), arg("threads") = 1);
   module.def("attention_backward", &backward, arg("qkv"), arg("present").none(true),

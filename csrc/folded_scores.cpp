@@ -1,55 +1,59 @@
 #include "folded_scores.h"
 
 #include <algorithm>
+#include <limits>
 
+#include "fold_lanes.h"
 #include "patch_tasks.h"
 #include "token_attention.h"
 
 namespace shazam {
-namespace {
 
-/// A square matrix of one patch.
-struct Square {
-  float values[kMaxTeachers * kMaxTeachers];
+void FoldBuffer::load_scores(int64_t lane, int64_t layer, ConstRows left, ConstRows tokens,
+                             int64_t width, const RowKernels& kernels) {
+  float found[kMaxTeachers * kMaxTeachers];
+  kernels.dots(left, tokens, width, 1.0f, found);
+  float* const scores = values_.data() + layer * square() + lane;
+  for (int64_t e = 0; e < N_ * N_; ++e) scores[e * kFoldLanes] = found[e];
+}
 
-  ConstRows rows(int64_t N) const { return {values, N, N}; }
-  MutableRows out(int64_t N) { return {values, N, N}; }
-};
-
-/// Writes M_K to `M`.
-void recur(const FoldedScores& task, int64_t b, const RowKernels& kernels, Square& M) {
-  const int64_t N = task.N, D = task.D, K = task.K;
-  const ConstRows tokens{task.tokens + b * N * D, N, D};
-  const uint8_t* present = task.present == nullptr ? nullptr : task.present + b * N;
-  Square scores, product;
-  for (int64_t layer = 0; layer < K; ++layer) {
-    const ConstRows left{task.left + (b * N * K + layer) * D, N, K * D};
-    if (layer == 0) {
-      kernels.dots(left, tokens, D, 1.0f, M.values);
-      softmax_rows(M.values, N, present);
-      continue;
-    }
-    kernels.dots(left, tokens, D, 1.0f, scores.values);
-    kernels.combine({M.values, N, 1}, scores.rows(N), N, product.out(N));
-    kernels.dots(product.rows(N), M.rows(N), N, 1.0f, scores.values);
-    softmax_rows(scores.values, N, present);
-    kernels.combine({scores.values, N, 1}, M.rows(N), N, product.out(N));
-    std::copy_n(product.values, N * N, M.values);
+void FoldBuffer::load_mask(int64_t lane, const uint8_t* present) {
+  float share[kMaxTeachers];
+  mean_shares(N_, present, share);
+  float* const penalty = values_.data() + rows() + lane;
+  for (int64_t i = 0; i < N_; ++i) {
+    const bool absent = present != nullptr && !present[i];
+    penalty[i * kFoldLanes] = absent ? -std::numeric_limits<float>::infinity() : 0.0f;
+    penalty[row() + i * kFoldLanes] = share[i];
   }
 }
 
-void fold_patch(const FoldedScores& task, int64_t b, const RowKernels& kernels, float* pooled,
-                float* weights) {
-  const int64_t N = task.N, D = task.D;
-  const uint8_t* present = task.present == nullptr ? nullptr : task.present + b * N;
-  Square M;
-  recur(task, b, kernels, M);
-  float share[kMaxTeachers];
-  mean_shares(N, present, share);
-  float* w = weights + b * N;
-  kernels.combine({share, N, 1}, M.rows(N), N, {w, 1, N});
-  const ConstRows tokens{task.tokens + b * N * D, N, D};
-  kernels.combine({w, N, 1}, tokens, D, {pooled + b * D, 1, D});
+void FoldBuffer::run(const RowKernels& kernels) {
+  float* const penalty = values_.data() + rows();
+  kernels.fold({N_, K_, values_.data(), penalty, penalty + row(), penalty + 2 * row(),
+                values_.data() + K_ * square()});
+}
+
+namespace {
+
+/// Patches [first, last), at most kFoldLanes.
+void fold_patches(const FoldedScores& task, int64_t first, int64_t last, FoldBuffer& buffer,
+                  const RowKernels& kernels, float* pooled, float* weights) {
+  const int64_t N = task.N, D = task.D, K = task.K;
+  const auto tokens = [&](int64_t b) { return ConstRows{task.tokens + b * N * D, N, D}; };
+  for (int64_t b = first; b < last; ++b) {
+    buffer.load_mask(b - first, task.present == nullptr ? nullptr : task.present + b * N);
+    for (int64_t layer = 0; layer < K; ++layer) {
+      const ConstRows left{task.left + (b * N * K + layer) * D, N, K * D};
+      buffer.load_scores(b - first, layer, left, tokens(b), D, kernels);
+    }
+  }
+  buffer.run(kernels);
+  for (int64_t b = first; b < last; ++b) {
+    float* const w = weights + b * N;
+    for (int64_t i = 0; i < N; ++i) w[i] = buffer.weight(b - first, i);
+    kernels.combine({w, N, 1}, tokens(b), D, {pooled + b * D, 1, D});
+  }
 }
 
 }  // namespace
@@ -58,7 +62,10 @@ void folded_scores(const FoldedScores& task, float* pooled, float* weights, int 
                    const RowKernels& kernels) {
   const int64_t bytes = task.N * task.D * (task.K + 1) * static_cast<int64_t>(sizeof(float));
   for_patches(task.B, bytes, threads, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) fold_patch(task, b, kernels, pooled, weights);
+    FoldBuffer buffer(task.N, task.K);
+    for (int64_t b = first; b < last; b += kFoldLanes) {
+      fold_patches(task, b, std::min(last, b + kFoldLanes), buffer, kernels, pooled, weights);
+    }
   });
 }
 

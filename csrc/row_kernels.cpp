@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,6 +21,7 @@ namespace portable {
 #define TARGET
 using Vector = float __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
+constexpr int kBlockRows = 6;  // 6 x 2 sums and their operands fit 16 registers
 
 inline Vector load(const float* from, int64_t lanes) {
   Vector v = {};
@@ -49,6 +52,7 @@ inline void add_lanes(const Vector* v, float* sums) {
   for (int i = 0; i < 4; ++i) sums[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
 }
 #include "row_kernels.inl"
+#include "tile_product.inl"
 #undef TARGET
 
 }  // namespace portable
@@ -60,6 +64,7 @@ namespace avx2 {
 #define TARGET __attribute__((target("avx2,fma")))
 using Vector = __m256;
 constexpr int64_t kLanes = 8;
+constexpr int kBlockRows = 6;
 
 TARGET inline __m256i first_lanes(int64_t lanes) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -92,6 +97,7 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
   _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), upper));
 }
 #include "row_kernels.inl"
+#include "tile_product.inl"
 #undef TARGET
 
 }  // namespace avx2
@@ -101,6 +107,7 @@ namespace avx512 {
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 using Vector = __m512;
 constexpr int64_t kLanes = 16;
+constexpr int kBlockRows = 12;  // of 32 registers
 
 TARGET inline __mmask16 first_lanes(int64_t lanes) {
   return static_cast<__mmask16>((1u << lanes) - 1);
@@ -138,13 +145,16 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
   avx2::add_lanes(halves, sums);
 }
 #include "row_kernels.inl"
+#include "tile_product.inl"
 #undef TARGET
 
 }  // namespace avx512
 
 #endif
 
-#define KERNELS(set) RowKernels{#set, set::dots, set::combine, set::compare, set::pull}
+#define KERNELS(set)                                                                      \
+  RowKernels{#set,      set::dots, set::combine,       set::compare,                      \
+             set::pull, set::fold, set::multiply_tile, 2 * set::kLanes}
 
 std::vector<RowKernels> detect_row_kernels() {
   std::vector<RowKernels> kernels;

@@ -41,6 +41,38 @@ struct Pull {
   float limit;
 };
 
+constexpr int64_t kFoldLanes = 16;  // patches that the recurrence of the folded student takes at once
+
+/// The recurrence over kFoldLanes patches, each of which is one lane: the last axis of every array.
+struct FoldLanes {
+  int64_t N;
+  int64_t K;
+  float* scores;         // S_l [K, N, N], overwritten
+  const float* penalty;  // [N], -infinity where the teacher is absent, otherwise 0
+  const float* share;    // [N], of every row in the mean
+  float* weights;        // [N], the mean of the rows of M_K
+  float* scratch;        // [3, N, N]
+};
+
+// Values of x that a tile's product takes at once, and the fixed distance of its rows, which keeps
+// the addresses of a block's rows within one register and apart in the cache.
+constexpr int64_t kTileDepth = 256;
+constexpr int64_t kTileStride = kTileDepth + 16;
+
+/// out [rows, columns] = bias + x weights, or out += x weights without a bias. Every value is summed
+/// in the order of the depth, whatever the number of rows.
+struct TileProduct {
+  const float* x;        // [rows, depth], kTileStride apart; depth <= kTileDepth
+  const float* weights;  // panels of RowKernels::panel columns: [depth, panel], filled up with zeros
+  int64_t panel_step;    // values from one panel to the next
+  const float* bias;     // [columns], or null
+  float* out;
+  int64_t stride;  // of the rows of out
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+};
+
 /// The arithmetic over rows of any width that everything of the student is made of, written for one
 /// instruction set. No alignment is asked for. Kernels of different instruction sets sum in
 /// different orders; each gives the same bits every time.
@@ -58,6 +90,11 @@ struct RowKernels {
   /// `d_y` may be null: then only `d_x` is updated.
   void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
                float* d_y);
+
+  void (*fold)(const FoldLanes& task);
+
+  void (*multiply_tile)(const TileProduct& task);
+  int64_t panel;
 };
 
 /// Those this CPU can run, fastest first. The last one is portable.

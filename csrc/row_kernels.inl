@@ -118,3 +118,97 @@ TARGET void pull(const Pull& pull, const float* x, const float* y, int64_t width
     store(d_y + d, subtract(aligned, step), lanes);
   }
 }
+
+using Integers = uint32_t __attribute__((vector_size(sizeof(Vector))));
+
+/// exp(x) to about one unit in the last place for x <= 0; 0 below -87, NaN for NaN.
+TARGET inline Vector exp_of_negative(Vector x) {
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector shifted = x * 1.44269504f + kShift;
+  const Vector n = shifted - kShift;
+  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // x - n log 2, in two steps
+  Vector p = r * 1.98756915e-4f + 1.39819995e-3f;
+  p = p * r + 8.33345191e-3f;
+  p = p * r + 4.16657959e-2f;
+  p = p * r + 1.66666655e-1f;
+  p = p * r + 5.00000012e-1f;
+  p = p * r * r + r + 1.0f;
+  Integers bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits << 23) + 0x3f800000u;  // 2^n
+  Vector power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return x < -87.0f ? Vector{} : p * power;
+}
+
+/// product = left right, matrices [N, N] of which every value is a Vector, kFoldLanes apart.
+TARGET inline void multiply_squares(const float* left, const float* right, bool transposed,
+                                    int64_t N, float* product) {
+  for (int64_t i = 0; i < N; ++i) {
+    for (int64_t j = 0; j < N; ++j) {
+      Vector sum = broadcast(0.0f);
+      for (int64_t k = 0; k < N; ++k) {
+        const int64_t other = transposed ? j * N + k : k * N + j;
+        sum = multiply_add(load(left + (i * N + k) * kFoldLanes, kLanes),
+                           load(right + other * kFoldLanes, kLanes), sum);
+      }
+      store(product + (i * N + j) * kFoldLanes, sum, kLanes);
+    }
+  }
+}
+
+TARGET inline void softmax_squares(float* scores, const float* penalty, int64_t N) {
+  for (float* row = scores; row != scores + N * N * kFoldLanes; row += N * kFoldLanes) {
+    Vector largest = broadcast(-std::numeric_limits<float>::infinity());
+    for (int64_t j = 0; j < N; ++j) {
+      const Vector score = add(load(row + j * kFoldLanes, kLanes),
+                               load(penalty + j * kFoldLanes, kLanes));
+      largest = score > largest ? score : largest;
+      store(row + j * kFoldLanes, score, kLanes);
+    }
+    Vector sum = broadcast(0.0f);
+    for (int64_t j = 0; j < N; ++j) {
+      const Vector power = exp_of_negative(load(row + j * kFoldLanes, kLanes) - largest);
+      sum = add(sum, power);
+      store(row + j * kFoldLanes, power, kLanes);
+    }
+    const Vector inverse = broadcast(1.0f) / sum;
+    for (int64_t j = 0; j < N; ++j) {
+      float* const value = row + j * kFoldLanes;
+      store(value, multiply(load(value, kLanes), inverse), kLanes);
+    }
+  }
+}
+
+TARGET void fold(const FoldLanes& task) {
+  const int64_t N = task.N, square = N * N * kFoldLanes;
+  for (int64_t lane = 0; lane < kFoldLanes; lane += kLanes) {
+    const float* const penalty = task.penalty + lane;
+    float* M = task.scratch + lane;
+    float* product = M + square;
+    float* const moved = product + square;
+    for (int64_t layer = 0; layer < task.K; ++layer) {
+      float* const S = task.scores + layer * square + lane;
+      if (layer > 0) {
+        multiply_squares(M, S, false, N, product);
+        multiply_squares(product, M, true, N, moved);
+        softmax_squares(moved, penalty, N);
+        multiply_squares(moved, M, false, N, product);
+        std::swap(M, product);
+      } else {
+        softmax_squares(S, penalty, N);
+        for (int64_t e = 0; e < N * N; ++e) {
+          store(M + e * kFoldLanes, load(S + e * kFoldLanes, kLanes), kLanes);
+        }
+      }
+    }
+    for (int64_t j = 0; j < N; ++j) {
+      Vector sum = broadcast(0.0f);
+      for (int64_t i = 0; i < N; ++i) {
+        sum = multiply_add(load(task.share + i * kFoldLanes + lane, kLanes),
+                           load(M + (i * N + j) * kFoldLanes, kLanes), sum);
+      }
+      store(task.weights + j * kFoldLanes + lane, sum, kLanes);
+    }
+  }
+}

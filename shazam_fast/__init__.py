@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from .extraction import extract as extract
     from .finetuning import FinetuneResult as FinetuneResult
     from .finetuning import finetune as finetune
+    from .heatmap import heatmap as heatmap
     from .image_sources import ImageTable as ImageTable
     from .metrics import Metrics as Metrics
     from .opening import open_archive as open  # noqa: F401 - an alias that renames
-    from .scoring import Scores as Scores
+    from .scores import Scores as Scores
+    from .scores import open_scores as open_scores
     from .scoring import evaluate as evaluate
     from .scoring import score as score
     from .splits import GroupedSplit as GroupedSplit
@@ -58,7 +60,9 @@ _HOMES = {
     "finetuning": ("FinetuneResult", "finetune"),
     "image_sources": ("ImageTable",),
     "metrics": ("Metrics",),
-    "scoring": ("Scores", "evaluate", "score"),
+    "heatmap": ("heatmap",),
+    "scores": ("Scores", "open_scores"),
+    "scoring": ("evaluate", "score"),
     "splits": ("GroupedSplit",),
     "student": ("FoldedStudent", "Student"),
     "student_config": ("StudentConfig",),

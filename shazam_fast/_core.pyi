@@ -192,3 +192,37 @@ def folded_scores(
     left: [B, N * K, D], the tokens times the score maps of all K layers side by side.
     tokens: T [B, N, D], finite also where a teacher is absent.
     """
+
+class FoldedStudent:
+    """The whole folded student on tiles of patches, one thread a tile.
+
+    What lies between two products stays in that thread's caches, and features are widened on their way into the first.
+    A patch's results do not depend on the tile it is in. `forward` may be called from several threads.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        weight: npt.NDArray[np.float32],
+        bias: npt.NDArray[np.float32],
+        score_maps: npt.NDArray[np.float32],
+        head_weight_1: npt.NDArray[np.float32],
+        head_bias_1: npt.NDArray[np.float32],
+        head_weight_2: npt.NDArray[np.float32],
+        head_bias_2: npt.NDArray[np.float32],
+    ) -> None:
+        """The tensors of `shazam_fast.FoldedStudent` by their names there; `dims` are the teachers' columns. Copied."""
+
+    def forward(
+        self,
+        features: npt.NDArray[Any],
+        starts: Sequence[int],
+        logits: npt.NDArray[np.float32],
+        weights: npt.NDArray[np.float32],
+        pooled: npt.NDArray[np.float32],
+    ) -> None:
+        """Writes logits [B, C], teacher weights [B, N] and pooled w T [B, D].
+
+        features: [B, any], float32, float16 or uint16 (bfloat16).
+        starts: the first column of every teacher's features, or -1 for one that is absent from all patches.
+        """

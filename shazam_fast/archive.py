@@ -1,5 +1,6 @@
 """FeatureArchive: the features of several teachers for the same patches, memory-mapped and aligned."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from . import _core
 from .errors import ArchiveError, MismatchError, NonFiniteError
 from .files import file_checksum
 from .layouts import Contents, DTypeName
-from .layouts.native import COLUMNS, SPLITS, UNKNOWN
+from .layouts.native import COLUMNS, SPLITS, UNKNOWN, StoredColumn
 from .progress import Progress
 
 VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
@@ -58,6 +59,9 @@ class FeatureArchive:
     def __len__(self) -> int:
         return self.rows
 
+    def __reduce__(self) -> tuple[type["FeatureArchive"], tuple[Contents]]:
+        return FeatureArchive, (self._contents,)
+
     def __repr__(self) -> str:
         teachers = ", ".join(f"{name}: {dim}" for name, dim in self.teachers.items())
         return f"FeatureArchive({str(self.path)!r}, rows={self.rows:,}, teachers={{{teachers}}}, {self.dtype})"
@@ -80,7 +84,7 @@ class FeatureArchive:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
-        labels = self._column("label")
+        labels = self.column("label", 0, self.rows)
         bad = np.flatnonzero((labels < -1) | (labels >= len(self.classes)))
         if bad.size:
             raise ArchiveError(
@@ -92,28 +96,32 @@ class FeatureArchive:
     @cached_property
     def splits(self) -> NDArray[np.uint8]:
         """Split code of every patch: 0 train, 1 val, 2 test, 255 none. [rows]."""
-        return self._column("split")
+        return self.column("split", 0, self.rows)
 
     @cached_property
     def slide_index(self) -> NDArray[np.int32]:
         """Index into `slides` of every patch, -1 unknown. [rows]."""
-        return self._column("slide")
+        return self.column("slide", 0, self.rows)
 
     @cached_property
     def group_index(self) -> NDArray[np.int32]:
         """Index into `groups` (patients) of every patch, -1 unknown. [rows]."""
-        return self._column("group")
+        return self.column("group", 0, self.rows)
 
     @cached_property
     def coords(self) -> NDArray[np.int32]:
         """x and y of every patch at level 0 in pixels, -1 unknown. [rows, 2]."""
-        return self._column("coords")
+        return self.column("coords", 0, self.rows)
 
-    def split(self, name: str) -> NDArray[np.int64]:
-        """Row numbers of the split "train", "val", "test" or "none". Raises MismatchError for another name."""
+    def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Row numbers of the split "train", "val", "test" or "none", of those in [start, stop).
+
+        Raises MismatchError for another name.
+        """
         if name not in SPLITS:
             raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
-        return np.flatnonzero(self.splits == SPLITS[name])
+        codes = self.splits if (start, stop) == (0, None) else self.column("split", start, stop or self.rows)
+        return start + np.flatnonzero(codes == SPLITS[name])
 
     def columns_of(self, teacher: str) -> slice:
         """Where a teacher's features lie in the second axis of `gather`."""
@@ -123,12 +131,34 @@ class FeatureArchive:
         start = sum(self.teachers[name] for name in names[: names.index(teacher)])
         return slice(start, start + self.teachers[teacher])
 
-    def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) of "label", "split", "slide", "group" or "coords" as stored; reads no others if it can."""
+        stored = self._contents.columns.get(name)
+        if stored is None:
+            return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
+        try:
+            return stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
+        except OSError as error:
+            raise ArchiveError(f"{self.path}: column {name!r} cannot be read: {error}") from error
+
+    def identity(self) -> str:
+        """Changes when a file of the archive is written anew, even in place, or its rows are put together otherwise."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for file in self.files:
+            try:
+                status = os.stat(file)
+            except OSError as error:
+                raise ArchiveError(f"{file}: cannot be read: {error}") from None
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
         """Features of the given rows, all teachers side by side. [n] -> [n, width].
 
         Args:
             rows: row numbers in any order, repeats allowed.
             out: where to write: float32, or `dtype` (bfloat16 as uint16). A new float32 array by default.
+            threads: how many may work on it; as many as there are processors by default.
 
         Raises ArchiveError when a row does not exist or a file is missing, truncated, or has shrunk.
         """
@@ -139,7 +169,7 @@ class FeatureArchive:
             raise MismatchError(f"out of shape {(len(index), self.width)} expected, found {out.shape}")
         with self._store_errors():
             for store, start in zip(self._stores, self._first_column, strict=False):
-                store.gather(index, out[:, start : start + store.columns], self._threads)
+                store.gather(index, out[:, start : start + store.columns], threads or self._threads)
         return out
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
@@ -209,14 +239,6 @@ class FeatureArchive:
             f"{self.path}: teacher {teacher!r}, row {rows[position]}: "
             f"the feature is {features[position, column]}; extract this patch again or leave it out"
         )
-
-    def _column(self, name: str) -> NDArray[Any]:
-        if name not in self._contents.columns:
-            return np.full((self.rows, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
-        try:
-            return self._contents.columns[name]()
-        except OSError as error:
-            raise ArchiveError(f"{self.path}: column {name!r} cannot be read: {error}") from error
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from .cli_scoring import ArchivePath, Device, StudentPath, heatmap, score
 from .errors import ShazamError
 from .extraction_cli import extract
 from .training_config import PRESETS, TrainConfig
@@ -28,8 +29,6 @@ app = typer.Typer(
 )
 console = Console()
 
-ArchivePath = Annotated[Path, typer.Argument(help="Feature archive.", show_default=False)]
-StudentPath = Annotated[Path, typer.Argument(help="Directory of a trained student.", show_default=False)]
 Labels = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(metavar="CSV", help='Table of slide (or slide, x, y) and label; or "folder".', show_default=False),
@@ -38,7 +37,6 @@ Splits = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(metavar="CSV", help="Table of slide and split, or CLAM's splits_*.csv.", show_default=False),
 ]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; a GPU when there is one.")]  # noqa: UP045
 
 
 def main() -> None:
@@ -180,19 +178,8 @@ def evaluate(
     _print_metrics({split: run(student, archive, split, device=device)})
 
 
-@app.command()
-def score(
-    student: StudentPath,
-    archive: ArchivePath,
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    split: Annotated[Optional[str], typer.Option(help="train, val, test or none; all by default.")] = None,  # noqa: UP045
-    device: Device = None,
-) -> None:
-    """Write prediction, probabilities and teacher weights of every patch."""
-    from .scoring import score as run
-
-    scores = run(student, archive, out, split=split, device=device)
-    console.print(f"{len(scores.rows):,} patches scored: {out}")
+app.command()(score)
+app.command()(heatmap)
 
 
 @app.command()

@@ -8,15 +8,19 @@ result. Gradients can be taken once.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import _core
 from ._core import AMD_AVX512, MAX_TEACHERS, attention_backward, attention_forward, distillation, folded_scores
 from .kernels import reference
+
+if TYPE_CHECKING:
+    from .student import FoldedStudent
 
 # PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors: half the speed of
 # oneDNN, which PyTorch carries as well.
@@ -25,7 +29,7 @@ ONEDNN_WORTH = 1 << 20  # multiplications; below, its longer way to the product 
 
 NORM_EPSILON = 1e-5  # of PyTorch's LayerNorm
 
-FOLDED_BYTES = 1 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
+FOLDED_BYTES = 2 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
 
 
 def obstacle(x: Tensor) -> str | None:
@@ -115,6 +119,12 @@ def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> 
     return pooled, w
 
 
+def tile_student(folded: "FoldedStudent") -> _core.FoldedStudent:
+    """The folded student, float32, as the core computes it: whole tiles on one thread, all between two products."""
+    names = ("weight", "bias", "score_maps", "head_weight_1", "head_bias_1", "head_weight_2", "head_bias_2")
+    return _core.FoldedStudent(folded.dims, *(getattr(folded, name).contiguous().numpy() for name in names))
+
+
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -129,7 +139,7 @@ class _Project(torch.autograd.Function):
         columns = _columns(features.detach(), standard, dims, present)
         tokens = features.new_empty(len(features), len(bias), bias.shape[1])
         for i, (x, W, b) in enumerate(zip(columns, weight.detach().split(list(dims)), bias.detach(), strict=True)):
-            torch.add(_product(x, W), b, out=tokens[:, i])
+            tokens[:, i] = _product(x, W, b)
         ctx.save_for_backward(weight, present, None if standard is None else standard[1], *columns)
         return tokens
 

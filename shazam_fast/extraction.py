@@ -20,7 +20,7 @@ from .extraction_plan import Plan, describe_job
 from .image_sources import ImageTable, class_folders, image_folder, manifest
 from .part_store import PartChunk, PartStore
 from .progress import Progress
-from .resuming import lock, read_finished
+from .resuming import lock_directory, read_finished
 from .scoring import choose_device
 from .slide_patches import slide_patches
 from .teacher_registry import teacher as find_teacher
@@ -201,7 +201,7 @@ def complete(store: PartStore, write: Callable[[Sequence[int]], None]) -> Extrac
     if (report := finished_report(store)) is not None:
         return report
     store.claim()
-    locked = lock(store.path)
+    locked = lock_directory(store.path)
     try:
         missing = store.missing()
         if len(missing) < store.parts:

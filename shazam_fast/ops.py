@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import cpu_ops
+from . import _core, cpu_ops
 from .errors import ShazamError
 from .kernels import reference
 
-__all__ = ["bare_stack", "distillation_loss", "folded_stack", "project", "residual_stack", "use"]
+if TYPE_CHECKING:
+    from .student import FoldedStudent
+
+__all__ = ["bare_stack", "distillation_loss", "folded_stack", "project", "residual_stack", "tile_student", "use"]
 
 BACKENDS = ("auto", "triton", "reference")
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
@@ -111,6 +114,12 @@ def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> 
     module, options = _implementation("folded_stack", tokens)
     pooled, w = module.folded_stack(tokens, score_maps, present, **options)
     return pooled, w
+
+
+def tile_student(folded: "FoldedStudent") -> _core.FoldedStudent | None:
+    """A folded student as one call a tile of patches and thread; None where the core has none for it."""
+    there = _choice.get() == _DEFAULT and folded.weight.device.type == "cpu" and cpu_ops.obstacle(folded.weight) is None
+    return cpu_ops.tile_student(folded) if there and len(folded.dims) <= _core.MAX_TEACHERS else None
 
 
 def distillation_loss(

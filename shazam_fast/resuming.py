@@ -78,7 +78,7 @@ class ResumableWriter(ArchiveWriter):
     def _claim(self) -> None:
         self._record = {"job": self._job, "notes": self._notes}
         claim_directory(self.path, (JOURNAL,))
-        self._lock = lock(self.path)
+        self._lock = lock_directory(self.path)
         try:
             if (self.path / JOURNAL).exists():
                 self._continue(read_json(self.path / JOURNAL))
@@ -120,7 +120,7 @@ def read_finished(path: Path, job: Mapping[str, object]) -> dict[str, Any] | Non
 
 
 def require_same_job(path: Path, found: Mapping[str, Any], job: Mapping[str, object]) -> None:
-    """Raise MismatchError, saying what differs, when the manifest or journal `found` at `path` is another job's."""
+    """Raise MismatchError naming what differs between the job that `found` is of and this one."""
     if "job" not in found:
         raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
     if different := [key for key, value in job.items() if found["job"].get(key) != value]:
@@ -141,7 +141,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def lock(path: Path) -> int:
+def lock_directory(path: Path) -> int:
     """A descriptor that keeps other processes from writing to the directory, until it is closed or we are killed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

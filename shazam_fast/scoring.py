@@ -1,11 +1,13 @@
 """Scoring archives with a trained student, and evaluating it on labelled splits."""
 
-import copy
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,66 +16,21 @@ from torch import Tensor
 
 from .archive import FeatureArchive
 from .errors import MismatchError, NonFiniteError, ShazamError
-from .files import UNFINISHED
+from .matching import TeacherMatch
 from .metrics import Metrics, compute_metrics
 from .opening import ArchiveLike, open_archive
 from .progress import Progress
+from .score_parts import PartStore, Record, ScoreJob, choose_part_rows, make_table, write_part
+from .scorer import GPU_TILE_ROWS, TILE_ROWS, Scorer
+from .scores import Scores, open_scores
 from .student import FoldedStudent, Student
 from .student_config import StudentConfig
 from .student_files import load
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 BATCH_ROWS = 2048
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a student says of n patches.
-
-    `rows` int64 [n] of the archive, `prediction` int64 [n] into `classes`, `probabilities` float32 [n, C],
-    `weights` float32 [n, N]: the exact share of each of `teachers` in the patch's fused feature, rows summing
-    to 1 (None for residual students, which have no such shares).
-    """
-
-    rows: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    weights: NDArray[np.float32] | None
-    classes: tuple[str, ...]
-    teachers: tuple[str, ...]
-
-
-class TeacherMatch:
-    """How an archive's columns become a student's: by teacher name, in the student's order.
-
-    Raises MismatchError naming the teachers that differ. Teachers may be missing from the archive only if the
-    student was trained with teacher dropout; extra ones are left unread by the student.
-    """
-
-    def __init__(self, archive: FeatureArchive, config: StudentConfig) -> None:
-        missing = [name for name in config.teachers if name not in archive.teachers]
-        widths = {n: d for n, d in config.teachers.items() if archive.teachers.get(n, d) != d}
-        problems = [f"{n!r} has {archive.teachers[n]} columns, the student needs {d}" for n, d in widths.items()]
-        if missing and (config.teacher_dropout == 0.0 or len(missing) == len(config.teachers)):
-            problems.append(f"missing {missing}; found {list(archive.teachers)}")
-            if config.teacher_dropout == 0.0:
-                problems.append("only a student trained with teacher_dropout can do without a teacher")
-        if problems:
-            raise MismatchError(f"{archive.path}: the archive's teachers are not the student's: {'; '.join(problems)}")
-        self._columns = [None if n in missing else archive.columns_of(n) for n in config.teachers]
-        self._dims = list(config.teachers.values())
-        self._as_they_are = list(archive.teachers.items()) == list(config.teachers.items())
-        self.missing = tuple(missing)
-
-    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """features [B, archive's width] -> features [B, student's width], present bool [B, N] or None."""
-        if self._as_they_are:
-            return features, None
-        blocks = [
-            features.new_zeros(len(features), dim) if columns is None else features[:, columns]
-            for dim, columns in zip(self._dims, self._columns, strict=True)
-        ]
-        present = torch.tensor([c is not None for c in self._columns], device=features.device)
-        return torch.cat(blocks, dim=1), present.expand(len(features), -1) if self.missing else None
 
 
 def score(
@@ -82,56 +39,62 @@ def score(
     out: str | Path | None = None,
     *,
     split: str | None = None,
-    batch_size: int = BATCH_ROWS,
+    embedding: bool = False,
+    force: bool = False,
     device: str | None = None,
+    cluster: str | None = None,
 ) -> Scores:
-    """Score every patch of an archive (or of one split).
+    """Score every patch of an archive, or of one split, at the speed of the hardware.
+
+    With `out`, memory stays at some 100 MB whatever the archive's size, and a call that was killed or ran out of disk
+    is finished by the same call: the parts that are there are kept, and all come out byte for byte as if nothing had
+    happened. Without, the scores are kept in memory.
 
     Args:
         student: a student or where it was saved. Bare students are folded first, which is exact.
         archive: an archive or its path; needs no labels.
-        out: Parquet file to write: row, slide, x, y, prediction, probability_<class>, weight_<teacher>.
+        out: directory for the scores, Parquet parts and a manifest; what is finished there is not done again. Columns
+            are row, slide, x, y, prediction, probability_<class>, weight_<teacher>.
         split: "train", "val", "test" or "none"; all patches by default.
-        batch_size: patches at a time.
+        embedding: also write the fused feature t of every patch, float32 [D], as the column "embedding".
+        force: let teachers be missing even if the student was trained without teacher dropout. The scores' manifest
+            says which are missing, and that it was forced.
         device: "cpu", "cuda", ...; a GPU when there is one.
+        cluster: "ray" spreads the parts over a Ray cluster that sees the same files; needs `out`.
 
     Raises:
-        MismatchError: the archive's teachers are not the student's (names them), or the split is empty.
+        MismatchError: the archive's teachers are not the student's (names them), the split is empty, or `out` holds
+            the scores of another student, archive or call.
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
+        ShazamError: the scores cannot be written, the disk is full; finished parts stay.
     """
-    student, archive = _load(student), open_archive(archive)
-    rows = np.arange(archive.rows) if split is None else archive.split(split)
-    if len(rows) == 0:
+    student, archive, place = _load(student), open_archive(archive), choose_device(device)
+    if cluster not in (None, "ray"):
+        raise ShazamError(f"cluster: 'ray' expected, found {cluster!r}")
+    if cluster and out is None:
+        raise ShazamError("a cluster writes its scores to a directory that all its machines see: give out")
+    job = plan_job(student, archive, split=split, embedding=embedding, force=force, device=place)
+    rows = archive.rows if split is None else sum(len(job.rows_of(archive, part)) for part in range(job.parts))
+    if rows == 0:
         raise MismatchError(f"{archive.path}: no patches to score" + (f" in split {split!r}" if split else ""))
-    if out is not None and Path(out).exists():
-        raise ShazamError(f"{out}: there is a file already; delete it or choose another name")
-    config = student.config
-    probabilities = np.empty((len(rows), len(config.classes)), dtype=np.float32)
-    weights = np.empty((len(rows), len(config.teachers)), dtype=np.float32) if config.block == "bare" else None
-    done = 0
-    with Progress(f"scoring {archive.path.name}", len(rows), "patches") as progress:
-        for logits, w in predict(_scorer(student, choose_device(device)), archive, rows, batch_size):
-            here = slice(done, done + len(logits))
-            probabilities[here] = logits.softmax(dim=1).cpu().numpy()
-            if weights is not None and w is not None:
-                weights[here] = w.cpu().numpy()
-            done += len(logits)
-            progress.advance(len(logits))
-    scores = Scores(
-        rows, probabilities.argmax(axis=1), probabilities, weights, tuple(config.classes), tuple(config.teachers)
-    )
-    if out is not None:
-        _write_parquet(scores, archive, Path(out))
-    return scores
+    if out is None:
+        with Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
+            return Scores({**job.about, "rows": rows}, _score_in_memory(job, student, archive, place, progress))
+    with PartStore(Path(out), job) as store:
+        if not store.finished:
+            with Progress(f"scoring {archive.path.name}", rows, "patches", store.rows) as progress:
+                if cluster:
+                    from .cluster import score_on_ray
+
+                    score_on_ray(job, student, archive, place, store, progress)
+                else:
+                    _score_to_disk(job, student, archive, place, store, progress)
+            store.finish()
+    return open_scores(out)
 
 
 def evaluate(
-    student: Student | str | Path,
-    archive: ArchiveLike,
-    split: str = "test",
-    *,
-    batch_size: int = BATCH_ROWS,
-    device: str | None = None,
+    student: Student | str | Path, archive: ArchiveLike, split: str = "test", *, device: str | None = None
 ) -> Metrics:
     """Metrics of a student on a labelled split; arguments and errors as `score`.
 
@@ -146,7 +109,7 @@ def evaluate(
             f"{archive.path}: {unlabelled.size} of {len(rows)} patches of split {split!r} have no label, "
             f"the first is row {rows[unlabelled[0]]}"
         )
-    scores = score(student, archive, split=split, batch_size=batch_size, device=device)
+    scores = score(student, archive, split=split, device=device)
     return compute_metrics(scores.probabilities, archive.labels[rows], tuple(student.config.classes))
 
 
@@ -156,6 +119,7 @@ def predict(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Logits [B, C] and teacher weights [B, N] of the given rows, batch by batch, on the model's device, in its dtype.
 
+    For a model that is still in training; `Scorer` is faster for one that is not.
     Raises NonFiniteError naming the teacher and the row when a feature is NaN or infinite.
     """
     match = TeacherMatch(archive, model.config)
@@ -182,43 +146,81 @@ def require_same_classes(config: StudentConfig, archive: FeatureArchive) -> None
         )
 
 
-def _scorer(student: Student, device: torch.device) -> Student | FoldedStudent:
-    """The student in its fastest exact form, on `device`; the caller's own is left where it is."""
-    model = student.fold() if student.config.block == "bare" else copy.deepcopy(student)
-    return model.to(device).eval()
+def plan_job(
+    student: Student, archive: FeatureArchive, *, split: str | None, embedding: bool, force: bool, device: torch.device
+) -> ScoreJob:
+    """What is to be scored. Raises MismatchError when the archive's teachers are not the student's."""
+    config = student.config
+    match = TeacherMatch(archive, config, force)
+    about = {
+        "classes": list(config.classes),
+        "teachers": list(config.teachers),
+        "missing_teachers": list(match.missing),
+        "forced": match.forced,
+        "weights": config.block == "bare",
+    }
+    part_rows = choose_part_rows(len(config.classes), len(config.teachers), config.dim if embedding else 0)
+    identity = {
+        "the student": _digest(student),
+        "the archive's files": archive.identity(),
+        "split": split,
+        "embedding": embedding,
+        "device": device.type,
+        "rows of a part": part_rows,
+        "rows of a tile": GPU_TILE_ROWS if device.type == "cuda" else TILE_ROWS,
+    }
+    return ScoreJob(about, identity, archive.rows, part_rows, split, embedding)
+
+
+def _score_in_memory(
+    job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, progress: Progress
+) -> list["pa.Table"]:
+    tables = []
+    with Scorer(student, archive, device, embedding=job.embedding, force=job.about["forced"]) as scorer:
+        for part in range(job.parts):
+            if len(rows := job.rows_of(archive, part)):
+                tables.append(make_table(archive, job, rows, scorer.score(rows)))
+            progress.advance(len(rows))
+    return tables
+
+
+def _score_to_disk(
+    job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, store: PartStore, progress: Progress
+) -> None:
+    """Part after part, each written while the next one is computed."""
+    writing: list[Future[Record]] = []
+
+    def settle() -> None:
+        while writing:
+            record = writing.pop().result()
+            store.add(record)
+            progress.advance(record["rows"])
+
+    with (
+        Scorer(student, archive, device, embedding=job.embedding, force=job.about["forced"]) as scorer,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        try:
+            for part in store.missing():
+                rows = job.rows_of(archive, part)
+                if len(rows) == 0:
+                    store.add({"part": part, "rows": 0})
+                    continue
+                table = make_table(archive, job, rows, scorer.score(rows))
+                settle()
+                writing.append(writer.submit(write_part, store.path, part, table))
+        finally:
+            settle()
+
+
+def _digest(student: Student) -> str:
+    """Changes with the student's shape and with any of its values."""
+    digest = hashlib.sha256(json.dumps(asdict(student.config)).encode())
+    for name, tensor in student.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load(student: Student | str | Path) -> Student:
     return student if isinstance(student, Student) else load(student)
-
-
-def _write_parquet(scores: Scores, archive: FeatureArchive, out: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def names_of(codes: NDArray[np.integer], names: tuple[str, ...]) -> pa.Array:
-        known = pa.array(np.where(codes < 0, 0, codes).astype(np.int32), mask=codes < 0)
-        return pa.DictionaryArray.from_arrays(known, pa.array(names, type=pa.string()))
-
-    coords = archive.coords[scores.rows]
-    columns = {
-        "row": pa.array(scores.rows),
-        "slide": names_of(archive.slide_index[scores.rows], archive.slides),
-        "x": pa.array(coords[:, 0]),
-        "y": pa.array(coords[:, 1]),
-        "prediction": names_of(scores.prediction, scores.classes),
-    }
-    for index, name in enumerate(scores.classes):
-        columns[f"probability_{name}"] = pa.array(scores.probabilities[:, index])
-    if scores.weights is not None:
-        for index, name in enumerate(scores.teachers):
-            columns[f"weight_{name}"] = pa.array(scores.weights[:, index])
-    about = {"shazam_fast": json.dumps({"classes": scores.classes, "teachers": scores.teachers})}
-    unfinished = out.with_suffix(UNFINISHED)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns).replace_schema_metadata(about), unfinished, compression="zstd")
-        unfinished.rename(out)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise ShazamError(f"{out}: the scores could not be written: {error}") from error

@@ -157,8 +157,12 @@ class Student(nn.Module):
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C] and teacher weights [B, N] (None for the residual block)."""
+        return self.infer_fused(features, present)[:2]
+
+    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`infer`, and the fused feature t [B, D] behind the logits."""
         output = self(features, present)
-        return output.logits, output.weights
+        return output.logits, output.weights, output.fused
 
     def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Standardised features projected to one token per teacher, eq. (1); arguments as `forward`. [B, N, D]."""
@@ -211,7 +215,8 @@ class FoldedStudent(nn.Module):
     weight: Tensor  # all projections side by side, [sum of dims, D]
     bias: Tensor  # [N, D]
     score_maps: Tensor  # all B_l side by side, [D, K*D]
-    head_weight_1: Tensor  # [D, D]
+    value_map: Tensor  # C_K [D, D]
+    head_weight_1: Tensor  # [D, D], behind C_K
     head_bias_1: Tensor  # [D]
     head_weight_2: Tensor  # [D, C]
     head_bias_2: Tensor  # [C]
@@ -227,19 +232,32 @@ class FoldedStudent(nn.Module):
         dtype = student.qkv.dtype
         with torch.no_grad():
             weight, bias = _fold_projection(student)
-            score_maps, value_map = _fold_attention(student.qkv.double())
+            score_maps, value_map = _fold_attention(student.qkv)
             head = _fold_head(student.head, value_map)
-        tensors = {"weight": weight, "bias": bias, "score_maps": score_maps, **head}
+        tensors = {"weight": weight, "bias": bias, "score_maps": score_maps}
+        tensors |= {"value_map": value_map, **head}
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.to(dtype))
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher weights [B, N]."""
+        pooled, w = self._pool(features, present)
+        return self._classify(pooled), w
+
+    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """`infer`, and the fused feature t [B, D] behind the logits."""
+        pooled, w = self._pool(features, present)
+        return self._classify(pooled), w, pooled @ self.value_map
+
+    def _pool(self, features: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """w T [B, D], w [B, N]."""
         tokens = ops.project(features, None, None, self.weight, self.bias, self.dims, present)  # [B, N, D]
-        pooled, w = ops.folded_stack(tokens, self.score_maps, present)
-        hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu()
+        return ops.folded_stack(tokens, self.score_maps, present)
+
+    def _classify(self, pooled: Tensor) -> Tensor:
+        hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
-        return torch.addmm(self.head_bias_2, hidden, self.head_weight_2), w
+        return torch.addmm(self.head_bias_2, hidden, self.head_weight_2)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -256,20 +274,26 @@ def _uniform(parameters: Iterable[Tensor], inputs: int, generator: torch.Generat
 
 
 def _fold_projection(student: Student) -> tuple[Tensor, Tensor]:
-    """(x - mean) / scale @ W + b as x @ weight + bias, float64."""
-    weight = student.projection.weight.double() / student.feature_scale.double()[:, None]
-    parts = zip(student.feature_mean.double().split(student.dims), weight.split(student.dims), strict=True)
-    return weight, student.projection.bias.double() - torch.stack([mean @ W for mean, W in parts])
+    """(x - mean) / scale @ W + b as x @ weight + bias: [sum of dims, D] in the student's dtype, [N, D] in float64."""
+    maps, biases = student.projection, []
+    folded = torch.empty_like(maps.weight)
+    means, scales = (x.double().split(student.dims) for x in (student.feature_mean, student.feature_scale))
+    parts = zip(maps.weight.split(student.dims), maps.bias, means, scales, folded.split(student.dims), strict=True)
+    for map_, bias, mean, scale, target in parts:
+        weight = map_.double() / scale[:, None]
+        target.copy_(weight)
+        biases.append(bias.double() - mean @ weight)
+    return folded, torch.stack(biases)
 
 
 def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """qkv [K, D, 3D] -> all B_l side by side [D, K*D], C_K [D, D]."""
+    """qkv [K, D, 3D] -> all B_l side by side [D, K*D] in its dtype, C_K [D, D] in float64."""
     D = qkv.shape[1]
-    C = torch.eye(D, dtype=qkv.dtype, device=qkv.device)
+    C = torch.eye(D, dtype=torch.float64, device=qkv.device)
     maps = []
     for layer in qkv:
-        wq, wk, wv = layer.split(D, dim=1)
-        maps.append(C @ wq @ (C @ wk).T / math.sqrt(D))
+        wq, wk, wv = layer.double().split(D, dim=1)
+        maps.append((C @ wq @ (C @ wk).T / math.sqrt(D)).to(qkv.dtype))
         C = C @ wv
     return torch.cat(maps, dim=1), C
 

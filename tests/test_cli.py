@@ -9,13 +9,12 @@ import sys
 import time
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from synthetic import make_patches
 
 import shazam_fast as sf
 
-COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score", "teachers", "extract")
+COMMANDS = ("demo", "convert", "verify", "inspect", "train", "evaluate", "score", "heatmap", "teachers", "extract")
 QUICK = ("--epochs", "3", "--batch-size", "16", "--dim", "16", "--depth", "2")
 
 
@@ -63,10 +62,34 @@ def test_from_an_archive_to_scores(archive, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"{sf.evaluate(tmp_path / 'run', archive).balanced_accuracy:.3f}" in evaluated.stdout
 
-    scored = shazam_fast("score", tmp_path / "run", archive.path, "--out", tmp_path / "s.parquet", "--split", "val")
-    assert scored.returncode == 0, scored.stderr
-    assert "75 patches scored" in scored.stdout
-    assert pq.read_table(tmp_path / "s.parquet").num_rows == 75
+    arguments = ["score", tmp_path / "run", archive.path, "--out", tmp_path / "scores", "--split", "val"]
+    for _ in range(2):  # the second finds that all is done
+        scored = shazam_fast(*arguments, "--embedding", "--device", "cpu")
+        assert scored.returncode == 0, scored.stderr
+        assert "75 patches scored" in scored.stdout
+    assert sf.open_scores(tmp_path / "scores").embedding.shape == (75, 16)
+    again = shazam_fast(*arguments)
+    assert again.returncode == 1
+    assert "holds the work of another call: embedding differ" in again.stderr
+
+    drawn = shazam_fast("heatmap", tmp_path / "scores", tmp_path / "maps", "--patch-size", "256")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "3 slides drawn" in drawn.stdout
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 3
+
+
+def test_scoring_without_a_teacher(archive, patches, tmp_path):
+    run = shazam_fast("train", archive.path, "--out", tmp_path / "run", *QUICK)
+    assert run.returncode == 0, run.stderr
+    del patches["features"]["uni"]
+    fewer = sf.write_archive(tmp_path / "fewer", **patches)
+    refused = shazam_fast("score", tmp_path / "run", fewer, "--out", tmp_path / "scores")
+    assert refused.returncode == 1
+    assert "only a student trained with teacher_dropout" in refused.stderr
+    assert not (tmp_path / "scores").exists()
+    forced = shazam_fast("score", tmp_path / "run", fewer, "--out", tmp_path / "scores", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert "without uni" in forced.stdout
 
 
 @pytest.fixture
@@ -167,7 +190,8 @@ def test_a_preset_and_one_changed_option(archive, tmp_path):
         (("train", "nothing.archive", "--out", "run"), "error: nothing.archive: no such file or directory"),
         (("train", "x", "--out", "run", "--preset", "camelyon"), "error: no preset is called 'camelyon'"),
         (("evaluate", "no-student", "nothing.archive"), "a student is a directory with student.json"),
-        (("score", "no-student", "nothing.archive", "--out", "s.parquet"), "a student is a directory with"),
+        (("score", "no-student", "nothing.archive", "--out", "scores"), "a student is a directory with"),
+        (("heatmap", "no-scores", "maps"), "no-scores: no scores there: _scores.json not found"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(tmp_path, arguments, message):

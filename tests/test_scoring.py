@@ -1,7 +1,5 @@
 """Scoring and evaluating a student."""
 
-import json
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +13,7 @@ NAN = np.float16(np.nan).tobytes()
 
 def test_scores_are_what_the_student_says(trained):
     student, archive = trained
-    scores = sf.score(student, archive, batch_size=77)
+    scores = sf.score(student, archive)
     with torch.no_grad():
         output = student.double()(torch.from_numpy(archive.gather(np.arange(300))).double())
     student.float()
@@ -35,31 +33,31 @@ def test_one_split(trained):
     np.testing.assert_allclose(test.probabilities, everything.probabilities[test.rows], atol=1e-5)
     with pytest.raises(sf.MismatchError, match="no patches to score in split 'none'"):
         sf.score(student, archive, split="none")
+    with pytest.raises(sf.MismatchError, match="no split is called 'holdout'"):
+        sf.score(student, archive, split="holdout")
 
 
 def test_parquet(trained, tmp_path):
     student, archive = trained
-    scores = sf.score(student, archive, tmp_path / "scores" / "all.parquet")
-    table = pq.read_table(tmp_path / "scores" / "all.parquet")
-    assert table.num_rows == 300
+    scores = sf.score(student, archive, tmp_path / "scores")
+    table = pq.read_table(tmp_path / "scores")  # any reader of Parquet takes the directory as it is
+    assert table.num_rows == len(scores) == 300
     assert table["slide"].to_pylist()[26] == "slide-001"
     assert table["prediction"].to_pylist() == [CLASSES[c] for c in scores.prediction]
+    np.testing.assert_array_equal(table["row"], np.arange(300))
     np.testing.assert_array_equal(table["probability_adenoma"].to_numpy(), scores.probabilities[:, 1])
     np.testing.assert_array_equal(table["weight_phikon-v2"].to_numpy(), scores.weights[:, 1])
     np.testing.assert_array_equal(np.stack([table["x"], table["y"]], 1), archive.coords)
-    assert json.loads(table.schema.metadata[b"shazam_fast"])["classes"] == list(CLASSES)
-    assert [p.name for p in (tmp_path / "scores").iterdir()] == ["all.parquet"]
-    with pytest.raises(sf.ShazamError, match="there is a file already"):
-        sf.score(student, archive, tmp_path / "scores" / "all.parquet")
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["_scores.json", "part-00000.parquet"]
 
 
 def test_archives_without_labels_slides_or_coords(trained, tmp_path):
     student, _ = trained
     path = sf.write_archive(tmp_path / "bare", make_patches(rows=10)["features"])
-    sf.score(student, path, tmp_path / "scores.parquet")
-    table = pq.read_table(tmp_path / "scores.parquet")
-    assert table["slide"].to_pylist() == [None] * 10
-    assert table["x"].to_pylist() == [-1] * 10
+    scores = sf.score(student, path, tmp_path / "scores")
+    assert scores.read(["slide"])["slide"].to_pylist() == [None] * 10
+    assert scores.slides == ()
+    assert (scores.coords == -1).all()
 
 
 def test_a_saved_student_scores_the_same(trained, tmp_path):
@@ -79,9 +77,9 @@ def test_double_precision_on_request(trained):
 
 def test_residual_students_have_no_teacher_weights(archive, tmp_path):
     student = sf.train(archive, epochs=1, batch_size=16, dim=8, depth=1, block="residual").student
-    scores = sf.score(student, archive, tmp_path / "scores.parquet")
+    scores = sf.score(student, archive, tmp_path / "scores")
     assert scores.weights is None
-    assert not [n for n in pq.read_schema(tmp_path / "scores.parquet").names if n.startswith("weight_")]
+    assert not [n for n in scores.read().column_names if n.startswith("weight_")]
 
 
 def test_teachers_in_another_order_and_one_too_many(trained, tmp_path):

@@ -24,7 +24,7 @@ from .teachers import extract_demo_features
 from .tissue import Patches, cut_patches, load_tissue
 
 ARCHIVE, STUDENT, PLAIN_STUDENT = "tissue.archive", "student", "student-without-distillation"
-SCORES, FIGURE = "scores.parquet", "demo.png"
+SCORES, FIGURE = "scores", "demo.png"
 # Strong distillation pulls the teachers' tokens together, and then all are trusted alike: a weak one (the paper's for
 # HunCRC) and a shallow student leave something to see. Figures of one small image are an illustration, no evidence.
 DEPTH, LAM = 2, 0.05
@@ -75,10 +75,9 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
 
 
 def _remove_earlier(out: Path) -> None:
-    for name in (ARCHIVE, STUDENT, PLAIN_STUDENT):
+    for name in (ARCHIVE, STUDENT, PLAIN_STUDENT, SCORES):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (SCORES, FIGURE):
-        (out / name).unlink(missing_ok=True)
+    (out / FIGURE).unlink(missing_ok=True)
 
 
 def _write_features(path: Path, patches: Patches) -> FeatureArchive:

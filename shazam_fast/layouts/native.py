@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,40 @@ UNKNOWN = {"label": -1, "coords": -1, "slide": -1, "group": -1, "split": SPLITS[
 SAFETENSORS_NAMES = {
     "int64": "I64", "uint8": "U8", "int32": "I32", "float16": "F16", "float32": "F32", "bfloat16": "BF16",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredColumn:
+    """A per-row column that lies in pieces in the parts, read whole or by range."""
+
+    name: str
+    files: tuple[str, ...]
+    tensors: tuple[StoredTensor, ...]
+
+    def __call__(self) -> NDArray[np.generic]:
+        """All rows."""
+        return self.read(0, sum(tensor.shape[0] for tensor in self.tensors))
+
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """Rows [start, stop)."""
+        dtype, shape = COLUMNS[self.name]
+        out = np.empty((stop - start, *shape), dtype=dtype)
+        first = 0  # row of the part
+        for file, tensor in zip(self.files, self.tensors, strict=True):
+            low, high = max(start, first), min(stop, first + tensor.shape[0])
+            if low < high:
+                part = out[low - start : high - start]
+                part[:] = self._read_piece(file, tensor.offset + (low - first) * part[:1].nbytes, part)
+            first += tensor.shape[0]
+        return out
+
+    def _read_piece(self, file: str, offset: int, like: NDArray[np.generic]) -> NDArray[np.generic]:
+        with open(file, "rb") as stream:
+            stream.seek(offset)
+            content = stream.read(like.nbytes)
+        if len(content) != like.nbytes:
+            raise ArchiveError(f"{file}: ended inside column {self.name!r}: the file shrank after it was opened")
+        return np.frombuffer(content, like.dtype).reshape(like.shape)
 
 
 def is_native(path: Path) -> bool:
@@ -64,7 +98,7 @@ def read_contents(path: Path) -> Contents:
         teachers=teachers,
         blocks=(Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
         fingerprint=fingerprint,
-        columns={column: partial(_read_column, files, stored, column) for column in COLUMNS},
+        columns={column: StoredColumn(column, files, tuple(t[column] for t in stored)) for column in COLUMNS},
         checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
         **names,
     )
@@ -113,19 +147,3 @@ def _read_part(file: Path, rows: int, size: int, width: int, dtype: str) -> dict
                 f"the manifest makes it {stored_dtype} {list(shape)}"
             )
     return tensors
-
-
-def _read_column(files: tuple[str, ...], stored: list[dict[str, StoredTensor]], column: str) -> NDArray[np.generic]:
-    dtype, shape = COLUMNS[column]
-    out = np.empty((sum(tensors[column].shape[0] for tensors in stored), *shape), dtype=dtype)
-    start = 0
-    for file, tensors in zip(files, stored, strict=True):
-        part = out[start : start + tensors[column].shape[0]]
-        with open(file, "rb") as stream:
-            stream.seek(tensors[column].offset)
-            content = stream.read(part.nbytes)
-        if len(content) != part.nbytes:
-            raise ArchiveError(f"{file}: ended inside column {column!r}: the file shrank after it was opened")
-        part[:] = np.frombuffer(content, dtype).reshape(part.shape)
-        start += len(part)
-    return out

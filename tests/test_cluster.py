@@ -1,0 +1,84 @@
+"""Scoring on a Ray cluster of two workers, one of which dies."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import make_patches
+
+import shazam_fast as sf
+
+pytest.importorskip("ray", reason="clusters need Ray")
+
+DRIVER = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import ray
+import shazam_fast as sf
+from shazam_fast import score_parts, scorer
+score_parts.PART_BYTES = 1 << 13
+student, archive, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+sf.score(student, archive, folder / "local")
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+def workers():
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::score_part"):
+                found.append(int(status.parent.name))
+        except OSError:
+            pass
+    return found
+
+killed = []
+def kill_one():
+    while not (folder / "ray").exists() or len(list((folder / "ray").glob("part-*.parquet"))) < 3 or not workers():
+        time.sleep(0.01)
+    os.kill(workers()[0], signal.SIGKILL)
+    killed.append(True)
+
+threading.Thread(target=kill_one, daemon=True).start()
+scores = sf.score(student, archive, folder / "ray", cluster="ray")
+print(len(killed), "killed;", len(scores), "scored")
+
+os.chdir(folder)
+part = Path("a/part-00000.safetensors")
+content = bytearray(part.read_bytes())
+content[4096 + 2 * 39 * 1000 : 4096 + 2 * 39 * 1000 + 2] = b"\\x00\\x7e"
+part.write_bytes(content)
+try:
+    sf.score(student, "a", "nan", cluster="ray")
+except sf.NonFiniteError as error:
+    print(error)
+"""
+
+
+def test_one_of_two_workers_is_killed(trained, tmp_path):
+    student, _ = trained
+    student.save(tmp_path / "student")
+    sf.write_archive(tmp_path / "a", **make_patches(rows=30_000))
+    command = [sys.executable, "-c", DRIVER, tmp_path / "student", tmp_path / "a", tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-2:] == [  # Ray itself reports the dead worker
+        "1 killed; 30000 scored",
+        "a: teacher 'uni', row 1000: the feature is nan; extract this patch again or leave it out",
+    ]
+    local, ray = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("local", "ray"))
+    assert len(local) > 100
+    assert local == ray
+    assert [p["part"] for p in json.loads(ray["_scores.json"])["parts"]] == list(range(len(local) - 1))
+
+
+def test_what_a_cluster_needs(trained, tmp_path, monkeypatch):
+    student, archive = trained
+    with pytest.raises(sf.ShazamError, match="give out"):
+        sf.score(student, archive, cluster="ray")
+    with pytest.raises(sf.ShazamError, match="'ray' expected, found 'slurm'"):
+        sf.score(student, archive, tmp_path / "out", cluster="slurm")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(sf.ShazamError, match=r"pip install 'shazam_fast\[cluster\]'"):
+        sf.score(student, archive, Path(tmp_path) / "out", cluster="ray")
