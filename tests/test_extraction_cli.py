@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import shazam_fast as sf
+from shazam_fast import teacher_registry
 from shazam_fast.cli import app
 from shazam_fast.datasets import UNITOPATHO_CLASSES
 
@@ -17,13 +18,15 @@ from shazam_fast.datasets import UNITOPATHO_CLASSES
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
     """Options that name two registered teachers and the files of their weights."""
-    options = []
+    registered, options = dict(teacher_registry._registry), []
     for spec in small_teachers()[:2]:
         sf.register_teacher(spec)
         weights = tmp_path_factory.mktemp("weights") / f"{spec.name}.pth"
         torch.save(spec.build("random").model.state_dict(), weights)
         options += ["--teacher", spec.name, "--weights", f"{spec.name}={weights}"]
-    return options
+    yield options
+    teacher_registry._registry.clear()
+    teacher_registry._registry.update(registered)
 
 
 def shazam_fast(*arguments):
