@@ -151,7 +151,9 @@ class _Project(torch.autograd.Function):
         d_rows = d_tokens.transpose(0, 1).contiguous()  # [N, B, D]
         d_weight = None
         if wants_weight:
-            d_weight = torch.cat([_product(x.T, d) for x, d in zip(columns, d_rows, strict=True)])
+            d_weight = torch.empty_like(weight)  # filled part by part: large temporaries cost page faults
+            for part, x, d in zip(d_weight.split([x.shape[1] for x in columns]), columns, d_rows, strict=True):
+                part.copy_(_product(x.T, d))
         d_features = None
         if wants_features:
             maps = weight.split([x.shape[1] for x in columns])
