@@ -71,6 +71,24 @@ def check_finite(teacher: str, given: NDArray[Any], stored: NDArray[Any], first_
     raise NonFiniteError(f"{where}: the feature is {value}; extract this patch again or leave it out")
 
 
+def interleave(
+    features: Mapping[str, NDArray[Any]], teachers: Mapping[str, int], dtype: np.dtype[Any], first_row: int
+) -> NDArray[Any]:
+    """All teachers' features of n patches side by side, as stored: {teacher: [n, dim]} -> [n, sum of dims].
+
+    Raises NonFiniteError, with the row counted from `first_row`, for NaN, infinity or what overflows `dtype`.
+    """
+    out = np.empty((len(next(iter(features.values()))), sum(teachers.values())), dtype=dtype)
+    column = 0
+    for name, dim in teachers.items():
+        block = np.asarray(features[name])
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[:, column : column + dim] = block
+        check_finite(name, block, out[:, column : column + dim], first_row)
+        column += dim
+    return out
+
+
 def first_refused(features: Mapping[str, NDArray[Any]], dtype: str | np.dtype[Any]) -> int:
     """The first row that holds, of the first teacher that has one, what is not finite as `dtype`."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import first_refused
+from .columns import first_refused, interleave
 from .errors import ArchiveError, NonFiniteError, ShazamError
 from .files import UNFINISHED, rename_durably, write_durably
 from .layouts.native import MANIFEST
 from .layouts.native_write import PartWriter
 from .resuming import JOURNAL, read_json, require_same_job
-from .writer import claim_directory, interleave, manifest_content, remove_leftovers
+from .writer import claim_directory, manifest_content, remove_leftovers
 
 IMAGES = "images.parquet"  # row and path of every image in the archive
 

@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from .columns import (
     check_column,
     check_features,
-    check_finite,
     check_lengths,
     encode_labels,
     encode_splits,
     infer_classes,
+    interleave,
     width_of,
 )
 from .errors import ShazamError
@@ -246,24 +246,6 @@ def require_dtype(dtype: str) -> None:
     """Raise ShazamError unless archives are written in `dtype`."""
     if dtype not in ("float16", "float32"):
         raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
-
-
-def interleave(
-    features: Mapping[str, NDArray[Any]], teachers: Mapping[str, int], dtype: np.dtype[Any], first_row: int
-) -> NDArray[Any]:
-    """All teachers' features of n patches side by side, as stored: {teacher: [n, dim]} -> [n, sum of dims].
-
-    Raises NonFiniteError, with the row counted from `first_row`, for NaN, infinity or what overflows `dtype`.
-    """
-    out = np.empty((len(next(iter(features.values()))), sum(teachers.values())), dtype=dtype)
-    column = 0
-    for name, dim in teachers.items():
-        block = np.asarray(features[name])
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[:, column : column + dim] = block
-        check_finite(name, block, out[:, column : column + dim], first_row)
-        column += dim
-    return out
 
 
 def manifest_content(
