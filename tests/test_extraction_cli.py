@@ -10,20 +10,23 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import shazam_fast as sf
+from shazam_fast import teacher_registry
 from shazam_fast.cli import app
 from shazam_fast.datasets import UNITOPATHO_CLASSES
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Options that name two registered teachers and the files of their weights."""
+    """Options that name two registered teachers and the files of their weights; the registry is restored afterwards."""
+    before = dict(teacher_registry._registry)
     options = []
     for spec in small_teachers()[:2]:
         sf.register_teacher(spec)
         weights = tmp_path_factory.mktemp("weights") / f"{spec.name}.pth"
         torch.save(spec.build("random").model.state_dict(), weights)
         options += ["--teacher", spec.name, "--weights", f"{spec.name}={weights}"]
-    return options
+    yield options
+    teacher_registry._registry = before
 
 
 def shazam_fast(*arguments):
