@@ -17,16 +17,16 @@ from shazam_fast.datasets import UNITOPATHO_CLASSES
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Options that name two registered teachers and the files of their weights."""
-    registered, options = dict(teacher_registry._registry), []
+    """Options that name two registered teachers and the files of their weights; the registry is restored afterwards."""
+    before = dict(teacher_registry._registry)
+    options = []
     for spec in small_teachers()[:2]:
         sf.register_teacher(spec)
         weights = tmp_path_factory.mktemp("weights") / f"{spec.name}.pth"
         torch.save(spec.build("random").model.state_dict(), weights)
         options += ["--teacher", spec.name, "--weights", f"{spec.name}={weights}"]
     yield options
-    teacher_registry._registry.clear()
-    teacher_registry._registry.update(registered)
+    teacher_registry._registry = before
 
 
 def shazam_fast(*arguments):
