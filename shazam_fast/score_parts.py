@@ -25,7 +25,7 @@ from .scores import FORMAT, JOURNAL, MANIFEST, VERSION
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PART_BYTES = 16 << 20  # of scores in a part: a second of work or more; a few times this are in memory
+PART_BYTES = 8 << 20  # of scores in a part: half a second of work or more; a few times this are in memory
 
 Record = dict[str, Any]
 
