@@ -88,11 +88,14 @@ def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], 
     return pa.table(columns)
 
 
-def write_part(folder: Path, part: int, table: "pa.Table") -> Record:
+def write_part(
+    folder: Path, part: int, archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], scores: RowScores
+) -> Record:
     """Write a part durably and say what a manifest says of it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    table = make_table(archive, job, rows, scores)
     file = folder / f"part-{part:05d}.parquet"
     unfinished = file.with_suffix(UNFINISHED)
     names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
