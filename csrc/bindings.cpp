@@ -97,6 +97,12 @@ void gather_into(const FeatureStore& store, const py::array& rows, py::array out
   store.gather(indices.data(), indices.size(), target, threads);
 }
 
+void announce(const FeatureStore& store, const py::array& rows) {
+  const auto indices = int64_array(rows, 1, "rows");
+  const py::gil_scoped_release unlocked;
+  store.will_need(indices.data(), indices.size());
+}
+
 void read_into(const FeatureStore& store, int64_t start, int64_t stop, py::array out,
                int threads) {
   const Matrix target = matrix(out);
@@ -185,6 +191,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("itemsize",
                              [](const FeatureStore& self) { return item_size(self.dtype()); })
       .def("gather", &gather_into, arg("rows"), arg("out"), arg("threads") = 1)
+      .def("will_need", &announce, arg("rows"))
       .def("read", &read_into, arg("start"), arg("stop"), arg("out"), arg("threads") = 1)
       .def("check_finite", &FeatureStore::check_finite, arg("start"), arg("stop"),
            py::call_guard<py::gil_scoped_release>())

@@ -14,7 +14,7 @@ import torch
 from .archive import FeatureArchive
 from .errors import MismatchError, ShazamError
 from .progress import Progress
-from .score_parts import PartStore, Record, ScoreJob, make_table, write_part
+from .score_parts import PartStore, Record, ScoreJob, write_part
 from .scorer import Scorer
 from .student import Student
 
@@ -62,8 +62,8 @@ def score_part(everything: tuple[ScoreJob, Student, FeatureArchive, str, str], f
     rows = job.rows_of(archive, part)
     if len(rows) == 0:
         return {"part": part, "rows": 0}
-    table = make_table(archive, job, rows, _scorer(job, student, archive, device).score(rows))
-    return write_part(Path(folder), part, table)
+    scores = _scorer(job, student, archive, device).score(rows)
+    return write_part(Path(folder), part, archive, job, rows, scores)
 
 
 def _scorer(job: ScoreJob, student: Student, archive: FeatureArchive, device: str) -> Scorer:

@@ -25,7 +25,7 @@ from .scores import FORMAT, JOURNAL, MANIFEST, VERSION
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PART_BYTES = 16 << 20  # of scores in a part: a second of work or more; a few times this are in memory
+PART_BYTES = 8 << 20  # of scores in a part: half a second of work or more; a few times this are in memory
 
 Record = dict[str, Any]
 
@@ -88,11 +88,14 @@ def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], 
     return pa.table(columns)
 
 
-def write_part(folder: Path, part: int, table: "pa.Table") -> Record:
+def write_part(
+    folder: Path, part: int, archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], scores: RowScores
+) -> Record:
     """Write a part durably and say what a manifest says of it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    table = make_table(archive, job, rows, scores)
     file = folder / f"part-{part:05d}.parquet"
     unfinished = file.with_suffix(UNFINISHED)
     names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]

@@ -24,6 +24,7 @@ from .matching import TeacherMatch
 from .student import FoldedStudent, Student
 
 TILE_ROWS = 240  # one thread's work at a time on the CPU; a multiple of the 12 rows that its products take at once
+TILES_AHEAD = 16  # that the disk works on while the processors compute
 GPU_TILE_ROWS = 16384  # a copy of 100 MB and more runs at the bus's full rate
 GPU_TILES = 3  # one is gathered, one copied, one computed
 STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # as `gather` takes them
@@ -123,6 +124,8 @@ class Scorer:
         buffer = np.empty((size, self._archive.width), dtype)
         for start in _drain(tiles):
             here = slice(start, min(start + TILE_ROWS, len(rows)))
+            ahead = start + TILES_AHEAD * TILE_ROWS
+            self._archive.will_need(rows[ahead : ahead + TILE_ROWS])
             features = self._archive.gather(rows[here], out=buffer[: here.stop - start], threads=1)
             for target, found in zip(_parts(scores), infer(features), strict=True):
                 if target is not None and found is not None:

@@ -206,9 +206,9 @@ def _score_to_disk(
                 if len(rows) == 0:
                     store.add({"part": part, "rows": 0})
                     continue
-                table = make_table(archive, job, rows, scorer.score(rows))
+                scores = scorer.score(rows)
                 settle()
-                writing.append(writer.submit(write_part, store.path, part, table))
+                writing.append(writer.submit(write_part, store.path, part, archive, job, rows, scores))
         finally:
             settle()
 

@@ -386,3 +386,12 @@ def test_a_part_that_shrinks_while_it_is_open(archive):
         archive.gather([299])
     with pytest.raises(sf.ArchiveError, match="shrank"):
         archive.labels  # noqa: B018 - reading is the test
+
+
+def test_rows_announced_are_read_all_the_same(archive):
+    archive.will_need(np.arange(300))
+    archive.will_need(np.array([7, 3, 299]))
+    archive.will_need(np.arange(0))
+    np.testing.assert_array_equal(archive.gather([7, 3]), archive.gather(np.arange(300))[[7, 3]])
+    with pytest.raises(sf.ArchiveError, match="row 300"):
+        archive.will_need(np.array([300]))

@@ -34,10 +34,10 @@ def score_until(limit, monkeypatch, *arguments, error=KeyboardInterrupt):
     """Score, but fail when part number `limit` is to be written."""
     write_part = score_parts.write_part
 
-    def fail_at(folder, part, table):
+    def fail_at(folder, part, *content):
         if part == limit:
             raise error
-        return write_part(folder, part, table)
+        return write_part(folder, part, *content)
 
     with monkeypatch.context() as patched:
         patched.setattr("shazam_fast.scoring.write_part", fail_at)
