@@ -28,8 +28,8 @@ stage tests 200 python3 -m pytest -q -x tests/test_ops.py tests/test_kernel_atte
 bench bench_training 120
 bench bench_scoring 100
 bench bench_kernels 150
-stage profile-bare 20 python3 benchmarks/profile_step.py bare 128
-stage profile-residual 20 python3 benchmarks/profile_step.py residual 128
+stage profile-bare 20 env PYTHONPATH=benchmarks python3 benchmarks/profile_step.py bare 128
+stage profile-residual 20 env PYTHONPATH=benchmarks python3 benchmarks/profile_step.py residual 128
 
 python3 - "$out" <<'PY'
 import json

@@ -84,7 +84,7 @@ class TrainingFeed:
         self._copied.synchronize()  # the buffer that was copied from is about to be filled again
         features = next(self._batches)
         self._features[: len(features)].copy_(features, non_blocking=True)
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(self._device))
 
     def take(self, size: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """The next batch, by the device alone: features, and their rows that make it up (None: all), labels, positions.

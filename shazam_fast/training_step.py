@@ -5,6 +5,8 @@ Captured once, it is replayed with a single launch and asks nothing of the host:
 counter on the device, losses go to a row of a table there.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -70,13 +72,15 @@ class TrainingStep:
         self._index += 1
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        device = self._losses.device  # need not be the current one
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
             self._warm_up(size)
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):  # where libraries have their workspaces by now
             self._compute(size)
         return graph
 

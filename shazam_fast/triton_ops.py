@@ -36,6 +36,10 @@ def obstacle(operation: str, x: Tensor, features: Tensor | None, precision: str)
         (features is not None and features.requires_grad, "the features want a gradient"),
         (x.dtype not in (torch.float32, torch.float64), f"the student is {x.dtype}, not torch.float32"),
         (x.dtype == torch.float64 and precision != "ieee", "float64 has precision 'ieee' alone"),
+        (
+            on_gpu and x.dtype == torch.float64 and operation != "distillation_loss",
+            "Triton does not compile products of float64 for every GPU",  # 3.6 for sm_90, of values behind a mask
+        ),
         (tokens and x.shape[1] > MAX_TEACHERS, f"{x.shape[1]} teachers, more than {MAX_TEACHERS}"),
         (
             tokens and only_small and not _is_small(x),

@@ -12,6 +12,23 @@ os.environ["PYTHONSAFEPATH"] = "1"  # processes that tests start take the instal
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+def scalars_are_indices():
+    """For Triton before 3.9: its interpreter has scalars as arrays of one value, which numpy 2.5 takes for no index."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_with_index(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_with_index
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    scalars_are_indices()
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
