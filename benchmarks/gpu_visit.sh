@@ -18,16 +18,21 @@ stage() { # name, seconds, command: what fails or takes too long leaves the rest
   echo "$name: exit $? after $((SECONDS - started)) s"
   tail -n 3 "$out/$name.log"
 }
-bench() { # file, seconds
-  stage "$1" "$2" python3 -m pytest "benchmarks/$1.py" -q -rN --benchmark-columns=median "--benchmark-json=$out/$1.json"
+bench() { # file, seconds, name of the record, further arguments
+  local file=$1 seconds=$2 name=$3
+  shift 3
+  stage "$name" "$seconds" python3 -m pytest "benchmarks/$file.py" -q -rN --benchmark-columns=median \
+    "--benchmark-json=$out/$name.json" "$@"
 }
 
-stage tests 200 python3 -m pytest -q -x tests/test_ops.py tests/test_kernel_attention.py tests/test_kernel_distillation.py \
-  tests/test_kernel_projection.py tests/test_kernel_folding.py tests/test_kernel_stack.py tests/test_training.py tests/test_training_step.py \
-  tests/test_scoring.py -k "not fit"
-bench bench_training 120
-bench bench_scoring 100
-bench bench_kernels 150
+stage tests 150 python3 -m pytest -q -x tests/test_ops.py tests/test_kernel_attention.py tests/test_kernel_distillation.py \
+  tests/test_kernel_projection.py tests/test_kernel_folding.py tests/test_kernel_stack.py tests/test_training.py \
+  tests/test_training_step.py tests/test_scoring.py -k "not fit"
+bench bench_training 100 bench_training
+bench bench_scoring 60 bench_scoring --quick
+for operation in stack attention losses projection; do # the whole grid would take longer than there is
+  bench bench_kernels 45 "bench_kernels_$operation" -k "$operation and (N4 or D128)"
+done
 stage profile-bare 20 env PYTHONPATH=benchmarks python3 benchmarks/profile_step.py bare 128
 stage profile-residual 20 env PYTHONPATH=benchmarks python3 benchmarks/profile_step.py residual 128
 

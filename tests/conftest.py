@@ -1,4 +1,5 @@
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def scalars_are_indices():
     interpreter._patch_lang_tensor = patch_with_index
 
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     scalars_are_indices()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
