@@ -63,8 +63,9 @@ def distillation_forward(
         b_tT += tl.sum(b_t * b_T, axis=2, keep_dims=True)
         b_far += tl.sum(b_near * b_x if NORM else b_near * (b_x - 0.5 * b_near), axis=2, keep_dims=True)
 
-    b_tt_floored = tl.maximum(b_tt, FLOOR)
-    b_TT_floored = tl.maximum(b_TT, FLOOR)
+    b_floor = tl.full([1, 1, 1], FLOOR, dtype)  # in maximum, a bare number would be float32 to Triton before 3.9
+    b_tt_floored = tl.maximum(b_tt, b_floor)
+    b_TT_floored = tl.maximum(b_TT, b_floor)
     b_a = 1.0 / (tl.sqrt(b_tt_floored) * tl.sqrt(b_TT_floored))
     b_cosine = b_tT * b_a
     if NORM:
