@@ -14,9 +14,8 @@ from shazam_fast.scorer import Scorer
 
 def make_student(dims, D, K, C, seed=0):
     teachers = {f"teacher-{i}": dim for i, dim in enumerate(dims)}
-    student = sf.Student(sf.StudentConfig(teachers, [str(c) for c in range(C)], dim=D, depth=K))
     generator = torch.Generator().manual_seed(seed)
-    student._initialise(generator)
+    student = sf.Student(sf.StudentConfig(teachers, [str(c) for c in range(C)], dim=D, depth=K), generator)
     student.feature_mean.normal_(generator=generator)
     return student.eval(), generator
 
