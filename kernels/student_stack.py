@@ -27,11 +27,11 @@ class Maps(NamedTuple):
 def blocks(N: int, D: int, precision: str, itemsize: int) -> dict[str, int | str]:
     """Constexprs and warps for N teachers of width D.
 
-    One warp per slice of a product keeps its operands small. With these, kernels of 4 teachers stay within the 99 KiB of
-    shared memory of sm_89 on Triton 3.6 and 3.9, and do not spill there at D = 128.
+    One warp per slice of a product keeps its operands small. With these, kernels of 4 teachers stay within the 99 KiB
+    of shared memory of sm_89 on Triton 3.6 and 3.9, and do not spill there at D = 128.
     """
     ieee = precision == "ieee"
-    block_c, part, warps = min(D, 64 if ieee else 32), 16, min(8, D // 8)
+    block_c, part, warps = min(D, 32 if precision == "tf32" else 64), 16, min(8, D // 8)
     if D == 256:
         block_c, part = (16, 64) if ieee else (16, 32)
     sides = {"BLOCK_R": ROWS, "BLOCK_N": triton.next_power_of_2(N), "BLOCK_C": block_c * 4 // itemsize, "SLICE": part}
