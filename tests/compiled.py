@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-
 # Older compilers than the one that the block sizes were chosen with spill a few numbers at the largest shapes.
 OLDER_TRITON = tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
 FEW_BYTES = 96 if OLDER_TRITON else 0
