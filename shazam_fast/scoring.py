@@ -46,7 +46,7 @@ def score(
 ) -> Scores:
     """Score every patch of an archive, or of one split, at the speed of the hardware.
 
-    With `out`, memory stays at some 100 MB whatever the archive's size, and a call that was killed or ran out of disk
+    With `out`, memory stays under 500 MB, PyTorch's own included, whatever the archive's size, and a call that was killed or ran out of disk
     is finished by the same call: the parts that are there are kept, and all come out byte for byte as if nothing had
     happened. Without, the scores are kept in memory.
 
