@@ -281,7 +281,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight + bias; `weight` or its transpose is contiguous, since oneDNN crawls through others."""
     if not ONEDNN_PRODUCTS or x.shape[0] * weight.numel() < ONEDNN_WORTH:
         return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.T, bias, "none", [], "")
+    return onednn_linear(x, weight.T, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` through oneDNN; only where ONEDNN_PRODUCTS says that it is there and faster."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .cpu_ops import ONEDNN_PRODUCTS
+from .cpu_ops import ONEDNN_PRODUCTS, onednn_linear
 from .teacher_models import Teacher
 
 
@@ -44,5 +44,4 @@ def multiply_with_onednn(model: nn.Module) -> None:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-    return product
+    return onednn_linear(x, layer.weight, layer.bias)

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import first_refused, interleave
-from .errors import ArchiveError, NonFiniteError, ShazamError
+from .errors import NonFiniteError, ShazamError
 from .files import UNFINISHED, rename_durably, write_durably
 from .layouts.native import MANIFEST
 from .layouts.native_write import PartWriter
-from .resuming import JOURNAL, read_json, require_same_job
+from .resuming import JOURNAL, read_json, require_part, require_same_job
 from .writer import claim_directory, manifest_content, remove_leftovers
 
 IMAGES = "images.parquet"  # row and path of every image in the archive
@@ -140,10 +140,9 @@ class PartStore:
         path = self._record_path(index)
         if not path.exists():
             return None
-        record, file = read_json(path), self._part_path(index)
-        entry = record["part"]
-        if entry is not None and (not file.is_file() or file.stat().st_size != entry["bytes"]):
-            raise ArchiveError(f"{file}: a finished part is missing or has changed; delete {path} to write it again")
+        record = read_json(path)
+        if record["part"] is not None:
+            require_part(self._part_path(index), record["part"]["bytes"], f"delete {path} to write it again")
         return record
 
     def _part_path(self, index: int) -> Path:

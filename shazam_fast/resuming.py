@@ -95,9 +95,7 @@ class ResumableWriter(ArchiveWriter):
         for kind in self._names:
             self._names[kind] = {name: code for code, name in enumerate(journal[f"{kind}s"])}
         for part in journal["parts"]:
-            file = self.path / part["file"]
-            if not file.is_file() or file.stat().st_size != part["bytes"]:
-                raise ArchiveError(f"{file}: a finished part is missing or has changed; delete {self.path}, start anew")
+            require_part(self.path / part["file"], part["bytes"], f"delete {self.path}, start anew")
 
     def _close_part(self) -> None:
         super()._close_part()
@@ -139,6 +137,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ArchiveError(f"{file}: corrupt: a JSON object expected")
     return content
+
+
+def require_part(file: Path, size: int, remedy: str) -> None:
+    """Raise ArchiveError, with the remedy, unless a finished part is there with the bytes it was written with."""
+    if not file.is_file() or file.stat().st_size != size:
+        raise ArchiveError(f"{file}: a finished part is missing or has changed; {remedy}")
 
 
 def lock_directory(path: Path) -> int:

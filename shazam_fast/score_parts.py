@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .archive import FeatureArchive
 from .errors import ArchiveError, ShazamError
 from .files import UNFINISHED, file_checksum, rename_durably, write_durably
-from .resuming import lock_directory, require_same_job
+from .resuming import lock_directory, require_part, require_same_job
 from .scorer import TILE_ROWS, RowScores
 from .scores import FORMAT, JOURNAL, MANIFEST, VERSION
 
@@ -212,9 +212,8 @@ class PartStore:
         require_same_job(self.path, _read_json(journal, header), self._job.identity)
         for record in (_read_json(journal, line) for line in lines):
             self._records[record["part"]] = record
-            file = self.path / record.get("file", "")
-            if record["rows"] and (not file.is_file() or file.stat().st_size != record["bytes"]):
-                raise ArchiveError(f"{file}: a finished part is missing or has changed; delete {self.path}, start anew")
+            if record["rows"]:
+                require_part(self.path / record.get("file", ""), record["bytes"], f"delete {self.path}, start anew")
         if len(whole) < len(content):
             os.truncate(journal, len(whole))
 

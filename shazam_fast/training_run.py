@@ -104,13 +104,14 @@ class TrainingRun:
 
     def _train_epoch(self, interrupted: Callable[[], bool], progress: Progress) -> None:
         started = time.monotonic()
+        note = self._note()
         self._student.train()
         self._training_step.begin(self._random(0).permutation(self._patches), self._kept_teachers(), self._step)
         while self._step < self._steps:
             size = min(self._config.batch_size, self._patches - self._step * self._config.batch_size)
             self._training_step.run(size)
             self._step += 1
-            progress.advance(size, self._note())
+            progress.advance(size, note)
             if interrupted():
                 self._save()
                 logger.warning("stopped in epoch %d; the same call continues from there", self._epoch + 1)
