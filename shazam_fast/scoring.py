@@ -46,9 +46,9 @@ def score(
 ) -> Scores:
     """Score every patch of an archive, or of one split, at the speed of the hardware.
 
-    With `out`, memory stays under 500 MB, PyTorch's own included, whatever the archive's size, and a call that was killed or ran out of disk
-    is finished by the same call: the parts that are there are kept, and all come out byte for byte as if nothing had
-    happened. Without, the scores are kept in memory.
+    With `out`, memory stays under 500 MB, PyTorch's own included, whatever the archive's size. A call that was killed
+    or ran out of disk is finished by the same call: the parts that are there are kept, and all come out byte for byte
+    as if nothing had happened. Without, the scores are kept in memory.
 
     Args:
         student: a student or where it was saved. Bare students are folded first, which is exact.
