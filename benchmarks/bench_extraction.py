@@ -22,9 +22,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import shazam_fast as sf
-from shazam_fast.decoding import decode
-from shazam_fast.extraction_pipeline import Extractor
-from shazam_fast.image_sources import image_folder
+from shazam_fast.extraction.pipeline import Extractor
+from shazam_fast.images.decoding import decode
+from shazam_fast.images.sources import image_folder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORKERS = len(os.sched_getaffinity(0))
@@ -123,7 +123,7 @@ def bytes_of(paths):
 @pytest.mark.parametrize("provider", ["authors", "ours"])
 def test_extract(measure, folders, source, levels, provider, tmp_path):
     paths = image_folder(folders[source]).paths
-    models = [spec.build("random") for spec in TEACHERS]
+    models = [sf.load_teacher(spec, "random") for spec in TEACHERS]
     reference = [teacher.model.to(DEVICE) for teacher in models]
     weights = dict.fromkeys(MODELS, "random")
     if provider == "ours":
@@ -151,7 +151,7 @@ def test_share(measure, folders, source, stage):
     """What each stage takes by itself, on all cores."""
     table = image_folder(folders[source])
     recipe = TEACHERS[0].transform
-    extractor = Extractor(table, [t.build("random") for t in TEACHERS], ("high",), torch.device(DEVICE), WORKERS)
+    extractor = Extractor(table, [sf.load_teacher(t, "random") for t in TEACHERS], ("high",), torch.device(DEVICE), WORKERS)
     with ThreadPoolExecutor(WORKERS) as pool:
         images = list(pool.map(decode, table.paths))
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shazam_fast import ops
+from shazam_fast.ops import dispatch as ops
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GPU = DEVICE.type == "cuda"

@@ -24,8 +24,8 @@ from bench_student import CLASSES, TEACHERS, AuthorsStudent
 from torch.utils.data import DataLoader, TensorDataset
 
 import shazam_fast as sf
-from shazam_fast import cpu_ops
-from shazam_fast.scorer import Scorer
+from shazam_fast.ops import cpu as cpu_ops
+from shazam_fast.scoring.engine import Scorer
 
 WIDTH = sum(TEACHERS.values())
 ROW_BYTES = 2 * WIDTH

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shazam_fast as sf
-from shazam_fast.objective import Objective
+from shazam_fast.training.objective import Objective
 
 TEACHERS = {"virchow": 1280, "uni": 1024, "phikon-v2": 1024, "gigapath": 1536}
 CLASSES = 6

@@ -17,9 +17,9 @@ import torch
 from bench_student import CLASSES, TEACHERS, AuthorsStudent, authors_loss, forward_flops
 
 import shazam_fast as sf
-from shazam_fast import ops
-from shazam_fast.feeds import TrainingFeed
-from shazam_fast.training_step import TrainingStep
+from shazam_fast.ops import dispatch as ops
+from shazam_fast.training.feed import TrainingFeed
+from shazam_fast.training.step import TrainingStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GPU = DEVICE.type == "cuda"

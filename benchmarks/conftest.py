@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shazam_fast import cpu_ops
+from shazam_fast.ops import cpu as cpu_ops
 
 KEPT_STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 

@@ -11,70 +11,106 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .archive import Batch as Batch
-    from .archive import FeatureArchive as FeatureArchive
-    from .conversion import ConversionReport as ConversionReport
-    from .conversion import convert as convert
-    from .datasets import dataset as dataset
+    from .archive.archive import Batch as Batch
+    from .archive.archive import FeatureArchive as FeatureArchive
+    from .archive.conversion import ConversionReport as ConversionReport
+    from .archive.conversion import convert as convert
+    from .archive.opening import open_archive as open  # noqa: F401 - an alias that renames
+    from .archive.splits import GroupedSplit as GroupedSplit
+    from .archive.writer import ArchiveWriter as ArchiveWriter
+    from .archive.writer import write_archive as write_archive
+    from .comparison.finetuning import FinetuneResult as FinetuneResult
+    from .comparison.finetuning import finetune as finetune
     from .errors import ArchiveError as ArchiveError
     from .errors import ImageError as ImageError
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
-    from .extraction import ExtractionReport as ExtractionReport
-    from .extraction import extract as extract
-    from .finetuning import FinetuneResult as FinetuneResult
-    from .finetuning import finetune as finetune
-    from .heatmap import heatmap as heatmap
-    from .image_sources import ImageTable as ImageTable
-    from .metrics import Metrics as Metrics
-    from .opening import open_archive as open  # noqa: F401 - an alias that renames
-    from .scores import Scores as Scores
-    from .scores import open_scores as open_scores
-    from .scoring import evaluate as evaluate
-    from .scoring import score as score
-    from .splits import GroupedSplit as GroupedSplit
-    from .student import FoldedStudent as FoldedStudent
-    from .student import Student as Student
-    from .student_config import StudentConfig as StudentConfig
-    from .student_files import load as load
-    from .teacher_registry import register_teacher as register_teacher
-    from .teacher_registry import teacher as teacher
-    from .teacher_registry import teachers as teachers
-    from .teacher_spec import TeacherSpec as TeacherSpec
-    from .teacher_spec import Transform as Transform
-    from .training import TrainResult as TrainResult
-    from .training import train as train
-    from .training_config import TrainConfig as TrainConfig
-    from .writer import ArchiveWriter as ArchiveWriter
-    from .writer import write_archive as write_archive
+    from .extraction.extract import extract as extract
+    from .extraction.run import ExtractionReport as ExtractionReport
+    from .images.datasets import load_dataset as load_dataset
+    from .images.table import ImageTable as ImageTable
+    from .reporting.heatmap import heatmap as heatmap
+    from .scoring.evaluate import evaluate as evaluate
+    from .scoring.metrics import Metrics as Metrics
+    from .scoring.score import score as score
+    from .scoring.scores import Scores as Scores
+    from .scoring.scores import open_scores as open_scores
+    from .student.config import StudentConfig as StudentConfig
+    from .student.folded import FoldedStudent as FoldedStudent
+    from .student.student import Student as Student
+    from .student.student import load as load
+    from .teachers.models import load_teacher as load_teacher
+    from .teachers.registry import get_teacher as get_teacher
+    from .teachers.registry import list_teachers as list_teachers
+    from .teachers.registry import register_teacher as register_teacher
+    from .teachers.spec import TeacherSpec as TeacherSpec
+    from .teachers.transform import Transform as Transform
+    from .training.config import TrainConfig as TrainConfig
+    from .training.train import TrainResult as TrainResult
+    from .training.train import train as train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "archive": ("Batch", "FeatureArchive"),
-    "conversion": ("ConversionReport", "convert"),
-    "datasets": ("dataset",),
-    "errors": ("ArchiveError", "ImageError", "MismatchError", "NonFiniteError", "ShazamError"),
-    "extraction": ("ExtractionReport", "extract"),
-    "finetuning": ("FinetuneResult", "finetune"),
-    "image_sources": ("ImageTable",),
-    "metrics": ("Metrics",),
-    "heatmap": ("heatmap",),
-    "scores": ("Scores", "open_scores"),
-    "scoring": ("evaluate", "score"),
-    "splits": ("GroupedSplit",),
-    "student": ("FoldedStudent", "Student"),
-    "student_config": ("StudentConfig",),
-    "student_files": ("load",),
-    "teacher_registry": ("register_teacher", "teacher", "teachers"),
-    "teacher_spec": ("TeacherSpec", "Transform"),
-    "training": ("TrainResult", "train"),
-    "training_config": ("TrainConfig",),
-    "writer": ("ArchiveWriter", "write_archive"),
+    "errors": (
+        "ArchiveError",
+        "ImageError",
+        "MismatchError",
+        "NonFiniteError",
+        "ShazamError",
+    ),
+    "archive.archive": (
+        "Batch",
+        "FeatureArchive",
+    ),
+    "archive.conversion": (
+        "ConversionReport",
+        "convert",
+    ),
+    "archive.splits": ("GroupedSplit",),
+    "archive.writer": (
+        "ArchiveWriter",
+        "write_archive",
+    ),
+    "images.datasets": ("load_dataset",),
+    "images.table": ("ImageTable",),
+    "teachers.registry": (
+        "get_teacher",
+        "list_teachers",
+        "register_teacher",
+    ),
+    "teachers.spec": ("TeacherSpec",),
+    "teachers.transform": ("Transform",),
+    "teachers.models": ("load_teacher",),
+    "extraction.extract": ("extract",),
+    "extraction.run": ("ExtractionReport",),
+    "student.config": ("StudentConfig",),
+    "student.folded": ("FoldedStudent",),
+    "student.student": (
+        "Student",
+        "load",
+    ),
+    "scoring.evaluate": ("evaluate",),
+    "scoring.metrics": ("Metrics",),
+    "scoring.score": ("score",),
+    "scoring.scores": (
+        "Scores",
+        "open_scores",
+    ),
+    "training.config": ("TrainConfig",),
+    "training.train": (
+        "TrainResult",
+        "train",
+    ),
+    "comparison.finetuning": (
+        "FinetuneResult",
+        "finetune",
+    ),
+    "reporting.heatmap": ("heatmap",),
 }
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
-_HOME["open"] = ("opening", "open_archive")
+_HOME["open"] = ("archive.opening", "open_archive")
 
 __all__ = list(_HOME)
 

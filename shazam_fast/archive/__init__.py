@@ -1,0 +1,1 @@
+"""FeatureArchive: open, align, annotate, write, convert."""

@@ -1,0 +1,197 @@
+"""Features and columns to be packed, joined and annotated as in an open archive, though not all can be mapped."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from ..errors import ArchiveError, MismatchError
+from ..formats.native import is_native, read_contents
+from ..formats.pieces import ITEM_BYTES, Contents, Extents, Piece, Source
+from ..formats.tools import Found, find_features
+from ..formats.unmapped import Matrix, Unmapped, reading
+from .alignment import join
+from .annotations import Given, annotate
+from .archive import FeatureArchive
+from .columns import encode_splits
+from .opening import choose_teachers
+from .splits import GroupedSplit
+
+Loads = dict[tuple[str, str], Callable[[], Matrix]]  # (teacher, file) -> how to open what cannot be mapped
+
+
+class Readable:
+    """Patches in order, from any source; arguments and errors are those of `shazam_fast.convert`.
+
+    `archive` has the columns; its features can be read here, but not gathered there, if they are not all mapped.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, str | Path],
+        labels: Given,
+        splits: Given | GroupedSplit,
+        groups: Given,
+        classes: Sequence[str] | None,
+        teachers: Sequence[str] | None,
+    ) -> None:
+        contents, loads = _gather(source, teachers)
+        self._contents = contents = annotate(contents, labels, splits, groups, classes)
+        self.archive = FeatureArchive(contents)
+        names = list(contents.teachers) if loads else [""] * len(contents.blocks)
+        self._readers = [
+            BlockReader(block, {file: load for (teacher, file), load in loads.items() if teacher == name})
+            for name, block in zip(names, contents.blocks, strict=True)
+        ]
+
+    def features(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Features [n, dim] of every teacher for the patches [start, stop), float16 where stored so, else float32."""
+        blocks = [reader.read(start, stop) for reader in self._readers]
+        features, block, column = {}, 0, 0
+        for teacher, dim in self.archive.teachers.items():
+            features[teacher] = blocks[block][:, column : column + dim]
+            column += dim
+            if column == blocks[block].shape[1]:
+                block, column = block + 1, 0
+        return features
+
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Labels, splits, slides, groups and coords of the patches [start, stop), as ArchiveWriter.append takes them.
+
+        Positions in micrometres are rounded to whole ones.
+        """
+        archive = self.archive
+        return {
+            "labels": archive.labels[start:stop],
+            "splits": archive.splits[start:stop],
+            "slides": np.array([*archive.slides, ""])[archive.slide_index[start:stop]],  # -1 picks ""
+            "groups": np.array([*archive.groups, ""])[archive.group_index[start:stop]],
+            "coords": np.rint(archive.coords[start:stop]).astype(np.int64),
+        }
+
+    def identity(self) -> dict[str, str]:
+        """Changes when a source file is written anew, or when labels, splits, slides, groups or positions do."""
+        return {"source files": _fingerprint_files(self._contents), "labels, splits or groups": self._digest_columns()}
+
+    def _digest_columns(self) -> str:
+        archive = self.archive
+        digest = hashlib.sha256(repr((archive.classes, archive.slides, archive.groups)).encode())
+        for column in (archive.labels, archive.splits, archive.slide_index, archive.group_index, archive.coords):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+
+def _gather(source: str | Path | Mapping[str, str | Path], teachers: Sequence[str] | None) -> tuple[Contents, Loads]:
+    if not isinstance(source, Mapping):
+        if is_native(Path(source)):
+            if teachers is not None:
+                raise MismatchError(f"{source}: a native archive is converted whole; teachers= selects among files")
+            return read_contents(Path(source)), {}
+        places: list[tuple[str | None, Path]] = [(None, Path(source))]
+    else:
+        places = [(teacher, Path(path)) for teacher, path in source.items()]
+    if not places:
+        raise ArchiveError("{teacher: path} names no teacher")
+    found = [find_features(path, teacher) for teacher, path in places]
+    path = places[0][1]
+    loads: Loads = {}
+    sources = choose_teachers(path, [s for f in found for s in f.sources], teachers)
+    contents = join(path, [replace(s, read=partial(_read_noting, s, loads)) for s in sources])
+    return _add_what_tools_know(contents, found), loads
+
+
+def _read_noting(source: Source, loads: Loads) -> Piece:
+    piece = source.read()
+    if isinstance(piece, Unmapped):
+        loads[source.teacher, os.fspath(source.file)] = piece.load
+    return piece
+
+
+def _add_what_tools_know(contents: Contents, found: Sequence[Found]) -> Contents:
+    columns = dict(contents.columns)
+    known = {slide: split for one in found for slide, split in one.splits.items()}
+    if known and contents.slides:
+        codes = encode_splits([known.get(slide, "none") for slide in contents.slides])
+        assert codes is not None
+        split = codes.astype(np.uint8)[columns["slide"]().astype(np.int64)]
+        columns["split"] = lambda: split
+    if not all(one.slides for one in found):
+        columns.pop("slide", None)
+        contents = replace(contents, slides=())
+    return replace(contents, columns=columns)
+
+
+def _fingerprint_files(contents: Contents) -> str:
+    """The contents' fingerprint, which says nothing of the files inside a zarr directory, and these files."""
+    digest = hashlib.sha256(contents.fingerprint.encode())
+    directories = sorted({file for block in contents.blocks for file in block.files if os.path.isdir(file)})
+    for file in (file for directory in directories for file in sorted(Path(directory).rglob("*"))):
+        status = file.stat()
+        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+class BlockReader:
+    """Reads ranges of rows of one matrix [rows, columns].
+
+    Args:
+        block: where the rows lie; in an imaginary file where one cannot be mapped.
+        loads: how to open the files that cannot be mapped, by name. The last one stays open.
+    """
+
+    def __init__(self, block: Extents, loads: Mapping[str, Callable[[], Matrix]]) -> None:
+        self._block, self._loads = block, loads
+        self._store = _core.FeatureStore(block.columns, block.dtype, block.files, block.table)
+        self._first_row = np.cumsum(block.table[:, 2]) - block.table[:, 2]  # [extents]
+        unmapped = np.array([file in loads for file in block.files], dtype=bool)
+        self._file = np.where(unmapped[block.table[:, 0]], block.table[:, 0], -1)  # [extents], -1 where mapped
+        self._threads = len(os.sched_getaffinity(0))
+        self._opened: tuple[int, Matrix] | None = None
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop): float16 where they are stored so, else float32. Raises ArchiveError naming the file."""
+        half = self._block.dtype == "float16"
+        out = np.empty((stop - start, self._block.columns), dtype=np.float16 if half else np.float32)
+        for file, first, last in self._spans(start, stop):
+            target = out[first - start : last - start]
+            if file >= 0:
+                self._read_unmapped(file, first, last, target)
+                continue
+            try:
+                self._store.read(first, last, target, self._threads)
+            except _core.StoreError as error:
+                raise ArchiveError(str(error)) from None
+        return out
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(file or -1, first, last): rows [start, stop), cut where a file that must be opened begins or ends."""
+        low = int(np.searchsorted(self._first_row, start, side="right")) - 1
+        high = int(np.searchsorted(self._first_row, stop - 1, side="right"))
+        cuts = low + 1 + np.flatnonzero(np.diff(self._file[low:high]))
+        bounds = [start, *self._first_row[cuts].tolist(), stop]
+        for index, extent in enumerate([low, *cuts.tolist()]):
+            yield int(self._file[extent]), bounds[index], bounds[index + 1]
+
+    def _read_unmapped(self, file: int, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Fill `out` with rows [start, stop), all of one file, from the range of its rows that spans them."""
+        wanted = np.arange(start, stop)
+        extents = np.searchsorted(self._first_row, wanted, side="right") - 1
+        _, offset, _, stride = self._block.table[extents].T
+        row_bytes = self._block.columns * ITEM_BYTES[self._block.dtype]
+        rows = (offset + (wanted - self._first_row[extents]) * stride) // row_bytes
+        first, last = int(rows.min()), int(rows.max()) + 1
+        name = self._block.files[file]
+        with reading(Path(name)):
+            if self._opened is None or self._opened[0] != file:
+                self._opened = (file, self._loads[name]())
+            values = self._opened[1][first:last]
+        if values.shape != (last - first, self._block.columns):
+            raise ArchiveError(f"{name}: rows {first} to {last} are not there any more: it changed after it was opened")
+        out[:] = values[rows - first]

@@ -1,0 +1,270 @@
+"""Writing native archives: streamed, checksummed, and never visible half-written."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ShazamError
+from ..formats.native import MANIFEST, PartWriter, manifest_content
+from ..formats.pieces import UNKNOWN
+from ..runtime.files import UNFINISHED, write_durably
+from ..runtime.progress import Progress
+from .columns import (
+    check_column,
+    check_features,
+    check_lengths,
+    encode_labels,
+    encode_splits,
+    infer_classes,
+    interleave,
+    width_of,
+)
+
+COPY_BYTES = 64 << 20  # features converted at a time
+
+
+class ArchiveWriter:
+    """Writes a native archive chunk by chunk; memory stays at one chunk whatever the archive's size.
+
+    Args:
+        path: directory to create. An archive that is already there is never overwritten.
+        teachers: name -> dim, in the order in which the features lie side by side.
+        classes: class names in label order; may be empty when there are no labels.
+        dtype: "float16" or "float32" on disk.
+        part_bytes: size at which a part is closed and the next one begun.
+
+    Use it as a context manager: leaving it normally finishes the archive, an exception removes what was written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        teachers: Mapping[str, int],
+        *,
+        classes: Sequence[str] = (),
+        dtype: str = "float16",
+        part_bytes: int = 1 << 30,
+    ) -> None:
+        require_dtype(dtype)
+        if not teachers or min(teachers.values()) < 1:
+            raise ShazamError(f"every teacher needs a name and a positive dim, found {dict(teachers)}")
+        if len(set(classes)) != len(classes):
+            raise ShazamError(f"class names must differ, found {list(classes)}")
+        self.path = Path(path)
+        self.teachers = dict(teachers)
+        self.classes = tuple(classes)
+        self.rows = 0
+        self._width = sum(self.teachers.values())
+        self._dtype = np.dtype(dtype)
+        self._part_rows = max(1, part_bytes // (self._width * self._dtype.itemsize))
+        self._names: dict[str, dict[str, int]] = {"slide": {}, "group": {}}
+        self._parts: list[dict[str, Any]] = []
+        self._part: PartWriter | None = None
+        self._record: dict[str, object] = {}  # what else the manifest is to say
+        self._claim()
+
+    def append(
+        self,
+        features: Mapping[str, NDArray[Any]],
+        *,
+        labels: ArrayLike | None = None,
+        splits: ArrayLike | None = None,
+        slides: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        coords: ArrayLike | None = None,
+    ) -> None:
+        """Add n patches. `features` maps every teacher to [n, dim]; the rest are [n], `coords` [n, 2] (x, y).
+
+        Labels are class indices (-1 unknown) or class names; splits are "train", "val", "test", "none" or their
+        codes; slides and groups are names ("" unknown).
+
+        Raises:
+            MismatchError: counts or widths that differ; the message names the teacher.
+            NonFiniteError: NaN, infinity, or a value that overflows the archive's dtype.
+        """
+        rows = check_features(features, self.teachers)
+        columns = {
+            "label": encode_labels(labels, self.classes),
+            "coords": None if coords is None else np.asarray(coords),
+            "slide": self._encode_names("slide", slides),
+            "group": self._encode_names("group", groups),
+            "split": encode_splits(splits),
+        }
+        for name, column in columns.items():
+            check_column(name, column, rows)
+        step = max(1, COPY_BYTES // (self._width * self._dtype.itemsize))
+        start = 0
+        while start < rows:
+            try:
+                if self._part is None:
+                    self._part = PartWriter(self.path / f"part-{len(self._parts):05d}.safetensors")
+                stop = min(rows, start + step, start + self._part_rows - self._part.rows)
+                self._part.append(
+                    interleave(
+                        {name: block[start:stop] for name, block in features.items()},
+                        self.teachers,
+                        self._dtype,
+                        self.rows,
+                    ),
+                    {name: None if c is None else c[start:stop] for name, c in columns.items()},
+                )
+                self.rows += stop - start
+                if self._part.rows == self._part_rows:
+                    self._close_part()
+            except OSError as error:
+                raise ShazamError(f"{self.path}: writing stopped after {self.rows} rows: {error}") from error
+            start = stop
+
+    def close(self) -> None:
+        """Finish the archive: the last part, then the manifest, each synced and renamed into place."""
+        if self.rows == 0:
+            raise ShazamError(f"{self.path}: an archive needs at least one row, none was appended")
+        try:
+            self._close_part()
+            self._publish()
+        except OSError as error:
+            raise ShazamError(f"{self.path}: the archive could not be finished: {error}") from error
+
+    def abort(self) -> None:
+        """Remove everything written so far."""
+        if self._part is not None:
+            self._part.abort()
+            self._part = None
+        remove_leftovers(self.path)
+        self.path.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.abort()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _claim(self) -> None:
+        claim_directory(self.path)
+        remove_leftovers(self.path)
+
+    def _publish(self) -> None:
+        write_durably(self.path / MANIFEST, self._manifest())
+
+    def _encode_names(self, kind: str, names: ArrayLike | None) -> NDArray[np.int32] | None:
+        if names is None:
+            return None
+        unique, inverse = np.unique(np.asarray(names).astype(str), return_inverse=True)
+        known = self._names[kind]
+        codes = [known.setdefault(str(name), len(known)) if name else UNKNOWN[kind] for name in unique]
+        return np.array(codes, dtype=np.int32)[inverse.reshape(-1)]
+
+    def _close_part(self) -> None:
+        if self._part is not None:
+            self._parts.append(self._part.close(self._width, self._dtype))
+            self._part = None
+
+    def _manifest(self) -> bytes:
+        names = {kind: list(known) for kind, known in self._names.items()}
+        return manifest_content(
+            self.teachers, self._dtype, self.classes, names["slide"], names["group"], self._parts, self._record
+        )
+
+
+def write_archive(
+    path: str | Path,
+    features: Mapping[str, NDArray[Any]] | Iterable[Mapping[str, NDArray[Any]]],
+    *,
+    labels: ArrayLike | None = None,
+    splits: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    slides: ArrayLike | None = None,
+    coords: ArrayLike | None = None,
+    classes: Sequence[str] | None = None,
+    dtype: str = "float16",
+) -> Path:
+    """Write a native archive and return its path.
+
+    Args:
+        path: directory to create.
+        features: {teacher: [n, dim]} (arrays, memory maps), or an iterator of such mappings, one per chunk.
+        labels: [n] class indices (-1 unknown) or class names.
+        splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
+        groups: [n] names of what must stay in one split (patients).
+        slides: [n] slide names.
+        coords: int [n, 2], x and y of the patch at level 0, pixels.
+        classes: names in label order; taken from the labels (sorted) when not given.
+        dtype: "float16" or "float32" on disk.
+
+    Raises:
+        MismatchError: arrays whose lengths or widths do not fit.
+        NonFiniteError: NaN, infinity or overflow; names the teacher and the first row.
+        ShazamError: the directory is already there, or the disk is full. Nothing is left behind.
+    """
+    columns: dict[str, Any] = {"labels": labels, "splits": splits, "groups": groups, "slides": slides}
+    columns = {name: np.asarray(c) for name, c in {**columns, "coords": coords}.items() if c is not None}
+    if classes is None:
+        classes = infer_classes(columns.get("labels"))
+    total = len(next(iter(features.values()))) if isinstance(features, Mapping) and features else None
+    chunks = _slices(features) if isinstance(features, Mapping) else iter(features)
+    first = next(chunks, None)
+    if not first:
+        raise ShazamError(f"{path}: an archive needs at least one teacher and one row, there is none")
+    teachers = {name: width_of(name, array) for name, array in first.items()}
+    with (
+        ArchiveWriter(path, teachers, classes=classes, dtype=dtype) as writer,
+        Progress(f"writing {Path(path).name}", total, "rows") as progress,
+    ):
+        for chunk in chain([first], chunks):
+            start, rows = writer.rows, check_features(chunk, teachers)
+            check_lengths(path, columns, start + rows, at_least=True)
+            writer.append(chunk, **{name: column[start : start + rows] for name, column in columns.items()})
+            progress.advance(rows)
+        check_lengths(path, columns, writer.rows, at_least=False)
+    return Path(path)
+
+
+def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArray[Any]]]:
+    teachers = {name: width_of(name, array) for name, array in features.items()}
+    rows = check_features(features, teachers) if features else 0
+    step = max(1, COPY_BYTES // (2 * max(1, sum(teachers.values()))))
+    for start in range(0, rows, step):
+        yield {name: array[start : start + step] for name, array in features.items()}
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise ShazamError unless archives are written in `dtype`."""
+    if dtype not in ("float16", "float32"):
+        raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
+
+
+def claim_directory(path: Path, expected: Collection[str] = ()) -> None:
+    """Create the directory, or accept one with what an interrupted writing left or the files `expected`, no other.
+
+    Raises ShazamError when it cannot be created, holds an archive, or other files.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShazamError(f"{path}: cannot create the archive's directory: {error}") from error
+    if (path / MANIFEST).exists():
+        raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
+    names = {p.name for p in path.iterdir() if not p.match("part-*") and p.suffix != UNFINISHED}
+    if foreign := sorted(names - set(expected)):
+        raise ShazamError(f"{path}: the directory holds other files ({', '.join(foreign[:3])}); choose another")
+
+
+def remove_leftovers(path: Path, keep: Collection[str] = ()) -> None:
+    """Remove parts, except those named in `keep`, and unfinished files."""
+    for file in [*path.glob("part-*"), *path.glob(f"*{UNFINISHED}")]:
+        if file.name not in keep:
+            file.unlink(missing_ok=True)

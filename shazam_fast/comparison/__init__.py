@@ -1,0 +1,1 @@
+"""Fusion methods and baselines on one archive."""

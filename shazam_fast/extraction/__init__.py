@@ -1,0 +1,1 @@
+"""Images and teachers to an archive."""

@@ -1,0 +1,81 @@
+"""Extraction on several machines: Ray places the models and hands them parts; a part is written where it is made."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from ..archive.parts import PartStore
+from ..errors import ShazamError
+from ..runtime.devices import choose_device
+from .plan import Plan
+from .run import Extraction, ExtractionReport, complete
+
+RETRIES = 3  # of a part whose machine was lost
+
+
+class Worker:
+    """One copy of the models somewhere in the cluster, made when it is first asked for something."""
+
+    def __init__(self, plan: Plan, device: str | None) -> None:
+        self._plan, self._device = plan, device
+
+    @cached_property
+    def _extraction(self) -> Extraction:
+        return Extraction(self._plan, choose_device(self._device))
+
+    def store(self) -> PartStore:
+        """Where the parts go, and what they are."""
+        return self._extraction.store
+
+    def write(self, part: int) -> None:
+        """Extract one part. Raises MismatchError when this machine would not do the same as the others."""
+        self._extraction.store.claim()
+        self._extraction.write([part])
+
+
+def extract_on_cluster(plan: Plan, cluster: str, device: str | None) -> ExtractionReport:
+    """Extract on the Ray cluster that RAY_ADDRESS names, or that runs here, or on this machine alone.
+
+    One worker takes a GPU each, or `plan.workers` cores each where there is no GPU. A part whose machine is lost is
+    given to another. Raises ShazamError when Ray is not installed, and what `extract` raises.
+    """
+    if cluster != "ray":
+        raise ShazamError(f"cluster: 'ray' expected, found {cluster!r}")
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError:
+        raise ShazamError("Ray is needed for several machines: pip install 'shazam_fast[cluster]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    shared = ray.put(plan)  # kept: a worker that is started again asks for it
+    workers = _start_workers(ray, plan, shared, device)
+    try:
+        store: PartStore = ray.get(workers[0].store.remote())
+
+        def write(missing: Sequence[int]) -> None:
+            pool: Any = ActorPool(workers)
+            for _ in pool.map_unordered(lambda worker, part: worker.write.remote(part), missing):
+                pass
+
+        return complete(store, write)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ShazamError):
+            raise error.cause from None
+        raise
+    finally:
+        for worker in workers:
+            ray.kill(worker)  # its cores and GPU are free again, whoever still holds a traceback
+
+
+def _start_workers(ray: Any, plan: Plan, shared: Any, device: str | None) -> list[Any]:
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if device is None or device.startswith("cuda") else 0
+    count = gpus or max(1, int(resources.get("CPU", 1)) // plan.workers)
+    remote = ray.remote(Worker).options(
+        num_cpus=plan.workers if not gpus else 1,
+        num_gpus=1 if gpus else 0,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    return [remote.remote(shared, device) for _ in range(min(count, plan.parts))]

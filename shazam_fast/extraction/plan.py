@@ -1,0 +1,121 @@
+"""What an extraction is to do, and what an archive records of it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from ..archive.writer import require_dtype
+from ..errors import MismatchError, ShazamError
+from ..images.table import ImageTable
+from ..teachers.models import Teacher, load_teacher
+from ..teachers.spec import TeacherSpec
+from .pipeline import LEVELS
+
+PART_ROWS = 2048  # what a kill can cost: seconds on a GPU
+UNREADABLE = ("stop", "exclude")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what the archive will hold; sent whole to other machines."""
+
+    table: ImageTable
+    specs: tuple[TeacherSpec, ...]
+    weights: Mapping[str, str]
+    transform: str
+    token: str | None
+    levels: tuple[str, ...]
+    batch_size: int | None
+    workers: int
+    dtype: str
+    unreadable: str
+    out: Path
+    part_rows: int = field(default_factory=lambda: PART_ROWS)
+
+    def __post_init__(self) -> None:
+        require_dtype(self.dtype)
+        names = [spec.name for spec in self.specs]
+        if not names or len(set(names)) < len(names):
+            raise MismatchError(f"teachers, each once, expected, found {names}")
+        if unknown := sorted(set(self.weights) - set(names)):
+            raise MismatchError(f"weights are given for {unknown}, which are not among the teachers {names}")
+        if not self.levels or set(self.levels) - set(LEVELS) or len(set(self.levels)) < len(self.levels):
+            raise MismatchError(f"levels of {LEVELS}, each once, expected, found {self.levels}")
+        if self.unreadable not in UNREADABLE:
+            raise ShazamError(f"unreadable: one of {UNREADABLE} expected, found {self.unreadable!r}")
+        if (self.batch_size is not None and self.batch_size < 1) or self.workers < 1:
+            raise ShazamError(f"batch_size and workers >= 1 expected, found {self.batch_size} and {self.workers}")
+
+    @property
+    def parts(self) -> int:
+        """Parts that the archive is written in."""
+        return -(-len(self.table) // self.part_rows)
+
+    def batches(self, part: int, size: int) -> list[range]:
+        """The batches of a part: they depend on row numbers alone, so that a part is the same whoever writes it."""
+        start, stop = part * self.part_rows, min((part + 1) * self.part_rows, len(self.table))
+        return [range(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+    def part_of(self, batch: range) -> int:
+        """The number of the part that a batch belongs to."""
+        return batch.start // self.part_rows
+
+    def build(self) -> list[Teacher]:
+        """The teachers with their weights."""
+        return [
+            load_teacher(spec, self.weights.get(spec.name, "hub"), self.token, self.transform) for spec in self.specs
+        ]
+
+
+def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
+    """What the archive records of its making; two calls with the same values write the same parts."""
+    packages = sorted({"numpy", "pillow", *(teacher.spec.library for teacher in teachers)} - {"torch"})
+    return {
+        "images": _describe(plan.table),
+        "teachers": {teacher.spec.name: _record(teacher, device) for teacher in teachers},
+        "levels": [level for level in LEVELS if level in plan.levels],
+        "dtype": plan.dtype,
+        "batch_size": batch_size,
+        "part_rows": plan.part_rows,
+        "device": device.type,
+        "versions": {"torch": str(torch.__version__), **{name: version(name) for name in packages}},
+    }
+
+
+def _record(teacher: Teacher, device: torch.device) -> dict[str, Any]:
+    spec = teacher.spec
+    return {
+        "hub": spec.hub,
+        "revision": teacher.revision,
+        "arguments": {name: _plain(value) for name, value in spec.arguments.items()},
+        "transform": teacher.transform.to_dict(),
+        "pooling": spec.pooling,
+        "levels": spec.levels and list(spec.levels),
+        "precision": spec.precision if device.type == "cuda" else "float32",
+        "licence": spec.licence,
+        "covers_derivatives": spec.covers_derivatives,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it; of a callable its name."""
+    return value if isinstance(value, str | int | float | bool | None) else getattr(value, "__qualname__", str(value))
+
+
+def _describe(table: ImageTable) -> dict[str, Any]:
+    """Which images in which order, and what is known of them. Not their bytes: a broken one may be mended."""
+    digest = xxhash.xxh3_128()
+    for path in table.paths:
+        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")
+    for array in (table.labels, table.splits, table.coords, table.sides):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    digest.update(json.dumps([table.classes, table.groups, table.slides]).encode())
+    return {"count": len(table), "xxh3": digest.hexdigest(), "note": table.note}

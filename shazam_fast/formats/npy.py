@@ -1,0 +1,81 @@
+"""NumPy's .npy: a text header and one array, opened in place. Format 1.0, 2.0 and 3.0 (numpy.lib.format)."""
+
+import ast
+import os
+from math import prod
+from pathlib import Path
+
+from ..errors import ArchiveError, NotInPlaceError
+from .pieces import Piece
+from .tensors import MAX_DIM, StoredTensor, contiguous, feature_piece, open_file
+
+MAGIC = b"\x93NUMPY"
+LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # version -> width of the header's length
+MAX_HEADER_BYTES = 10_000  # the limit of numpy.load; only structured arrays need more
+MAX_AXES = 64  # NumPy's own limit
+DTYPES = {"<f2": ("float16", 2), "<f4": ("float32", 4), "<f8": ("float64", 8)}
+
+
+def _read_header(path: Path) -> tuple[str, int, int]:
+    """The header's text, the byte at which the values start, and the bytes of the file."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(12 + MAX_HEADER_BYTES)
+    if head[:6] != MAGIC:
+        raise ArchiveError(f"{path}: not a .npy file: it starts with {head[:6]!r}, expected {MAGIC!r}")
+    version = tuple(head[6:8])
+    if version not in LENGTH_BYTES:
+        raise ArchiveError(f"{path}: .npy format version {list(version)}; expected one of {list(LENGTH_BYTES)}")
+    start = 8 + LENGTH_BYTES[version]
+    length = int.from_bytes(head[8:start], "little")
+    if start + length > size:
+        raise ArchiveError(f"{path}: truncated: the header claims {length} bytes but the file has {size}")
+    if length > MAX_HEADER_BYTES:
+        raise ArchiveError(
+            f"{path}: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}: it is corrupt or describes a "
+            "structured array; save plain float16 or float32 features"
+        )
+    encoding = "utf-8" if version == (3, 0) else "latin-1"
+    return head[start : start + length].decode(encoding, errors="replace"), start + length, size
+
+
+def _parse_header(path: Path, text: str) -> tuple[object, bool, tuple[int, ...]]:
+    """The dtype's description, whether in Fortran order, and the shape."""
+    try:
+        header = ast.literal_eval(text.strip())
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        header = None
+    match header:
+        case {"descr": descr, "fortran_order": bool(fortran), "shape": tuple(shape)} if len(header) == 3:
+            if len(shape) <= MAX_AXES and all(type(n) is int and 0 <= n <= MAX_DIM for n in shape):
+                return descr, fortran, shape
+    raise ArchiveError(f"{path}: corrupt .npy header: {text.strip()[:200]!r}")
+
+
+def _check_dtype(path: Path, descr: object) -> tuple[str, int]:
+    """NumPy's name of the dtype and the bytes of a value."""
+    if isinstance(descr, str) and descr in DTYPES:
+        return DTYPES[descr]
+    if isinstance(descr, str) and "O" in descr:
+        raise ArchiveError(f"{path}: holds pickled Python objects; refused: save an array of numbers with numpy.save")
+    raise NotInPlaceError(
+        f"{path}: the array has dtype {repr(descr)[:80]}, expected little-endian float16 '<f2' or float32 '<f4': "
+        "convert the file with shazam_fast.convert"
+    )
+
+
+def read_piece(path: Path) -> Piece:
+    """Features [rows, columns] or [1, rows, columns], float16 or float32 in C order; reads the header only."""
+    text, start, size = _read_header(path)
+    descr, fortran, shape = _parse_header(path, text)
+    dtype, item = _check_dtype(path, descr)
+    if fortran and sum(n > 1 for n in shape) > 1:
+        raise NotInPlaceError(
+            f"{path}: the array is in Fortran order, column after column; save numpy.ascontiguousarray of it, or "
+            "convert the file with shazam_fast.convert"
+        )
+    expected = start + prod(shape) * item
+    if size != expected:
+        kind = "truncated" if size < expected else "overlong"
+        raise ArchiveError(f"{path}: {kind} file: {expected} bytes expected, {size} found")
+    return feature_piece(path, "the array", StoredTensor(dtype, shape, contiguous(shape), start))

@@ -1,0 +1,95 @@
+"""One file per on-disk layout; each only turns a path into extents and per-row columns.
+
+A layout finds `Source`s, cheap to list by the hundred thousand; reading one opens its file and gives a `Piece`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTypeName = Literal["float16", "bfloat16", "float32"]
+ITEM_BYTES: Mapping[DTypeName, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows that one teacher has of one slide, as they lie in one file.
+
+    `runs` is int64 [n, 3]: byte offset, rows and row stride in bytes of rows that lie evenly; the piece is the runs'
+    rows one after another. `columns` is 0 where an empty slide does not say how wide it would be.
+    `coords` [rows, 2] (x, y as the tool stores them, pixels at level 0 or micrometres) and `labels` int64 [rows] are
+    None where the file has none.
+    """
+
+    columns: int
+    dtype: DTypeName
+    runs: NDArray[np.int64]
+    coords: NDArray[np.generic] | None = None
+    labels: NDArray[np.int64] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Patches in the piece."""
+        return int(self.runs[:, 1].sum())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one teacher's features of one slide are; `slide` is "" where the layout knows no slides.
+
+    `read` opens the file and raises ArchiveError, naming it, when it is not what the layout says.
+    """
+
+    teacher: str
+    slide: str
+    file: Path
+    read: Callable[[], Piece]
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Rows of one matrix [rows, columns] as they lie in files.
+
+    `table` is int64 [n, 4]: file index, byte offset, rows, row stride in bytes; the matrix is the extents' rows one
+    after another.
+    """
+
+    columns: int
+    dtype: DTypeName
+    files: tuple[str, ...]
+    table: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an archive is made of: matrices of the same rows side by side, and how to read the per-row columns.
+
+    The columns of `blocks`, in order, are those of `teachers` (name -> dim), in order. `columns` maps a column name
+    (label, split, slide, coords, group) to a function that reads it whole; one that is missing is unknown for all rows.
+    """
+
+    path: Path
+    teachers: Mapping[str, int]
+    blocks: tuple[Extents, ...]
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+    slides: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    columns: Mapping[str, Callable[[], NDArray[np.generic]]] = field(default_factory=dict)
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+# column -> (dtype in the parts, trailing shape); written by writer.py, read here
+COLUMNS: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {
+    "label": (np.dtype(np.int64), ()),  # -1 unknown
+    "coords": (np.dtype(np.int32), (2,)),  # x, y at level 0, -1 unknown
+    "slide": (np.dtype(np.int32), ()),  # index into the manifest's names, -1 unknown
+    "group": (np.dtype(np.int32), ()),  # likewise; a group (patient) must stay in one split
+    "split": (np.dtype(np.uint8), ()),  # see SPLITS
+}
+SPLITS = {"train": 0, "val": 1, "test": 2, "none": 255}
+UNKNOWN = {"label": -1, "coords": -1, "slide": -1, "group": -1, "split": SPLITS["none"]}

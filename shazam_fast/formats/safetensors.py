@@ -1,0 +1,162 @@
+"""The header of a safetensors file, read without reading the tensors.
+
+Format: 8 bytes little-endian header length, JSON header, tensor data (github.com/huggingface/safetensors).
+"""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from pathlib import Path
+
+from ..errors import ArchiveError
+from .pieces import ITEM_BYTES as FEATURE_ITEM_BYTES
+from .pieces import Piece
+from .tensors import StoredTensor, contiguous, feature_piece
+
+ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
+ITEM_BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
+MAX_AXES = 64
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+
+
+@dataclass(frozen=True)
+class HeaderEntry:
+    """Where one tensor lies: dtype in the format's spelling, shape, absolute byte offset in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def read_header(path: Path) -> dict[str, HeaderEntry]:
+    """Name -> place of every tensor in the file at `path`.
+
+    Raises ArchiveError when the file is missing, truncated, overlong, or its header is corrupt.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise ArchiveError(
+                    f"{path}: the header claims {length} bytes but the file has {size}; "
+                    "it is truncated or not a safetensors file"
+                )
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise ArchiveError(f"{path}: file not found") from None
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise ArchiveError(f"{path}: corrupt safetensors header: {error}") from None
+    if not isinstance(header, dict):
+        raise ArchiveError(f"{path}: corrupt safetensors header: a JSON object was expected")
+    header.pop("__metadata__", None)
+    tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in header.items()}
+    _check_coverage(path, tensors, 8 + length, size)
+    return tensors
+
+
+def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> HeaderEntry:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]}:
+            pass
+        case _:
+            raise ArchiveError(f"{path}: corrupt header entry of tensor {name!r}")
+    if dtype not in ITEM_BYTES:
+        raise ArchiveError(f"{path}: tensor {name!r} has unknown dtype {dtype!r}")
+    if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ArchiveError(f"{path}: tensor {name!r} has an impossible shape")
+    if not 0 <= start <= stop < 2**63:
+        raise ArchiveError(f"{path}: tensor {name!r} has impossible offsets")
+    tensor = HeaderEntry(dtype, tuple(shape), data_start + start)
+    if stop - start != tensor.nbytes:
+        raise ArchiveError(
+            f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} needs {tensor.nbytes} bytes, "
+            f"its offsets {start}..{stop} hold {stop - start}"
+        )
+    return tensor
+
+
+def _check_coverage(path: Path, tensors: dict[str, HeaderEntry], data_start: int, size: int) -> None:
+    """The tensors must fill the file without gap or overlap, as the format demands."""
+    expected = data_start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != expected:
+            raise ArchiveError(f"{path}: tensor {name!r} starts at byte {tensor.offset}, expected {expected}")
+        expected += tensor.nbytes
+    if size != expected:
+        kind = "truncated" if size < expected else "overlong"
+        raise ArchiveError(f"{path}: {kind} file: {expected} bytes expected, {size} found")
+
+
+FEATURES = ("features", "feats")
+LABELS = ("labels", "label")
+COORDS = ("coords",)
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+}  # fmt: skip
+
+
+def _read_places(path: Path) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(DTYPES[tensor.dtype], tensor.shape, contiguous(tensor.shape), tensor.offset)
+        for name, tensor in read_header(path).items()
+    }
+
+
+def _matrices(tensors: dict[str, StoredTensor]) -> list[str]:
+    """Names of the tensors that may be features."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype in FEATURE_ITEM_BYTES and name not in LABELS + COORDS
+        if len(tensor.shape) == 2 or (len(tensor.shape) == 3 and tensor.shape[0] == 1)
+    ]
+
+
+def _list_names(tensors: dict[str, StoredTensor]) -> str:
+    shown = [f"{name!r} {tensor.dtype} {list(tensor.shape)}" for name, tensor in islice(tensors.items(), 10)]
+    return ", ".join(shown + ["..."] * (len(tensors) > len(shown))) or "nothing"
+
+
+def _first(tensors: dict[str, StoredTensor], names: tuple[str, ...]) -> StoredTensor | None:
+    return next((tensors[name] for name in names if name in tensors), None)
+
+
+def _make_piece(path: Path, name: str, tensors: dict[str, StoredTensor]) -> Piece:
+    labels, coords = _first(tensors, LABELS), _first(tensors, COORDS)
+    return feature_piece(path, f"tensor {name!r}", tensors[name], labels, coords)
+
+
+def read_tensors(path: Path) -> dict[str, Piece]:
+    """Every matrix of features in the file: float16, bfloat16 or float32, [rows, columns] or [1, rows, columns].
+
+    An integer tensor `labels` or `label` [rows] and a tensor `coords` [rows, 2 or more] belong to all of them.
+    """
+    tensors = _read_places(path)
+    return {name: _make_piece(path, name, tensors) for name in _matrices(tensors)}
+
+
+def read_piece(path: Path, name: str | None = None) -> Piece:
+    """The matrix called `name`; without one, `features`, else `feats`, else the only matrix in the file."""
+    tensors = _read_places(path)
+    if name is None:
+        matrices = _matrices(tensors)
+        named = [key for key in FEATURES if key in tensors]
+        if not named and len(matrices) != 1:
+            raise ArchiveError(
+                f"{path}: no tensor 'features' or 'feats', and {len(matrices)} others could be features; "
+                f"it holds {_list_names(tensors)}: choose one by its name"
+            )
+        name = (named or matrices)[0]
+    if name not in tensors:
+        raise ArchiveError(f"{path}: no tensor {name!r}; it holds {_list_names(tensors)}")
+    return _make_piece(path, name, tensors)

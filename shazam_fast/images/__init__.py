@@ -1,0 +1,1 @@
+"""Tables of images: folders, CSV files, slides, data sets."""

@@ -1,0 +1,113 @@
+"""Where images come from: a folder, class folders, a CSV manifest. Every reader gives one `ImageTable`.
+
+Patches of whole-slide images come from `slide_patches.py`, the paper's datasets from `datasets.py`, in the same table.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..archive.columns import encode_names, encode_splits
+from ..archive.splits import require_whole_groups
+from ..errors import ImageError, MismatchError
+
+NAMED = 5  # files that a message names before it says how many more there are
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """n images and what is known of each; image i becomes row i of an archive.
+
+    Args:
+        paths: [n] image files. For patches of whole-slide images the slide's file, with `coords` and `sides`.
+        labels: int64 [n], index into `classes`, -1 unknown.
+        classes: class names in label order.
+        splits: uint8 [n]: 0 train, 1 val, 2 test, 255 none; see `layouts.native.SPLITS`.
+        groups: [n] names of what must stay in one split (patients), "" unknown; or () for all unknown.
+        slides: [n] names of the slides that the images were cut from, "" unknown; or ().
+        coords: int32 [n, 2], x and y of the image at level 0 of its slide, in pixels; or None.
+        sides: int32 [n, 2], where patches are read from a slide: their side at level 0, and the side that they are
+            resized to, in pixels. None where every path is an image of its own.
+        note: what a reader of results should know of this table ("as published: ..."); archives keep it.
+
+    Raises ImageError when there is no image, when files are missing, or when one is listed twice; MismatchError when
+    lengths differ or a label has no class.
+    """
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    splits: NDArray[np.uint8]
+    groups: tuple[str, ...] = ()
+    slides: tuple[str, ...] = ()
+    coords: NDArray[np.int32] | None = None
+    sides: NDArray[np.int32] | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ImageError("no images: an extraction needs at least one")
+        self._check_lengths()
+        self._check_labels()
+        self._check_files()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _check_lengths(self) -> None:
+        lengths = {"labels": len(self.labels), "splits": len(self.splits)}
+        lengths |= {name: len(names) for name in ("groups", "slides") if (names := getattr(self, name))}
+        lengths |= {name: len(array) for name in ("coords", "sides") if (array := getattr(self, name)) is not None}
+        if different := {name: n for name, n in lengths.items() if n != len(self)}:
+            raise MismatchError(f"one entry for each of {len(self)} images expected, found {different}")
+
+    def _check_labels(self) -> None:
+        if self.labels.min() < -1 or self.labels.max() >= len(self.classes):
+            raise MismatchError(
+                f"labels -1 (unknown) to {len(self.classes) - 1} expected for the classes {list(self.classes)}, "
+                f"found {self.labels.min()} to {self.labels.max()}"
+            )
+
+    def _check_files(self) -> None:
+        places = [os.path.abspath(path) for path in self.paths]
+        missing = sorted(place for place in set(places) if not os.path.isfile(place))
+        if missing:
+            raise ImageError(f"{len(missing)} of {len(set(places))} image files are missing: {some_of(missing)}")
+        corners = [()] * len(self) if self.sides is None or self.coords is None else map(tuple, self.coords.tolist())
+        counts = Counter(zip(places, corners, strict=True))
+        if repeated := sorted(place for (place, _), n in counts.items() if n > 1):
+            raise ImageError(f"{len(repeated)} images are listed more than once: {some_of(repeated)}")
+
+
+def make_table(
+    paths: Sequence[Path],
+    splits: Sequence[str],
+    labels: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
+    groups: Sequence[str] = (),
+    slides: Sequence[str] = (),
+    coords: NDArray[np.int32] | None = None,
+) -> ImageTable:
+    known, codes = encode_names(np.array(labels or [""] * len(paths), dtype=np.str_), classes)
+    split_codes = encode_splits(np.array(splits, dtype=np.str_))
+    assert split_codes is not None
+    if groups:
+        require_groups(split_codes.astype(np.uint8), groups)
+    return ImageTable(tuple(paths), codes, known, split_codes.astype(np.uint8), tuple(groups), tuple(slides), coords)
+
+
+def require_groups(splits: NDArray[np.uint8], groups: Sequence[str]) -> None:
+    """Raise MismatchError when a named group has images in two splits."""
+    names, codes = np.unique(np.array(groups, dtype=np.str_), return_inverse=True)
+    rows = np.where(names[codes] == "", -1, codes).astype(np.int32)
+    require_whole_groups(splits, rows, tuple(names.tolist()))
+
+
+def some_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,1 @@
+"""One file per operation, and the only choice of backend."""

@@ -1,0 +1,44 @@
+"""Scores of whole slides, to look at: a picture of every slide, and polygons for QuPath."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.files import UNFINISHED
+from .palette import CLASS_COLOURS, pick_colours
+from .slide_scores import SlideScores
+
+
+def write_geojson(slide: SlideScores, path: Path) -> None:
+    """A FeatureCollection as QuPath (0.4 and later) exports tiles itself, one a line."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [\n')
+        for index, feature in enumerate(_features(slide)):
+            file.write((",\n" if index else "") + json.dumps(feature))
+        file.write("\n]}\n")
+    unfinished.rename(path)
+
+
+def _features(slide: SlideScores) -> Iterator[dict[str, Any]]:
+    names = [f"probability: {c}" for c in slide.classes]
+    values = slide.probabilities
+    if slide.weights is not None:
+        names += [f"weight: {t}" for t in slide.teachers]
+        values = np.concatenate([values, slide.weights], axis=1)
+    colours = pick_colours(CLASS_COLOURS, len(slide.classes)).tolist()
+    low, high = slide.coords.tolist(), (slide.coords + slide.size).tolist()
+    numbers = values.astype(np.float64).round(6).tolist()
+    for (x, y), (right, below), code, row in zip(low, high, slide.prediction.tolist(), numbers, strict=True):
+        yield {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[[x, y], [right, y], [right, below], [x, below], [x, y]]]},
+            "properties": {
+                "objectType": "tile",
+                "classification": {"name": slide.classes[code], "color": colours[code]},
+                "measurements": dict(zip(names, row, strict=True)),
+            },
+        }

@@ -1,0 +1,1 @@
+"""A student and an archive to predictions and metrics."""

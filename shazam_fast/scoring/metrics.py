@@ -1,0 +1,102 @@
+"""Metrics of a classification, from predicted probabilities and true labels."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MismatchError
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well predictions match labels on `rows` patches.
+
+    Fractions in [0, 1]: `balanced_accuracy` (mean recall of the classes that occur), `weighted_f1`, `accuracy`
+    (top-1), `auroc` (macro mean, one class against the rest, over the classes that occur but not alone; NaN when
+    there is none), `calibration_error` (expected, of the predicted class's probability, 15 equal bins).
+    `confusion` [C, C] counts true class by row, predicted by column.
+    """
+
+    rows: int
+    classes: tuple[str, ...]
+    balanced_accuracy: float
+    weighted_f1: float
+    accuracy: float
+    auroc: float
+    calibration_error: float
+    confusion: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, ready for JSON."""
+        return {**asdict(self), "classes": list(self.classes), "confusion": self.confusion.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        confusion = np.array(values["confusion"], dtype=np.int64)
+        return cls(**{**values, "classes": tuple(values["classes"]), "confusion": confusion})
+
+
+def compute_metrics(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> Metrics:
+    """Metrics of `probabilities` [n, C] against `labels` [n], all in 0..C-1.
+
+    Raises MismatchError when there is no row, or a label is unknown or out of range.
+    """
+    if len(labels) == 0:
+        raise MismatchError("metrics need at least one labelled patch, there is none")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise MismatchError(f"labels 0..{len(classes) - 1} expected, found {labels.min()}..{labels.max()}")
+    prediction = probabilities.argmax(axis=1)
+    confusion = confusion_matrix(labels, prediction, len(classes))
+    balanced_accuracy, weighted_f1 = selection_metrics(confusion)
+    return Metrics(
+        rows=len(labels),
+        classes=classes,
+        balanced_accuracy=balanced_accuracy,
+        weighted_f1=weighted_f1,
+        accuracy=float(np.trace(confusion) / len(labels)),
+        auroc=_macro_auroc(probabilities, labels),
+        calibration_error=_calibration_error(probabilities.max(axis=1), prediction == labels),
+        confusion=confusion,
+    )
+
+
+def confusion_matrix(labels: NDArray[np.int64], prediction: NDArray[np.int64], C: int) -> NDArray[np.int64]:
+    """Counts [C, C] of true class (row) and predicted class (column)."""
+    return np.bincount(labels * C + prediction, minlength=C * C).reshape(C, C)
+
+
+def selection_metrics(confusion: NDArray[np.int64]) -> tuple[float, float]:
+    """Balanced accuracy and weighted F1, defined as scikit-learn defines them."""
+    hits = np.diag(confusion).astype(np.float64)
+    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    occurs = true > 0
+    balanced_accuracy = (hits[occurs] / true[occurs]).mean()
+    f1 = 2.0 * hits[occurs] / (true[occurs] + predicted[occurs])
+    return float(balanced_accuracy), float(np.average(f1, weights=true[occurs]))
+
+
+def selection_score(balanced_accuracy: float, weighted_f1: float) -> float:
+    """What the best epoch is chosen by on the validation split, as in the authors' script."""
+    return 0.8 * balanced_accuracy + 0.2 * weighted_f1
+
+
+def _macro_auroc(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    occurring = [c for c in np.unique(labels) if (labels != c).any()]
+    scores = [roc_auc_score(labels == c, probabilities[:, c]) for c in occurring]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> float:
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights=correct - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(confidence))

@@ -1,0 +1,1 @@
+"""The network, its folded form, its files; knows no archive."""

@@ -1,0 +1,95 @@
+"""The student: one token per teacher, a small self-attention stack, the mean, a head (Shazam, arXiv 2503.00736).
+
+`Student` is what is trained; `FoldedStudent` is the bare student with its maps multiplied out, for scoring.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import dispatch as ops
+
+
+class Projection(nn.Module):
+    """A linear map per teacher, eq. (1): `weight` [sum of dims, D], one map below the other (x W), `bias` [N, D].
+
+    PyTorch's default initialisation of nn.Linear, from a generator of its own.
+    """
+
+    def __init__(self, dims: Sequence[int], D: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.dims = list(dims)
+        self.weight = nn.Parameter(torch.empty(sum(dims), D))
+        self.bias = nn.Parameter(torch.empty(len(dims), D))
+        with torch.no_grad():
+            for weight, bias in zip(self.weight.split(self.dims), self.bias, strict=True):
+                fill_uniform([weight, bias], len(weight), generator)
+
+    def forward(
+        self, features: Tensor, rows: Tensor | None, standard: tuple[Tensor, Tensor], present: Tensor | None
+    ) -> Tensor:
+        """Standardised features of the chosen rows -> tokens [B, N, D]."""
+        return ops.project(features, rows, standard, self.weight, self.bias, self.dims, present)
+
+
+class Norm(nn.Module):
+    """LayerNorms side by side, gain and shift [n, D]; of teachers: [B, n, D] -> [B, n, D]."""
+
+    def __init__(self, n: int, D: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n, D))
+        self.bias = nn.Parameter(torch.zeros(n, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every row by its own gain and shift."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+class ResidualBlocks(nn.Module):
+    """What the residual student has beyond the bare one: deeper projections, biases, output maps and norms.
+
+    T_i = Linear -> LN -> ReLU -> Linear -> LN -> ReLU, of which the first map is the student's `projection`.
+    """
+
+    def __init__(self, N: int, D: int, K: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = Norm(N, D), Norm(N, D)
+        self.second_weight = nn.Parameter(torch.empty(N, D, D))  # x W
+        self.second_bias = nn.Parameter(torch.empty(N, D))
+        self.qkv_bias = nn.Parameter(torch.empty(K, 3 * D))
+        self.out_weight = nn.Parameter(torch.empty(K, D, D))  # x W
+        self.out_bias = nn.Parameter(torch.empty(K, D))
+        self.norm = Norm(K, D)
+        with torch.no_grad():
+            maps = [self.second_weight, self.second_bias, self.qkv_bias, self.out_weight, self.out_bias]
+            fill_uniform(maps, D, generator)
+
+    def deepen(self, tokens: Tensor) -> Tensor:
+        """What follows the first map of a projection. [B, N, D] -> [B, N, D]."""
+        hidden = self.first_norm(tokens).relu()
+        hidden = torch.baddbmm(self.second_bias[:, None], hidden.transpose(0, 1), self.second_weight)  # [N, B, D]
+        deep: Tensor = self.second_norm(hidden.transpose(0, 1)).relu()
+        return deep
+
+    def attend(self, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> Tensor:
+        """All K layers and the mean. [B, N, D] -> fused [B, D]."""
+        norm = self.norm
+        return ops.residual_stack(
+            tokens, qkv, self.qkv_bias, self.out_weight, self.out_bias, norm.weight, norm.bias, present
+        )
+
+
+def empty_linear(inputs: int, outputs: int) -> nn.Linear:
+    """An nn.Linear without values, which would come from the global random state."""
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    return linear
+
+
+def fill_uniform(parameters: Iterable[Tensor], inputs: int, generator: torch.Generator | None) -> None:
+    """Uniform in +-1/sqrt(inputs), PyTorch's default for nn.Linear, from a generator of our own."""
+    bound = 1.0 / math.sqrt(inputs)
+    for parameter in parameters:
+        parameter.uniform_(-bound, bound, generator=generator)

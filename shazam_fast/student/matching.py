@@ -1,0 +1,62 @@
+"""How an archive's teachers become a student's."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import MismatchError
+from .config import StudentConfig
+
+
+class TeacherMatch:
+    """How an archive's columns become a student's: by teacher name, in the student's order.
+
+    Raises MismatchError naming the teachers that differ. Teachers may be missing from the archive only if the
+    student was trained with teacher dropout, or with `allow_missing`; extra ones are left unread by the student.
+
+    Args:
+        archive: what messages call the archive.
+        teachers: the archive's teachers, {name: dim}, side by side in this order.
+        config: the student's configuration.
+        allow_missing: accept missing teachers without teacher dropout.
+
+    `starts` has the first of the archive's columns of each of the student's teachers, -1 for those `missing`.
+    """
+
+    def __init__(
+        self, archive: str | Path, teachers: Mapping[str, int], config: StudentConfig, allow_missing: bool = False
+    ) -> None:
+        missing = [name for name in config.teachers if name not in teachers]
+        widths = {n: d for n, d in config.teachers.items() if teachers.get(n, d) != d}
+        problems = [f"{n!r} has {teachers[n]} columns, the student needs {d}" for n, d in widths.items()]
+        untrained = config.teacher_dropout == 0.0 and not allow_missing
+        if missing and (untrained or len(missing) == len(config.teachers)):
+            problems.append(f"missing {missing}; found {list(teachers)}")
+            if untrained:
+                problems.append(
+                    "only a student trained with teacher_dropout can do without a teacher; "
+                    "score all the same with allow_missing_teachers=True (--allow-missing-teachers); results may be unreliable"
+                )
+        if problems:
+            raise MismatchError(f"{archive}: the archive's teachers are not the student's: {'; '.join(problems)}")
+        ends = dict(zip(teachers, accumulate(teachers.values()), strict=True))
+        self._columns = [None if n in missing else slice(ends[n] - d, ends[n]) for n, d in config.teachers.items()]
+        self._dims = list(config.teachers.values())
+        self._as_they_are = list(teachers.items()) == list(config.teachers.items())
+        self.starts = [-1 if columns is None else columns.start for columns in self._columns]
+        self.missing = tuple(missing)
+        self.forced = bool(missing) and config.teacher_dropout == 0.0
+
+    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """features [B, archive's width] -> features [B, student's width], present bool [B, N] or None."""
+        if self._as_they_are:
+            return features, None
+        blocks = [
+            features.new_zeros(len(features), dim) if columns is None else features[:, columns]
+            for dim, columns in zip(self._dims, self._columns, strict=True)
+        ]
+        present = torch.tensor([c is not None for c in self._columns], device=features.device)
+        return torch.cat(blocks, dim=1), present.expand(len(features), -1) if self.missing else None

@@ -1,0 +1,145 @@
+"""The student: one token per teacher, a small self-attention stack, the mean, a head (Shazam, arXiv 2503.00736)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArchiveError, MismatchError, ShazamError
+from ..ops import dispatch as ops
+from .config import StudentConfig
+from .files import TENSORS, read_student, write_student
+from .folded import FoldedStudent
+from .layers import Projection, ResidualBlocks, empty_linear, fill_uniform
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """What the student says of B patches.
+
+    `logits` [B, C]; `fused` [B, D], the mean token t; `tokens` [B, N, D], the projected teachers T_i;
+    `present` bool [B, N] or None.
+    """
+
+    logits: Tensor
+    fused: Tensor
+    tokens: Tensor
+    present: Tensor | None
+    explain: Callable[[], Tensor] | None
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Exact share of each teacher in the fused feature [B, N]; None for the residual block, which has none."""
+        return None if self.explain is None else self.explain()
+
+
+class Student(nn.Module):
+    """Shazam's student network.
+
+    Features are [B, sum of dims], the teachers side by side in the order of `config.teachers`.
+    They are standardised by `feature_mean` and `feature_scale`, learned on the training split.
+    `frozen_targets` are fixed random maps that it was distilled from if not from its own tokens (the authors'
+    script); `training_record` says how it was trained (plain values, saved as JSON).
+    """
+
+    feature_mean: Tensor
+    feature_scale: Tensor
+
+    def __init__(self, config: StudentConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.dims = list(config.teachers.values())
+        D, K = config.dim, config.depth
+        self.register_buffer("feature_mean", torch.zeros(sum(self.dims)))
+        self.register_buffer("feature_scale", torch.ones(sum(self.dims)))
+        self.projection = Projection(self.dims, D, generator)
+        self.qkv = nn.Parameter(torch.empty(K, D, 3 * D))  # x W: query, key and value side by side
+        with torch.no_grad():
+            fill_uniform([self.qkv], D, generator)
+        self.blocks = ResidualBlocks(len(self.dims), D, K, generator) if config.block == "residual" else None
+        self.head = nn.Sequential(empty_linear(D, D), nn.ReLU(), nn.LayerNorm(D), empty_linear(D, len(config.classes)))
+        with torch.no_grad():
+            for linear in (self.head[0], self.head[3]):
+                fill_uniform(linear.parameters(), D, generator)
+        self.frozen_targets: Projection | None = None
+        self.training_record: dict[str, Any] = {}
+
+    def forward(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> StudentOutput:
+        """Logits and everything the objective needs.
+
+        Args:
+            features: [B, sum of dims], any float dtype.
+            present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
+                What absent teachers' features hold, NaN included, has no influence.
+            rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
+        """
+        tokens = self.tokens(features, present, rows)
+        explain = None
+        if self.blocks is None:
+            fused, explain = ops.bare_stack(tokens, self.qkv, present)
+        else:
+            fused = self.blocks.attend(tokens, self.qkv, present)
+        return StudentOutput(self.head(fused), fused, tokens, present, explain)
+
+    def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, C] and teacher weights [B, N] (None for the residual block)."""
+        return self.infer_fused(features, present)[:2]
+
+    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`infer`, and the fused feature t [B, D] behind the logits."""
+        output = self(features, present)
+        return output.logits, output.weights, output.fused
+
+    def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Standardised features projected to one token per teacher, eq. (1); arguments as `forward`. [B, N, D]."""
+        tokens = self._project(self.projection, features, present, rows)
+        return tokens if self.blocks is None else self.blocks.deepen(tokens)
+
+    @torch.no_grad()
+    def fixed_targets(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Standardised features through `frozen_targets`; arguments as `forward`. [B, N, D]."""
+        if self.frozen_targets is None:
+            raise ShazamError("targets='frozen' needs a student with frozen_targets; train() makes them")
+        return self._project(self.frozen_targets, features, present, rows)
+
+    def freeze_targets(self, generator: torch.Generator | None = None) -> None:
+        """Give the student the fixed random linear maps of `targets="frozen"`."""
+        self.frozen_targets = Projection(self.dims, self.config.dim, generator).requires_grad_(False)
+
+    def fold(self) -> FoldedStudent:
+        """The same function with all linear maps multiplied out; exact, bare block only."""
+        return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
+
+    def save(self, path: str | Path) -> None:
+        """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them."""
+        write_student(Path(path), self.config, self.state_dict(), self.training_record)
+
+    def _project(self, maps: Projection, features: Tensor, present: Tensor | None, rows: Tensor | None) -> Tensor:
+        if features.ndim != 2 or features.shape[1] != sum(self.dims):
+            raise MismatchError(
+                f"features [B, {sum(self.dims)}] expected for teachers {dict(self.config.teachers)}, "
+                f"found {list(features.shape)}"
+            )
+        tokens: Tensor = maps(features, rows, (self.feature_mean, self.feature_scale), present)
+        return tokens
+
+
+def load(path: str | Path) -> Student:
+    """Load a student saved by `Student.save`, on the CPU, in evaluation mode.
+
+    Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
+    """
+    path = Path(path)
+    config, tensors, record = read_student(path)
+    student = Student(config)
+    student.training_record = record
+    if any(name.startswith("frozen_targets.") for name in tensors):
+        student.freeze_targets()
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArchiveError(f"{path / TENSORS}: tensors do not fit the configuration: {error}") from None
+    return student.eval()

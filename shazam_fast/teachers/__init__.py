@@ -1,0 +1,1 @@
+"""Foundation models by name."""

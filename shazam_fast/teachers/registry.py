@@ -1,0 +1,38 @@
+"""Teachers by name: the table that comes with the package, and what users add to it."""
+
+from difflib import get_close_matches
+
+from ..errors import MismatchError, ShazamError
+from .spec import TeacherSpec
+from .table import BUILT_IN
+
+_registry: dict[str, TeacherSpec] = {spec.name: spec for spec in BUILT_IN}
+
+
+def get_teacher(name: str) -> TeacherSpec:
+    """The teacher of that name. Raises MismatchError, with the nearest names, when there is none."""
+    if name in _registry:
+        return _registry[name]
+    folded = {known.replace("-", "").replace("_", ""): known for known in _registry}
+    near = get_close_matches(name.lower().replace("-", "").replace("_", ""), folded, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(folded[n] for n in near)}? " if near else ""
+    raise MismatchError(
+        f"no teacher is called {name!r}; {meant}`shazam-fast teachers` lists them, sf.register_teacher adds one"
+    )
+
+
+def list_teachers() -> tuple[TeacherSpec, ...]:
+    """All teachers: the package's own, in the order of its table, then those that were registered."""
+    return tuple(_registry.values())
+
+
+def register_teacher(spec: TeacherSpec) -> None:
+    """Add a teacher, or replace one that was added before.
+
+    Raises ShazamError for a name of the package's own table, which must mean the same everywhere, unless that entry
+    has no way of being created (conch-v1.5) and `spec` gives it one.
+    """
+    built_in = next((known for known in BUILT_IN if known.name == spec.name), None)
+    if built_in is not None and (built_in.library != "torch" or "create" not in spec.arguments):
+        raise ShazamError(f"{spec.name!r} is a teacher of shazam_fast; register yours under a name of its own")
+    _registry[spec.name] = spec

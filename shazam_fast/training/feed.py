@@ -1,0 +1,138 @@
+"""Features on their way into training: their statistics, and batches on the training device."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..archive.archive import BATCHES_AHEAD, FeatureArchive
+from ..runtime.progress import Progress
+
+logger = logging.getLogger("shazam_fast")
+
+RESIDENT_SHARE = 0.6  # of the free device memory that the features of a split may take
+LOADED_ROWS = 16384  # at a time on their way to the device
+
+
+def feature_statistics(archive: FeatureArchive, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column over the given rows, float32 [width] each.
+
+    Accumulated in float64 around the first batch's mean; a constant column gets scale 1.
+    Raises NonFiniteError naming the teacher and the row of the first NaN or infinity.
+    """
+    total = torch.zeros(archive.width, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    shift: Tensor | None = None
+    with Progress("reading features", len(rows), "patches") as progress:
+        for batch in archive.stream(rows):
+            x = torch.from_numpy(batch.features).double()
+            shift = x.mean(dim=0) if shift is None else shift
+            x -= shift
+            total += x.sum(dim=0)
+            if not torch.isfinite(total).all():
+                archive.require_finite(batch.rows, batch.features)
+            squares += x.square_().sum(dim=0)
+            progress.advance(len(batch.rows))
+    assert shift is not None
+    mean = total / len(rows)
+    scale = (squares / len(rows) - mean.square()).clamp_min(0.0).sqrt()
+    mean += shift
+    constant = scale <= 1e-12 * mean.abs()  # what rounding leaves of a constant column
+    return mean.float(), torch.where(constant, 1.0, scale).float()
+
+
+class TrainingFeed:
+    """The training split as batches on a device, in the order that each epoch gives.
+
+    On a GPU the features stay resident in their stored dtype where they fit, and a batch is a list of rows, made on
+    the device. Otherwise batches are gathered from the memory map, for a GPU ahead of time into page-locked memory.
+    """
+
+    def __init__(self, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device, batch_size: int) -> None:
+        self._archive, self._rows, self._device, self._size = archive, rows, device, batch_size
+        self._labels = torch.from_numpy(archive.labels[rows]).to(device)
+        self._order = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        self._table = resident_features(archive, rows, device)
+        if self._table is None:
+            self._features = torch.zeros(batch_size, archive.width, device=device)
+            self._batches: Iterator[Tensor] = iter(())
+            self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What `take` moves on."""
+        return [self._cursor]
+
+    def begin(self, order: NDArray[np.int64], step: int) -> None:
+        """Give the batches of an epoch from the given step on; `order` numbers the split's rows [n]."""
+        self._order.copy_(torch.from_numpy(order))
+        self._cursor.fill_(step * self._size)
+        if self._table is None:
+            self._batches = self._gathered(self._rows[order[step * self._size :]])
+
+    def fetch(self) -> None:
+        """What the host does for the next batch before `take`: nothing where the features are resident."""
+        if self._table is not None:
+            return
+        if self._copied is None:
+            next(self._batches)
+            return
+        self._copied.synchronize()  # the buffer that was copied from is about to be filled again
+        features = next(self._batches)
+        self._features[: len(features)].copy_(features, non_blocking=True)
+        self._copied.record(torch.cuda.current_stream(self._device))
+
+    def take(self, size: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The next batch, by the device alone: features, and their rows that make it up (None: all), labels, positions.
+
+        `positions` int64 [size] number the split's rows.
+        """
+        positions = self._order.index_select(0, self._cursor + torch.arange(size, device=self._device))
+        self._cursor += size
+        labels = self._labels.index_select(0, positions)
+        if self._table is not None:
+            return self._table, positions, labels, positions
+        return self._features[:size], None, labels, positions
+
+    def _gathered(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """The rows batch by batch, on the host; on the CPU in the buffer that `take` gives, without a thread beside."""
+        if self._copied is None:
+            for start in range(0, len(rows), self._size):
+                part = rows[start : start + self._size]
+                here = self._features[: len(part)]
+                self._archive.gather(part, out=here.numpy())
+                yield here
+            return
+        buffers = torch.empty(BATCHES_AHEAD + 1, *self._features.shape, pin_memory=True)
+        for batch in self._archive.stream(rows, self._size, list(buffers.numpy())):
+            yield torch.from_numpy(batch.features)
+
+
+def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> Tensor | None:
+    """Features of the rows [n, width] on a GPU, in their stored dtype; None where they do not fit, and on the CPU.
+
+    Raises NonFiniteError naming the teacher and the row of the first NaN or infinity.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    if len(rows) * archive.row_bytes > RESIDENT_SHARE * free:
+        logger.warning(
+            "%s: %.1f GB of features do not fit in the %.1f GB that the GPU has free: they are streamed",
+            archive.path, len(rows) * archive.row_bytes / 1e9, free / 1e9,
+        )  # fmt: skip
+        return None
+    dtype: torch.dtype = getattr(torch, archive.dtype)
+    table = torch.empty(len(rows), archive.width, dtype=dtype, device=device)
+    for start in range(0, len(rows), LOADED_ROWS):
+        part = rows[start : start + LOADED_ROWS]
+        loaded = torch.empty(len(part), archive.width, dtype=dtype)
+        archive.gather(part, out=(loaded.view(torch.uint16) if dtype == torch.bfloat16 else loaded).numpy())
+        here = table[start : start + len(part)].copy_(loaded)
+        if not torch.isfinite(here).all():
+            archive.require_finite(part, loaded.float().numpy())
+    return table

@@ -1,0 +1,101 @@
+"""One step of training: batch, forward, losses, gradients, AdamW; on a GPU one CUDA graph.
+
+A step of the student is some hundred small operations, which the GPU finishes sooner than Python can launch them.
+Captured once, it is replayed with a single launch and asks nothing of the host: rows come from the epoch's order by a
+counter on the device, losses go to a row of a table there.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..student.student import Student
+from .feed import TrainingFeed
+from .objective import Objective
+
+WARM_UPS = 3  # before a capture
+
+
+class TrainingStep:
+    """Steps over a feed, each leaving its losses [total, cross-entropy, cosine per teacher, Huber per teacher].
+
+    Args:
+        losses: [steps of an epoch, terms], on the student's device.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        feed: TrainingFeed,
+        losses: Tensor,
+    ) -> None:
+        self._student, self._optimizer, self._objective = student, optimizer, objective
+        self._feed, self._losses = feed, losses
+        self._index = torch.zeros(1, dtype=torch.int64, device=losses.device)
+        self._hidden: Tensor | None = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def begin(self, order: NDArray[np.int64], present: NDArray[np.bool_] | None, step: int) -> None:
+        """Start or continue an epoch at `step`: the order of the rows [n], the teachers each keeps [n, N] or None."""
+        self._feed.begin(order, step)
+        self._index.fill_(step)
+        if present is not None:
+            if self._hidden is None:
+                self._hidden = torch.empty(present.shape, dtype=torch.bool, device=self._losses.device)
+            self._hidden.copy_(torch.from_numpy(present))
+
+    def run(self, size: int) -> None:
+        """One step over the next `size` patches. On a GPU it is only enqueued."""
+        self._feed.fetch()
+        if self._losses.device.type != "cuda":
+            self._compute(size)
+            return
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(size)
+        self._graphs[size].replay()
+
+    def _compute(self, size: int) -> None:
+        features, rows, labels, positions = self._feed.take(size)
+        present = None if self._hidden is None else self._hidden.index_select(0, positions)
+        output = self._student(features, present, rows)
+        losses = self._objective(self._student, features, labels, output, rows)
+        self._optimizer.zero_grad()
+        losses.total.backward()
+        self._optimizer.step()
+        terms = torch.cat([losses.total[None], losses.cross_entropy[None], losses.cosine, losses.huber])
+        self._losses.index_copy_(0, self._index, terms.detach()[None])
+        self._index += 1
+
+    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+        device = self._losses.device  # need not be the current one
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+            self._warm_up(size)
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):  # where libraries have their workspaces by now
+            self._compute(size)
+        return graph
+
+    def _warm_up(self, size: int) -> None:
+        """Steps that leave no trace: kernels get compiled, libraries their workspaces, the optimizer its moments."""
+        before = [(tensor, tensor.clone()) for tensor in self._state()]
+        for _ in range(WARM_UPS):
+            self._compute(size)
+            for tensor in self._state():
+                tensor.zero_()  # moments that were not there before
+            for tensor, value in before:
+                tensor.copy_(value)
+
+    def _state(self) -> list[Tensor]:
+        """Everything that a step changes."""
+        moments = [value for state in self._optimizer.state.values() for value in state.values()]
+        parameters = [p.detach() for group in self._optimizer.param_groups for p in group["params"]]
+        return [*parameters, *moments, self._losses, self._index, *self._feed.state]

@@ -1,0 +1,42 @@
+"""The demo, end to end, as the first command of the README runs it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+import shazam_fast as sf
+
+pytest.importorskip("skimage", reason="the demo needs scikit-image")
+pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    from shazam_fast.demo.run import run_demo
+
+    out = tmp_path_factory.mktemp("demo") / "out"
+    text = io.StringIO()
+    results = run_demo(out, Console(file=text, width=120))
+    return out, results, text.getvalue()
+
+
+def test_everything_is_written(demo):
+    out, results, text = demo
+    assert (out / "demo.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    archive = sf.open(out / "tissue.archive")
+    archive.verify()
+    assert len(archive.teachers) >= 4
+    assert len(set(archive.teachers.values())) >= 4
+    again = sf.evaluate(out / "student", archive)
+    assert again.to_dict() == results["student"].to_dict()
+    assert len(sf.open_scores(out / "scores")) == archive.rows
+    for method in results:
+        assert method in text
+
+
+def test_every_method_beats_guessing(demo):
+    _, results, _ = demo
+    assert len(results) == 7
+    for method, metrics in results.items():
+        assert metrics.balanced_accuracy > 1 / 3 + 0.1, method

@@ -1,0 +1,155 @@
+"""Tiles through the compiled core: what the student says, in any shape, alone or in company."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import shazam_fast as sf
+from shazam_fast import _core
+from shazam_fast.ops import dispatch as ops
+from shazam_fast.scoring.engine import Scorer
+from shazam_fast.student.matching import TeacherMatch
+
+
+def make_student(dims, D, K, C, seed=0):
+    teachers = {f"teacher-{i}": dim for i, dim in enumerate(dims)}
+    generator = torch.Generator().manual_seed(seed)
+    student = sf.Student(sf.StudentConfig(teachers, [str(c) for c in range(C)], dim=D, depth=K), generator)
+    student.feature_mean.normal_(generator=generator)
+    return student.eval(), generator
+
+
+def forward(core, features, starts, D, C):
+    shapes = (len(features), C), (len(features), len(starts)), (len(features), D)
+    logits, weights, pooled = (np.full(shape, np.nan, np.float32) for shape in shapes)
+    core.forward(features, starts, logits, weights, pooled)
+    return logits, weights, pooled
+
+
+@pytest.mark.parametrize("rows", [1, 13, 48, 101])
+@pytest.mark.parametrize(
+    ("dims", "D", "K", "C"),
+    [([5, 3], 4, 1, 2), ([300, 257, 16], 33, 3, 5), ([64], 16, 2, 3), ([700, 20], 288, 2, 7), ([9] * 32, 17, 2, 2)],
+)
+def test_every_shape(rows, dims, D, K, C):
+    student, generator = make_student(dims, D, K, C)
+    folded = student.fold()
+    features = torch.randn(rows, sum(dims), generator=generator)
+    starts = np.cumsum([0, *dims[:-1]]).tolist()
+    logits, weights, pooled = forward(ops.tile_student(folded), features.numpy(), starts, D, C)
+    with torch.no_grad():
+        exact = student.double()(features.double())
+    np.testing.assert_allclose(logits, exact.logits, atol=2e-5)
+    np.testing.assert_allclose(weights, exact.weights, atol=2e-6)
+    fused = torch.from_numpy(pooled).double() @ folded.value_map.double()
+    np.testing.assert_allclose(fused, exact.fused, atol=2e-5 * float(exact.fused.abs().max() + 1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_features_as_stored(dtype):
+    student, generator = make_student([40, 300], 24, 2, 3)
+    core = ops.tile_student(student.fold())
+    features = torch.randn(50, 340, generator=generator).to(getattr(torch, dtype))
+    stored = (features.view(torch.uint16) if dtype == "bfloat16" else features).numpy()
+    for found, expected in zip(
+        forward(core, stored, [0, 40], 24, 3), forward(core, features.float().numpy(), [0, 40], 24, 3), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_patch_does_not_see_its_tile():
+    student, generator = make_student([40, 300], 24, 2, 3)
+    core = ops.tile_student(student.fold())
+    features = torch.randn(150, 340, generator=generator).numpy()
+    together = forward(core, features, [0, 40], 24, 3)
+    features[:60], features[61:] = np.nan, np.inf
+    for alone in (forward(core, features[60:61], [0, 40], 24, 3), forward(core, features, [0, 40], 24, 3)):
+        for found, expected in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(found[60 % len(found)], expected[60])
+
+
+def test_absent_teachers_and_other_columns():
+    student, generator = make_student([4, 6, 5], 8, 2, 3)
+    core = ops.tile_student(student.fold())
+    features = torch.randn(20, 30, generator=generator)
+    logits, weights, _ = forward(core, features.numpy(), [20, -1, 3], 8, 3)
+    own = torch.cat([features[:, 20:24], torch.full((20, 6), torch.nan), features[:, 3:8]], dim=1)
+    with torch.no_grad():
+        expected = student(own, torch.tensor([True, False, True]).expand(20, -1))
+    np.testing.assert_allclose(logits, expected.logits, atol=1e-5)
+    np.testing.assert_allclose(weights, expected.weights, atol=1e-6)
+    assert (weights[:, 1] == 0).all()
+
+
+def test_nan_reaches_the_logits():
+    student, generator = make_student([4, 6], 8, 2, 3)
+    features = torch.randn(20, 10, generator=generator).numpy()
+    features[7, 5] = np.nan
+    logits, _, _ = forward(ops.tile_student(student.fold()), features, [0, 4], 8, 3)
+    assert np.isnan(logits[7]).all()
+    assert np.isfinite(np.delete(logits, 7, axis=0)).all()
+
+
+def test_misuse():
+    student, _ = make_student([4, 6], 8, 2, 3)
+    core = ops.tile_student(student.fold())
+    features = np.zeros((5, 10), np.float32)
+    for changed, starts, message in [
+        (features, [0], "one for every teacher"),
+        (features, [0, 5], "columns of the features"),
+        (features, [-1, -1], "at least one teacher"),
+        (features.astype(np.float64), [0, 4], "features: expected float32, float16 or uint16"),
+        (features[:, ::2], [0, 4], "starts: expected columns"),
+        (features[::2, :], [0, 4], "contiguous"),
+        (features[0], [0, 4], r"features: expected \[B, columns\]"),
+    ]:
+        with pytest.raises(_core.StoreError, match=message):
+            forward(core, changed, starts, 8, 3)
+    with pytest.raises(_core.StoreError, match="logits: expected a shape"):
+        core.forward(features, [0, 4], *(np.zeros((5, 9), np.float32) for _ in range(3)))
+    tensors = [getattr(student.fold(), name).numpy() for name in ("weight", "bias", "score_maps")]
+    with pytest.raises(_core.StoreError, match="weight: expected a shape"):
+        _core.FoldedStudent([4, 5], *tensors, tensors[0], tensors[0][0], tensors[0], tensors[0][0])
+
+
+def test_which_students_go_through_the_core():
+    student, _ = make_student([4, 6], 8, 2, 3)
+    assert ops.tile_student(student.fold()) is not None
+    assert ops.tile_student(student.double().fold()) is None
+    assert ops.tile_student(make_student([2] * 33, 4, 1, 2)[0].fold()) is None
+
+
+def test_an_error_in_one_thread_ends_all(trained, monkeypatch):
+    student, archive = trained
+    gather = archive.gather
+
+    def fail(rows, **options):
+        if rows[0] == 240:
+            raise sf.ArchiveError("the disk broke")
+        return gather(rows, **options)
+
+    monkeypatch.setattr(archive, "gather", fail)
+    with (
+        Scorer(student, archive, torch.device("cpu"), embedding=False, allow_missing_teachers=False) as scorer,
+        pytest.raises(sf.ArchiveError, match="the disk broke"),
+    ):
+        scorer.score(np.arange(300))
+
+
+def test_one_core_for_many_threads():
+    student, generator = make_student([300, 200], 64, 3, 4)
+    core = ops.tile_student(student.fold())
+    features = torch.randn(400, 500, generator=generator).numpy()
+    expected = forward(core, features, [0, 300], 64, 4)
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(lambda _: forward(core, features, [0, 300], 64, 4), range(16)):
+            for found, wanted in zip(result, expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+
+
+def test_columns_of_an_archive(trained):
+    student, archive = trained
+    match = TeacherMatch(archive, student.config)
+    assert (match.starts, match.missing, match.forced) == ([0, 12, 19], (), False)

@@ -1,0 +1,64 @@
+"""Metrics agree with scikit-learn, and with a hand-made calibration error."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+
+import shazam_fast as sf
+from shazam_fast.scoring.metrics import compute_metrics
+
+
+def draw(rows, C, seed=0, present=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(present if present is not None else C, rows)
+    logits = rng.normal(size=(rows, C)) + 1.5 * np.eye(C)[labels] * rng.random((rows, 1))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return probabilities.astype(np.float32), labels, tuple("abcdefghi"[:C])
+
+
+@pytest.mark.parametrize(("rows", "C", "present"), [(500, 3, None), (40, 9, None), (200, 4, [0, 2, 3]), (50, 2, None)])
+def test_agrees_with_scikit_learn(rows, C, present):
+    probabilities, labels, classes = draw(rows, C, present=present)
+    metrics = compute_metrics(probabilities, labels, classes)
+    prediction = probabilities.argmax(1)
+    assert metrics.accuracy == pytest.approx(accuracy_score(labels, prediction))
+    assert metrics.balanced_accuracy == pytest.approx(
+        np.mean([(prediction[labels == c] == c).mean() for c in np.unique(labels)])
+    )
+    if present is None:
+        assert metrics.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, prediction))
+    assert metrics.weighted_f1 == pytest.approx(f1_score(labels, prediction, average="weighted", zero_division=0))
+    np.testing.assert_array_equal(metrics.confusion, confusion_matrix(labels, prediction, labels=range(C)))
+    one_against_rest = [roc_auc_score(labels == c, probabilities[:, c]) for c in np.unique(labels)]
+    assert metrics.auroc == pytest.approx(np.mean(one_against_rest))
+
+
+def test_calibration_error_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.92, 0.08], [0.4, 0.6], [0.55, 0.45]], dtype=np.float32)
+    labels = np.array([0, 1, 1, 1])
+    # bins of width 1/15: {0.9, 0.92}: |0.5 - 0.91|, {0.6}: |1 - 0.6|, {0.55}: |0 - 0.55|
+    expected = (2 * 0.41 + 0.4 + 0.55) / 4
+    assert compute_metrics(probabilities, labels, ("a", "b")).calibration_error == pytest.approx(expected, abs=1e-6)
+    certain = compute_metrics(np.eye(3, dtype=np.float32), np.arange(3), ("a", "b", "c"))
+    assert certain.calibration_error == 0.0
+    assert certain.accuracy == certain.auroc == certain.weighted_f1 == 1.0
+
+
+def test_one_class_alone_has_no_auroc():
+    metrics = compute_metrics(np.array([[0.8, 0.2]], np.float32), np.array([0]), ("a", "b"))
+    assert np.isnan(metrics.auroc)
+    assert metrics.balanced_accuracy == 1.0
+
+
+def test_survives_json():
+    metrics = compute_metrics(*draw(60, 3))
+    again = sf.Metrics.from_dict(metrics.to_dict())
+    np.testing.assert_array_equal(again.confusion, metrics.confusion)
+    assert again.to_dict() == metrics.to_dict()
+
+
+def test_nothing_to_measure():
+    with pytest.raises(sf.MismatchError, match="at least one labelled patch"):
+        compute_metrics(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), ("a", "b"))
+    with pytest.raises(sf.MismatchError, match=r"labels 0..1 expected, found 0..2"):
+        compute_metrics(np.ones((2, 2), np.float32), np.array([0, 2]), ("a", "b"))

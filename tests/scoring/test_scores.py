@@ -1,0 +1,74 @@
+"""Scores as users read them, from memory and from disk."""
+
+import json
+
+import numpy as np
+import pytest
+from synthetic import CLASSES, TEACHERS
+
+import shazam_fast as sf
+from shazam_fast.scoring import engine as scorer
+from shazam_fast.scoring import parts as score_parts
+
+
+@pytest.fixture(params=["memory", "disk"])
+def scores(request, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(score_parts, "TILE_ROWS", 16)
+    monkeypatch.setattr(scorer, "TILE_ROWS", 16)
+    monkeypatch.setattr(score_parts, "PART_BYTES", 1)
+    return sf.score(*trained, None if request.param == "memory" else tmp_path / "scores")
+
+
+def test_reading(scores, trained):
+    _, archive = trained
+    assert len(list(scores.tables(["row"]))) == 19
+    assert (len(scores), scores.classes, scores.teachers) == (300, CLASSES, tuple(TEACHERS))
+    table = scores.read(["x", "prediction"])
+    assert table.column_names == ["x", "prediction"]
+    np.testing.assert_array_equal(table["x"], archive.coords[:, 0])
+    np.testing.assert_array_equal(scores.coords, archive.coords)
+    np.testing.assert_array_equal(scores.probabilities.argmax(axis=1), scores.prediction)
+    assert table["prediction"].to_pylist() == [CLASSES[c] for c in scores.prediction]
+    assert "rows=300" in repr(scores)
+
+
+def test_one_slide(scores, trained):
+    _, archive = trained
+    assert scores.slides == archive.slides
+    table = scores.of_slide("slide-004")  # across two parts
+    np.testing.assert_array_equal(table["row"], np.arange(100, 125))
+    with pytest.raises(sf.MismatchError, match="no patch of slide 'slide-099'"):
+        scores.of_slide("slide-099")
+
+
+def test_columns_that_are_not_there(scores):
+    with pytest.raises(sf.MismatchError, match="no column 'embedding'; they have row, slide"):
+        _ = scores.embedding
+    with pytest.raises(sf.MismatchError, match="no column 'weight_conch'"):
+        scores.read(["row", "weight_conch"])
+
+
+def test_directories_that_hold_no_scores(trained, tmp_path):
+    with pytest.raises(sf.ArchiveError, match=r"no scores there: _scores.json not found"):
+        sf.open_scores(tmp_path)
+    sf.score(*trained, tmp_path / "out")
+    manifest = tmp_path / "out" / "_scores.json"
+    content = json.loads(manifest.read_bytes())
+    for damage, message in [
+        ({**content, "version": 2}, "corrupt: .*version 2, expected 'shazam_fast scores' 1"),
+        ({**content, "parts": [{}]}, "corrupt: KeyError"),
+        ([], "corrupt"),
+    ]:
+        manifest.write_text(json.dumps(damage))
+        with pytest.raises(sf.ArchiveError, match=message):
+            sf.open_scores(tmp_path / "out")
+    manifest.write_text(json.dumps(content))
+    part = tmp_path / "out" / "part-00000.parquet"
+    damaged = bytearray(part.read_bytes())
+    damaged[-8:] = bytes(8)
+    part.write_bytes(damaged)
+    with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: missing or corrupt"):
+        sf.open_scores(tmp_path / "out").read()
+    part.write_bytes(damaged[:-1])
+    with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: missing, or not the \d+ bytes"):
+        sf.open_scores(tmp_path / "out")

@@ -1,0 +1,284 @@
+"""The student in both forms against the float64 NumPy implementation of the equations."""
+
+import equations
+import numpy as np
+import pytest
+import torch
+from synthetic import CLASSES, TEACHERS
+
+import shazam_fast as sf
+from shazam_fast.student.layers import Norm
+from shazam_fast.training.objective import Objective
+
+
+def make_student(block="bare", teachers=TEACHERS, dim=16, depth=3, dtype=torch.float64, **options):
+    config = sf.StudentConfig(teachers, CLASSES, dim=dim, depth=depth, block=block, **options)
+    generator = torch.Generator().manual_seed(1)
+    student = sf.Student(config, generator).to(dtype)
+    student.feature_mean.uniform_(-1, 1, generator=generator)
+    student.feature_scale.uniform_(0.1, 10, generator=generator)
+    with torch.no_grad():
+        for norm in (m for m in student.modules() if isinstance(m, torch.nn.LayerNorm | Norm)):
+            norm.weight.uniform_(0.5, 2, generator=generator)
+            norm.bias.uniform_(-1, 1, generator=generator)
+        student.qkv.mul_(3.0)  # well away from uniform attention
+    return student
+
+
+def make_batch(student, B=5, seed=0, missing=False):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(B, sum(student.dims), generator=generator, dtype=student.qkv.dtype)
+    present = None
+    if missing:
+        present = torch.rand(B, len(student.dims), generator=generator) < 0.5
+        present[torch.arange(B), torch.randint(len(student.dims), (B,), generator=generator)] = True
+    return features, present
+
+
+def array(tensor):
+    return tensor.detach().numpy()
+
+
+def split_standardised(student, features):
+    mean, scale = array(student.feature_mean), array(student.feature_scale)
+    standard = equations.standardise(array(features), mean, scale)
+    return np.split(standard, np.cumsum(student.dims)[:-1], axis=1)
+
+
+def head_of(student, fused):
+    first, _, norm, last = student.head
+    return equations.head(
+        fused, array(first.weight).T, array(first.bias), array(norm.weight), array(norm.bias),
+        array(last.weight).T, array(last.bias),
+    )  # fmt: skip
+
+
+def maps_per_teacher(student, projection):
+    """Weights [dim, D] and biases [D] of every teacher."""
+    return np.split(array(projection.weight), np.cumsum(student.dims)[:-1]), list(array(projection.bias))
+
+
+def maps_of(student):
+    return np.split(array(student.qkv), 3, axis=2)
+
+
+def expected_bare(student, features, present):
+    parts = split_standardised(student, features)
+    tokens = equations.project(parts, *maps_per_teacher(student, student.projection))
+    fused, attention = equations.bare_stack(tokens, *maps_of(student), present)
+    return tokens, fused, equations.teacher_weights(attention, present), head_of(student, fused)
+
+
+def expected_residual(student, features, present):
+    blocks, tokens = student.blocks, []
+    weights, biases = maps_per_teacher(student, student.projection)
+    for i, part in enumerate(split_standardised(student, features)):
+        first, second = blocks.first_norm, blocks.second_norm
+        maps = {
+            "w1": weights[i], "b1": biases[i], "g1": array(first.weight)[i], "h1": array(first.bias)[i],
+            "w2": array(blocks.second_weight)[i], "b2": array(blocks.second_bias)[i],
+            "g2": array(second.weight)[i], "h2": array(second.bias)[i],
+        }  # fmt: skip
+        tokens.append(equations.residual_projection(part, maps))
+    tokens = np.stack(tokens, axis=1)
+    layers = []
+    for k in range(student.config.depth):
+        wq, wk, wv = np.split(array(student.qkv[k]), 3, axis=1)
+        bq, bk, bv = np.split(array(blocks.qkv_bias[k]), 3)
+        layers.append({
+            "wq": wq, "wk": wk, "wv": wv, "bq": bq, "bk": bk, "bv": bv,
+            "wo": array(blocks.out_weight[k]), "bo": array(blocks.out_bias[k]),
+            "g": array(blocks.norm.weight[k]), "h": array(blocks.norm.bias[k]),
+        })  # fmt: skip
+    fused = equations.residual_stack(tokens, layers, present)
+    return tokens, fused, None, head_of(student, fused)
+
+
+EXPECTED = {"bare": expected_bare, "residual": expected_residual}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("block", ["bare", "residual"])
+@pytest.mark.parametrize("teachers", [TEACHERS, {"uni": 5}, {"a": 1, "b": 3, "c": 2, "d": 9, "e": 4}])
+@pytest.mark.parametrize("B", [1, 5])
+def test_forward_is_what_the_equations_say(block, missing, teachers, B):
+    student = make_student(block, teachers)
+    features, present = make_batch(student, B, missing=missing)
+    output = student(features, present)
+    mask = None if present is None else present.numpy()
+    tokens, fused, weights, logits = EXPECTED[block](student, features, mask)
+    there = np.ones(tokens.shape[:2], bool) if mask is None else mask
+    np.testing.assert_allclose(array(output.tokens)[there], tokens[there], atol=1e-12)
+    np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
+    np.testing.assert_allclose(array(output.logits), logits, atol=1e-11)
+    if block == "bare":
+        np.testing.assert_allclose(array(output.weights), weights, atol=1e-12)
+    else:
+        assert output.weights is None
+
+
+def test_teacher_weights_are_shares_of_the_fused_feature():
+    """t = (w T) C with the same C for every patch: w says exactly how much of each teacher's token is in t."""
+    student = make_student()
+    features, present = make_batch(student, 7, missing=True)
+    output = student(features, present)
+    w = output.weights
+    torch.testing.assert_close(w.sum(1), torch.ones(7, dtype=w.dtype))
+    assert (w >= 0).all()
+    assert (w[~present] == 0).all()
+    C = torch.eye(16, dtype=w.dtype)
+    for layer in student.qkv:
+        C = C @ layer[:, 32:]
+    torch.testing.assert_close(output.fused, (w[:, None] @ output.tokens).squeeze(1) @ C)
+
+
+@pytest.mark.parametrize("block", ["bare", "residual"])
+def test_absent_teachers_have_no_influence_at_all(block):
+    """Not even a NaN in an absent teacher's features reaches a logit or a gradient."""
+    student = make_student(block)
+    features, present = make_batch(student, 6, missing=True)
+    poisoned = features.clone()
+    for index, columns in enumerate(torch.arange(sum(student.dims)).split(student.dims)):
+        poisoned[(~present[:, index]).nonzero()[:, 0][:, None], columns] = float("nan")
+    assert poisoned.isnan().any()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = Objective(lam=0.5, delta=1.0, huber="norm", targets="projected")
+    gradients = []
+    for x in (features, poisoned):
+        student.zero_grad()
+        output = student(x, present)
+        objective(student, x, labels, output).total.backward()
+        gradients.append([p.grad.clone() for p in student.parameters()])
+    torch.testing.assert_close(student(poisoned, present).logits, student(features, present).logits, rtol=0, atol=0)
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+    if block == "bare":
+        torch.testing.assert_close(student.fold().infer(poisoned, present)[0], student(features, present).logits)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("targets", ["projected", "detached", "frozen"])
+@pytest.mark.parametrize("huber", ["norm", "elementwise"])
+@pytest.mark.parametrize("delta", [0.3, 1.0, 40.0])
+def test_objective_is_what_the_equations_say(huber, targets, missing, delta):
+    student = make_student()
+    student.freeze_targets(torch.Generator().manual_seed(2))
+    student.double()
+    features, present = make_batch(student, 6, missing=missing)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    output = student(features, present)
+    losses = Objective(lam=0.7, delta=delta, huber=huber, targets=targets)(student, features, labels, output)
+
+    mask = None if present is None else present.numpy()
+    tokens, fused, _, logits = expected_bare(student, features, mask)
+    if targets == "frozen":
+        parts = split_standardised(student, features)
+        tokens = equations.project(parts, *maps_per_teacher(student, student.frozen_targets))
+    distance = equations.huber_norm_loss if huber == "norm" else equations.huber_elementwise_loss
+    cross_entropy = equations.cross_entropy(logits, labels.numpy())
+    cosine = equations.cosine_loss(fused, tokens, mask)
+    far = distance(fused, tokens, delta, mask)
+    assert losses.cross_entropy.item() == pytest.approx(cross_entropy, abs=1e-12)
+    assert losses.cosine.sum().item() == pytest.approx(cosine, abs=1e-12)
+    assert losses.huber.sum().item() == pytest.approx(far, abs=1e-12)
+    assert losses.total.item() == pytest.approx(cross_entropy + 0.7 * (cosine + far), abs=1e-12)
+
+
+def test_which_targets_get_a_gradient():
+    labels = torch.tensor([0, 1])
+    for targets, flows in (("projected", True), ("detached", False)):
+        student = make_student()
+        features, _ = make_batch(student, 2)
+        output = student(features)
+        output = sf.student.StudentOutput(output.logits, output.fused.detach(), output.tokens, None, None)
+        objective = Objective(lam=1.0, delta=1.0, huber="norm", targets=targets)
+        distilled = objective(student, features, labels, output)
+        assert (distilled.cosine.sum() + distilled.huber.sum()).requires_grad is flows
+
+
+def test_frozen_targets_are_not_trained():
+    student = make_student()
+    student.freeze_targets()
+    student.double()
+    assert not any(p.requires_grad for p in student.frozen_targets.parameters())
+    features, _ = make_batch(student)
+    student.frozen_targets = None
+    with pytest.raises(sf.ShazamError, match="needs a student with frozen_targets"):
+        Objective(0.5, 1.0, "norm", "frozen")(student, features, torch.zeros(5, dtype=torch.long), student(features))
+
+
+@pytest.mark.parametrize("huber", ["norm", "elementwise"])
+@pytest.mark.parametrize("zero", ["fused", "targets", "both"])
+def test_zero_vectors_give_finite_losses_and_gradients(huber, zero):
+    from shazam_fast.kernels import reference
+
+    fused = torch.randn(3, 4, dtype=torch.float64)
+    tokens = torch.randn(3, 2, 4, dtype=torch.float64)
+    if zero != "targets":
+        fused[1] = 0
+    if zero != "fused":
+        tokens[1] = 0
+    fused.requires_grad_()
+    tokens.requires_grad_()
+    cosine = reference.cosine_losses(fused, tokens, None)
+    far = (reference.huber_norm_losses if huber == "norm" else reference.huber_elementwise_losses)(
+        fused, tokens, 1.0, None
+    )
+    assert cosine.sum().item() == pytest.approx(equations.cosine_loss(array(fused), array(tokens), None))
+    (cosine.sum() + far.sum()).backward()
+    assert fused.grad.isfinite().all()
+    assert tokens.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cosine", "huber_norm", "huber_elementwise", "bare_stack", "folded_stack"])
+def test_gradients_of_the_definitions(name):
+    from shazam_fast.kernels import reference
+
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    fused = torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    present = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)
+    maps = torch.randn(2, 5, 15, generator=generator, dtype=torch.float64, requires_grad=True)
+    functions = {
+        "cosine": lambda: (lambda t, T: reference.cosine_losses(t, T, present), (fused, tokens)),
+        "huber_norm": lambda: (lambda t, T: reference.huber_norm_losses(t, T, 2.0, present), (fused, tokens)),
+        "huber_elementwise": lambda: (
+            lambda t, T: reference.huber_elementwise_losses(t, T, 0.9, present),
+            (fused, tokens),
+        ),
+        "bare_stack": lambda: (lambda T, W: reference.bare_stack(T, W, present), (tokens, maps)),
+        "folded_stack": lambda: (
+            lambda T, W: reference.folded_stack(T, W.reshape(5, 30)[:, :10], present),
+            (tokens, maps),
+        ),
+    }
+    function, inputs = functions[name]()
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_the_same_generator_makes_the_same_student():
+    left, right = make_student("residual"), make_student("residual")
+    for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teachers": {}}, "teachers: at least one"),
+        ({"teachers": {"uni": 0}}, "positive dim"),
+        ({"classes": ["only"]}, "two or more"),
+        ({"classes": ["a", "a"]}, "two or more different"),
+        ({"dim": 0}, "dim and depth must be positive"),
+        ({"block": "transformer"}, "block: one of"),
+        ({"teacher_dropout": 1.0}, "teacher_dropout"),
+    ],
+)
+def test_impossible_configurations(changes, message):
+    with pytest.raises(sf.ShazamError, match=message):
+        sf.StudentConfig(**{"teachers": TEACHERS, "classes": CLASSES, **changes})
+
+
+def test_features_of_another_width():
+    with pytest.raises(sf.MismatchError, match=r"features \[B, 39\] expected.*found \[2, 40\]"):
+        make_student()(torch.zeros(2, 40))

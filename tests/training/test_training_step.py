@@ -1,0 +1,99 @@
+"""Steps of training: what a capture leaves behind, and on a GPU that graphs, streams and plain steps agree."""
+
+import numpy as np
+import pytest
+import torch
+
+import shazam_fast as sf
+from shazam_fast.training import feed as feeds
+from shazam_fast.training.step import TrainingStep
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCH = 16
+
+needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs an NVIDIA GPU")
+
+
+class Loop:
+    """An epoch of training over a split of the archive."""
+
+    def __init__(self, archive, block="bare", dropout=0.0):
+        config = sf.TrainConfig(dim=16, depth=2, block=block)
+        self.rows = archive.split("train")
+        self.student = sf.Student(config.student(archive), torch.Generator().manual_seed(0)).to(DEVICE)
+        optimizer = torch.optim.AdamW(self.student.parameters(), fused=True, capturable=DEVICE.type == "cuda")
+        self.steps = -(-len(self.rows) // BATCH)
+        self.losses = torch.zeros(self.steps, 2 + 2 * len(archive.teachers), device=DEVICE)
+        feed = feeds.TrainingFeed(archive, self.rows, DEVICE, BATCH)
+        self.step = TrainingStep(self.student, optimizer, config.objective(), feed, self.losses)
+        random = np.random.default_rng(0)
+        self.order = random.permutation(len(self.rows))
+        self.present = random.random((len(self.rows), len(archive.teachers))) >= dropout if dropout else None
+        if self.present is not None:
+            self.present[:, 0] = True
+
+    def begin(self):
+        self.step.begin(self.order, self.present, 0)
+
+    def run(self, run):
+        """All batches through `run`, the last one short; parameters and losses afterwards."""
+        for start in range(0, len(self.rows), BATCH):
+            run(min(BATCH, len(self.rows) - start))
+        return [p.detach().clone() for p in self.student.parameters()] + [self.losses.clone()]
+
+    def plainly(self, size):
+        self.step._feed.fetch()
+        self.step._compute(size)
+
+
+def assert_same_bits(left, right):
+    assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("block", ["bare", "residual"])
+def test_warming_up_leaves_no_trace(archive, block):
+    fresh, warmed = Loop(archive, block, dropout=0.3), Loop(archive, block, dropout=0.3)
+    fresh.begin()
+    warmed.begin()
+    warmed.step._warm_up(BATCH)
+    assert_same_bits(warmed.run(warmed.plainly), fresh.run(fresh.plainly))
+    assert (fresh.losses != 0).all()
+
+
+def test_every_patch_is_seen_once_with_its_label(archive):
+    feed = feeds.TrainingFeed(archive, archive.split("train"), DEVICE, BATCH)
+    rows = archive.split("train")
+    order = np.random.default_rng(0).permutation(len(rows))
+    feed.begin(order, 1)  # an epoch that goes on after its first step
+    seen = []
+    for start in range(BATCH, len(rows), BATCH):
+        size = min(BATCH, len(rows) - start)
+        feed.fetch()
+        features, chosen, labels, positions = feed.take(size)
+        features = (features if chosen is None else features[chosen]).float().cpu()
+        here = rows[positions.cpu().numpy()]
+        np.testing.assert_array_equal(features.numpy(), archive.gather(here))
+        np.testing.assert_array_equal(labels.cpu().numpy(), archive.labels[here])
+        seen += positions.tolist()
+    assert seen == order[BATCH:].tolist()
+
+
+@needs_gpu
+@pytest.mark.parametrize("block", ["bare", "residual"])
+def test_a_graph_takes_the_steps_that_plain_calls_take(archive, block):
+    plain, graphed = Loop(archive, block, dropout=0.3), Loop(archive, block, dropout=0.3)
+    plain.begin()
+    graphed.begin()
+    assert_same_bits(graphed.run(graphed.step.run), plain.run(plain.plainly))
+
+
+@needs_gpu
+def test_streamed_and_resident_features_train_alike(archive, monkeypatch, caplog):
+    resident = Loop(archive)
+    monkeypatch.setattr(feeds, "RESIDENT_SHARE", 0.0)
+    streamed = Loop(archive)
+    assert "they are streamed" in caplog.text
+    for loop in (resident, streamed):
+        loop.begin()
+    for left, right in zip(resident.run(resident.step.run), streamed.run(streamed.step.run), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
