@@ -156,7 +156,7 @@ def test_provider(request, measure, benchmark, archive, provider, D):
     rounds = 1 if quick else 7
     if provider == "ours":
         before = ceilings(archive.files, cold=False)
-        with Scorer(make_student(D), archive, CPU, embedding=False, force=False) as scorer:
+        with Scorer(make_student(D), archive, CPU, embedding=False, allow_missing_teachers=False) as scorer:
             scores = measure(case, provider, lambda: scorer.score(np.arange(rows)), rounds=rounds, warmup=2, **numbers)
         report(request, benchmark, rows, flops, before, ceilings(archive.files, cold=False))
         assert np.isfinite(scores.probabilities).all()

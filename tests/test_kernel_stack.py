@@ -6,7 +6,7 @@ from compiled import FEW_BYTES, compile_report, skip_float64_products
 from shazam_fast.kernels import reference, stack_kernels
 from shazam_fast.kernels.residual_stack import residual_stack
 from shazam_fast.kernels.student_stack import bare_stack, blocks
-from test_student import make_batch, make_student
+from students import make_batch, make_student
 
 # B, N, D, K: tiles of one patch and of many, whole and not; every slicing of D that runs in seconds
 SHAPES = [

@@ -19,6 +19,7 @@ from .splits import GroupedSplit, require_whole_groups
 logger = logging.getLogger("shazam_fast")
 
 FOLDER = "folder"
+
 Given = str | Path | Mapping[str, Any] | ArrayLike | None
 
 

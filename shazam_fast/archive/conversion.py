@@ -20,6 +20,7 @@ from .splits import GroupedSplit
 
 logger = logging.getLogger("shazam_fast")
 
+
 PART_BYTES = 1 << 30
 CHUNK_BYTES = 32 << 20  # of features at a time, as they are stored in the archive
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from ..training.config import TrainConfig
 
 console = Console()
+
 Labels = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(metavar="CSV", help='Table of slide (or slide, x, y) and label; or "folder".', show_default=False),

@@ -59,6 +59,7 @@ def evaluate(
 
 
 def print_metrics(metrics: "dict[str, Metrics]") -> None:
+    """Print one row of metrics per split, then one confusion matrix per split."""
     table = Table("split", "patches", "balanced accuracy", "weighted F1", "accuracy", "AUROC", "calibration error")
     for split, m in metrics.items():
         values = (m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc, m.calibration_error)

@@ -24,7 +24,7 @@ from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
 from ..scoring.metrics import Metrics, compute_metrics, selection_score
 from ..teachers.models import Teacher, load_teacher
-from ..teachers.registry import teacher as find_teacher
+from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.transform import Transform
 
@@ -100,7 +100,7 @@ def finetune(
     if min(epochs, batch_size, patience, workers) < 1 or min(backbone_lr, head_lr) <= 0 or weight_decay < 0:
         raise ShazamError("epochs, batch_size, patience, workers >= 1, learning rates > 0, weight_decay >= 0 expected")
     rows = {name: _labelled_rows(images, name) for name in ("train", "val", "test")}
-    spec = find_teacher(teacher) if isinstance(teacher, str) else teacher
+    spec = get_teacher(teacher) if isinstance(teacher, str) else teacher
     built = load_teacher(spec, weights, token, transform)
     place = choose_device(device)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):

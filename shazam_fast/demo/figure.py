@@ -1,5 +1,7 @@
 """One picture of the demo: tissue, what the teachers see, truth, prediction, confidence, trusted teachers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -14,13 +16,16 @@ from shazam_fast.errors import ShazamError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 FloatArray = NDArray[np.floating[Any]]
+
 INK, MUTED = "#1b1f24", "#5c6670"
 # Counterstain blue, amber, DAB brown: the order survives in greyscale and in every colour blindness.
 CLASS_COLOURS = ("#9dbfe0", "#f2b741", "#9a4413")
 # Paul Tol's "muted" scheme, made to be told apart by colour-blind readers.
 TEACHER_COLOURS = ("#44aa99", "#cc6677", "#332288", "#999933", "#88ccee", "#882255", "#ddcc77")
 SPLIT_NAMES = {TRAIN: "train", VAL: "validation", TEST: "test"}
+
 # Inches. Everything is placed by hand so that maps, titles and bars share their edges.
 WIDTH, PANEL, GAP, EDGE = 12.0, 3.72, 0.17, 0.25
 TITLE, HEAD, BARS_TITLE, BAR, FOOT = 0.34, 0.86, 0.60, 0.30, 0.24

@@ -6,6 +6,8 @@ dimension, as real teachers do, and that is all the demo asks of them. Each is a
 at mean 0 and variance 1: float32 [n, s, s] -> float32 [n, d].
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -18,6 +20,7 @@ from torch.nn import functional
 
 FloatArray = NDArray[np.float32]
 Teacher = Callable[[FloatArray], FloatArray]
+
 CHUNK = 64  # patches at a time: keeps the intermediates in cache
 COMPASS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))  # (dy, dx), in circle order
 RADII = (1, 2, 3, 5)  # pixels, for binary patterns and for co-occurrence

@@ -6,6 +6,8 @@ of hematoxylin alone; the label of a patch is how much DAB it carries. So the ta
 structure of the tissue what a second stain would show.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +17,12 @@ from shazam_fast.errors import ShazamError
 
 CLASSES = ("negative", "weak", "strong")
 TRAIN, VAL, TEST, NO_SPLIT = 0, 1, 2, 255
+
 # Bands of the image, as fractions of its height: each holds glands, stroma and every class.
 AREAS = {VAL: (0.0, 0.22), TRAIN: (0.22, 0.70), TEST: (0.70, 1.0)}
+
 MIN_SIZE = 16  # pixels: teachers compare pixels up to 5 apart in every direction
+
 # Stain units (absorbance as `rgb2hed` scales it) below which contrast is noise: without it, normalising
 # would blow up the grain of empty glass until it looked like tissue.
 CONTRAST_FLOOR = 0.002

@@ -26,9 +26,11 @@ from ..teachers.transform import Transform
 
 logger = logging.getLogger("shazam_fast")
 
+
 LEVELS = ("low", "mid", "high")
 BATCHES_AHEAD = 2  # decoded while the models work on one
 LAUNCHED = 2  # batches on the GPU, one of whose features are on their way back
+
 Geometry = tuple[int, int | None, str]  # see Transform.geometry
 
 

@@ -24,6 +24,7 @@ from .plan import Plan, describe_job
 
 logger = logging.getLogger("shazam_fast")
 
+
 BATCH_SIZES = {"cpu": 8, "gpu": 64}  # what fits the cache is fastest on a CPU
 POLL_SECONDS = 1.0
 

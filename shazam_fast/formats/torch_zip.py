@@ -16,6 +16,7 @@ from .torch_pickle import decode
 
 FEATURES = ("features", "feature", "feats", "embeddings")
 LABELS = ("labels", "label")
+
 END = struct.Struct("<4s4H2IH")  # end of the central directory
 LOCATOR = struct.Struct("<4sIQI")  # of the zip64 end, right before END
 END64 = struct.Struct("<4sQ2H2I4Q")

@@ -25,6 +25,7 @@ from .table import ImageTable, require_groups
 
 logger = logging.getLogger("shazam_fast")
 
+
 SPLIT_CHOICES = ("by_slide", "as_published")
 UNITOPATHO_CLASSES = ("HP", "NORM", "TA.HG", "TA.LG", "TVA.HG", "TVA.LG")  # in the order of the column `top_label`
 HUNCRC_CLASSES = (

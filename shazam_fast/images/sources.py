@@ -16,6 +16,7 @@ from .table import ImageTable, make_table
 
 logger = logging.getLogger("shazam_fast")
 
+
 SLIDE_COLUMNS = ("slide", "slide_id", "slide_name", "wsi")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2"))
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

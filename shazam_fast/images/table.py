@@ -93,6 +93,7 @@ def make_table(
     slides: Sequence[str] = (),
     coords: NDArray[np.int32] | None = None,
 ) -> ImageTable:
+    """An ImageTable of columns as the sources read them; "" is unknown."""
     known, codes = encode_names(np.array(labels or [""] * len(paths), dtype=np.str_), classes)
     split_codes = encode_splits(np.array(splits, dtype=np.str_))
     assert split_codes is not None
@@ -109,5 +110,6 @@ def require_groups(splits: NDArray[np.uint8], groups: Sequence[str]) -> None:
 
 
 def some_of(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

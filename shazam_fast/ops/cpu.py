@@ -20,6 +20,7 @@ from ..kernels import reference
 from ..runtime.products import product
 
 NORM_EPSILON = 1e-5  # of PyTorch's LayerNorm
+
 FOLDED_BYTES = 2 << 20  # of intermediate values that folded scoring keeps at a time for a thread: its cache holds them
 
 

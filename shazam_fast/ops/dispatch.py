@@ -22,6 +22,7 @@ from . import cpu as cpu_ops
 
 logger = logging.getLogger("shazam_fast")
 
+
 BACKENDS = ("auto", "triton", "reference")
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 

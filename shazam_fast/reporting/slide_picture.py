@@ -22,11 +22,13 @@ CONFIDENCE = (
     "#e1cc55",
     "#fee838",
 )
+
 # Pixels. Drawn for displays of twice the density that web pages count in.
 LONG_SIDE, MIN_PANEL = 1100, 420
 EDGE, GAP, HEAD, CAPTION = 48, 40, 92, 52
 LINE, SWATCH, BAR = 38, 22, 22
 TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 38, 28, 24
+
 Colours = NDArray[np.uint8]
 
 

@@ -31,6 +31,7 @@ class SlideScores:
 
 
 def one_slide(scores: Scores, name: str, patch_size: int | None) -> SlideScores:
+    """Scores of the slide `name`; see `heatmap` for `patch_size`."""
     table = scores.of_slide(name)
     coords = _stack(table, ["x", "y"])
     if (coords < 0).any():

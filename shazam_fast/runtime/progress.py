@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+
 PATIENCE_SECONDS = 2.0
 REDRAW_SECONDS = 0.1
 

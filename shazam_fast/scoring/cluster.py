@@ -19,6 +19,7 @@ from .engine import Scorer
 from .parts import PartStore, Record, ScoreJob, write_part
 
 RETRIES = 5  # of a part whose worker died
+
 _scorers: dict[str, Scorer] = {}  # of this worker's process, by job: ready for its next part
 
 

@@ -30,6 +30,7 @@ TILES_AHEAD = 16  # that the disk works on while the processors compute
 GPU_TILE_ROWS = 16384  # a copy of 100 MB and more runs at the bus's full rate
 GPU_TILES = 3  # one is gathered, one copied, one computed
 STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # as `gather` takes them
+
 # Probabilities [B, C], teacher weights [B, N] and fused features [B, D], None where there are none or none are wanted.
 Inferred = tuple[Tensor, Tensor | None, Tensor | None]
 

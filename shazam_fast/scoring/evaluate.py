@@ -8,7 +8,7 @@ from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
 from ..student.config import StudentConfig
-from ..student.student import Student, load
+from ..student.student import Student, load_student
 from .metrics import Metrics, compute_metrics
 from .score import score
 
@@ -39,7 +39,3 @@ def require_same_classes(config: StudentConfig, archive: FeatureArchive) -> None
         raise MismatchError(
             f"{archive.path}: its classes {list(archive.classes)} are not the student's {list(config.classes)}"
         )
-
-
-def load_student(student: Student | str | Path) -> Student:
-    return student if isinstance(student, Student) else load(student)

@@ -24,7 +24,9 @@ from .scores import FORMAT, JOURNAL, MANIFEST, VERSION
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
 PART_BYTES = 8 << 20  # of scores in a part: half a second of work or more; a few times this are in memory
+
 Record = dict[str, Any]
 
 

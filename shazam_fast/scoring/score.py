@@ -15,9 +15,8 @@ from ..errors import MismatchError, ShazamError
 from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
 from ..student.matching import TeacherMatch
-from ..student.student import Student
+from ..student.student import Student, load_student
 from .engine import GPU_TILE_ROWS, TILE_ROWS, Scorer
-from .evaluate import load_student
 from .parts import PartStore, Record, ScoreJob, choose_part_rows, make_table, write_part
 from .scores import Scores, open_scores
 
@@ -49,8 +48,8 @@ def score(
             are row, slide, x, y, prediction, probability_<class>, weight_<teacher>.
         split: "train", "val", "test" or "none"; all patches by default.
         embedding: also write the fused feature t of every patch, float32 [D], as the column "embedding".
-        allow_missing_teachers: let teachers be missing even if the student was trained without teacher dropout. The scores' manifest
-            says which are missing, and that it was forced.
+        allow_missing_teachers: score even if teachers are missing and the student was trained without teacher
+            dropout; results may be unreliable. The scores' manifest says which are missing.
         device: "cpu", "cuda", ...; a GPU when there is one.
         cluster: "ray" spreads the parts over a Ray cluster that sees the same files; needs `out`.
 

@@ -13,6 +13,7 @@ from ..errors import ArchiveError, MismatchError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
 FORMAT = "shazam_fast scores"
 VERSION = 1
 MANIFEST = "_scores.json"  # the underscore makes Parquet readers of a directory pass it over

@@ -38,7 +38,8 @@ class TeacherMatch:
             if untrained:
                 problems.append(
                     "only a student trained with teacher_dropout can do without a teacher; "
-                    "score all the same with allow_missing_teachers=True (--allow-missing-teachers); results may be unreliable"
+                    "score all the same with allow_missing_teachers=True (--allow-missing-teachers); "
+                    "results may be unreliable"
                 )
         if problems:
             raise MismatchError(f"{archive}: the archive's teachers are not the student's: {'; '.join(problems)}")

@@ -143,3 +143,8 @@ def load(path: str | Path) -> Student:
     except RuntimeError as error:
         raise ArchiveError(f"{path / TENSORS}: tensors do not fit the configuration: {error}") from None
     return student.eval()
+
+
+def load_student(student: Student | str | Path) -> Student:
+    """The student itself, or the one saved in a directory."""
+    return student if isinstance(student, Student) else load(student)

@@ -1,13 +1,12 @@
-"""What describes a teacher: how an image becomes its input, how it is created, what its output means. Data only."""
+"""How a teacher is described: its architecture, weights, pooling rule and licence. Data only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ShazamError
-from .transform import Transform
+from .transform import DEFAULT_TRANSFORM, Transform
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIBRARIES = ("timm", "transformers", "torch")
 POOLINGS = ("cls", "cls+mean", "model")
 PRECISIONS = ("float16", "bfloat16", "float32")
@@ -50,7 +49,7 @@ class TeacherSpec:
     hub: str | None = None
     library: str = "timm"
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    transform: Transform = Transform()
+    transform: Transform = DEFAULT_TRANSFORM
     pooling: str = "cls"
     prefix_tokens: int = 1
     precision: str = "float32"

@@ -22,6 +22,7 @@ _BICUBIC_224 = Transform(224, 224)
 _GIGAPATH = Transform(224, 256)
 _GPFM = Transform(224, None)
 _H_OPTIMUS = Transform(224, 224, mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517))
+
 _NC_ND = "CC-BY-NC-ND-4.0"
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _UNI = {"init_values": 1e-5, "dynamic_img_size": True}

@@ -1,16 +1,17 @@
-"""What describes a teacher: how an image becomes its input, how it is created, what its output means. Data only."""
+"""How an image becomes the input of a teacher."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MismatchError, ShazamError
-from .spec import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")  # of Pillow, whose filters grow with the reduction (no aliasing)
 
 
@@ -82,3 +83,6 @@ class Transform:
         short, long = sorted((width, height))
         other = int(self.resize * long / short)  # truncated, as torchvision does
         return (self.resize, other) if width <= height else (other, self.resize)
+
+
+DEFAULT_TRANSFORM = Transform()

@@ -9,6 +9,7 @@ from ..student.config import StudentConfig
 
 if TYPE_CHECKING:
     from .objective import Objective
+
 # What a preset changes. lam of the paper's two tasks; the authors' released script.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "unitopatho": {"lam": 0.5},

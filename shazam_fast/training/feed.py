@@ -13,6 +13,7 @@ from ..runtime.progress import Progress
 
 logger = logging.getLogger("shazam_fast")
 
+
 RESIDENT_SHARE = 0.6  # of the free device memory that the features of a split may take
 LOADED_ROWS = 16384  # at a time on their way to the device
 

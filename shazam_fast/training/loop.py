@@ -31,6 +31,7 @@ from .step import TrainingStep
 
 logger = logging.getLogger("shazam_fast")
 
+
 VALIDATION_ROWS = 16384  # at a time, of features that are on the GPU
 
 

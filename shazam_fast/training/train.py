@@ -16,6 +16,7 @@ from ..errors import MismatchError, ShazamError
 from ..runtime.devices import choose_device
 from ..scoring.evaluate import evaluate, require_same_classes
 from ..scoring.metrics import Metrics
+from ..student.files import CARD
 from ..student.student import Student, load
 from .checkpoint import CHECKPOINT, require_same_job
 from .config import TrainConfig

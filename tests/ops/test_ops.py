@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from test_student import make_batch, make_student
+from students import make_batch, make_student
 
 import shazam_fast as sf
 from shazam_fast.ops import dispatch as ops

@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_student import make_batch, make_student
+from students import make_batch, make_student
 
 import shazam_fast as sf
 

@@ -4,8 +4,8 @@ import equations
 import numpy as np
 import pytest
 import torch
+from students import array, make_batch, make_student, maps_of
 from synthetic import make_patches
-from test_student import array, make_batch, make_student, maps_of
 
 import shazam_fast as sf
 
