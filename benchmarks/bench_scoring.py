@@ -24,7 +24,7 @@ from bench_student import CLASSES, TEACHERS, AuthorsStudent
 from torch.utils.data import DataLoader, TensorDataset
 
 import shazam_fast as sf
-from shazam_fast.ops import cpu as cpu_ops
+from shazam_fast.runtime.products import onednn_linear
 from shazam_fast.scoring.engine import Scorer
 
 WIDTH = sum(TEACHERS.values())
@@ -48,7 +48,7 @@ def product_rate(size=1024, seconds=0.3):
     x = torch.randn(size, size)
     products = {"mm": torch.mm}
     if torch.backends.mkldnn.is_available():
-        products["onednn"] = lambda a, b: cpu_ops.onednn_linear(a, b, None)
+        products["onednn"] = lambda a, b: onednn_linear(a, b, None)
     threads = torch.get_num_threads()
 
     def work(product):

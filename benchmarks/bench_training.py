@@ -81,7 +81,9 @@ class OurLoop:
 
     def __init__(self, archive, D, block):
         config = sf.TrainConfig(dim=D, depth=DEPTH, block=block, batch_size=BATCH)
-        self.student = sf.Student(config.student(archive), torch.Generator().manual_seed(0)).to(DEVICE)
+        self.student = sf.Student(
+            config.student(archive.teachers, archive.classes), torch.Generator().manual_seed(0)
+        ).to(DEVICE)
         optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=GPU
         )

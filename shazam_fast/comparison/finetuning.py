@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import MismatchError, NonFiniteError, ShazamError
-from ..formats.pieces import SPLITS
 from ..images.decoding import decode
 from ..images.table import ImageTable
 from ..runtime.devices import choose_device
@@ -219,7 +218,7 @@ def _labelled_rows(images: ImageTable, name: str) -> NDArray[np.int64]:
     """Rows of a split, checked for what fine-tuning needs of it."""
     if images.sides is not None:
         raise MismatchError("fine-tuning reads image files; write the slides' patches out as images first")
-    rows = np.flatnonzero(images.splits == SPLITS[name])
+    rows = images.split(name)
     labels = images.labels[rows]
     if len(rows) == 0 and name != "test":
         raise MismatchError(f"split {name!r} is empty; fine-tuning needs images in 'train' and in 'val'")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..archive.columns import encode_names, encode_splits
 from ..archive.splits import require_whole_groups
 from ..errors import ImageError, MismatchError
+from ..formats.pieces import SPLITS
 
 NAMED = 5  # files that a message names before it says how many more there are
 
@@ -27,7 +28,7 @@ class ImageTable:
         paths: [n] image files. For patches of whole-slide images the slide's file, with `coords` and `sides`.
         labels: int64 [n], index into `classes`, -1 unknown.
         classes: class names in label order.
-        splits: uint8 [n]: 0 train, 1 val, 2 test, 255 none; see `layouts.native.SPLITS`.
+        splits: uint8 [n]: 0 train, 1 val, 2 test, 255 none; see `formats.pieces.SPLITS`.
         groups: [n] names of what must stay in one split (patients), "" unknown; or () for all unknown.
         slides: [n] names of the slides that the images were cut from, "" unknown; or ().
         coords: int32 [n, 2], x and y of the image at level 0 of its slide, in pixels; or None.
@@ -58,6 +59,10 @@ class ImageTable:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """Rows of the split "train", "val", "test" or "none", ascending."""
+        return np.flatnonzero(self.splits == SPLITS[name])
 
     def _check_lengths(self) -> None:
         lengths = {"labels": len(self.labels), "splits": len(self.splits)}

@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels import folded_scoring, projection, reference
+from ..kernels.distillation import distillation_loss
 from ..kernels.launch import MAX_TEACHERS
 from ..kernels.residual_stack import residual_stack as _residual_kernel
 from ..kernels.student_stack import ROWS, WIDTHS
 from ..kernels.student_stack import bare_stack as _bare_kernel
 from ..kernels.token_attention import token_attention
+
+__all__ = ["bare_stack", "distillation_loss", "folded_stack", "obstacle", "project", "residual_stack"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OLDEST = (8, 0)  # compute capability with the tensor cores that the kernels count on

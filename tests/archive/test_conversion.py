@@ -352,7 +352,7 @@ def checksums(path):
 
 SCRIPT = """
 import os, signal, sys
-from shazam_fast import conversion
+from shazam_fast.archive import conversion
 
 conversion.PART_BYTES = 32 * 2 * 500
 conversion.CHUNK_BYTES = 32 * 2 * 170

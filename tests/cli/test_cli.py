@@ -19,7 +19,7 @@ QUICK = ("--epochs", "3", "--batch-size", "16", "--dim", "16", "--depth", "2")
 
 
 def shazam_fast(*arguments, **options):
-    command = [sys.executable, "-c", "from shazam_fast.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from shazam_fast.cli.app import main; main()", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
 
@@ -27,7 +27,7 @@ def shazam_fast(*arguments, **options):
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_answers_without_torch(command):
     script = (
-        "import sys; from shazam_fast.cli import main; sys.argv = ['shazam-fast', *sys.argv[1:]]\n"
+        "import sys; from shazam_fast.cli.app import main; sys.argv = ['shazam-fast', *sys.argv[1:]]\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
@@ -212,7 +212,7 @@ def test_a_typing_error_is_usage(archive):
 def test_ctrl_c_and_the_same_command_again(tmp_path):
     archive = sf.write_archive(tmp_path / "a", **make_patches(rows=4000))
     arguments = ["train", archive, "--out", tmp_path / "run", "--batch-size", "4", "--dim", "16", "--patience", "500"]
-    command = [sys.executable, "-c", "from shazam_fast.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from shazam_fast.cli.app import main; main()", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(6.0)
     process.send_signal(signal.SIGINT)
@@ -229,7 +229,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path):
 
 def test_progress_is_shown_on_a_terminal_after_two_seconds(tmp_path):
     script = (
-        "import time\nfrom shazam_fast.progress import Progress\n"
+        "import time\nfrom shazam_fast.runtime.progress import Progress\n"
         "with Progress('scoring', 40, 'patches') as progress:\n"
         "    for _ in range(40): progress.advance(1, 'note'); time.sleep({})"
     )

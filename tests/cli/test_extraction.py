@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import shazam_fast as sf
 from shazam_fast.cli.app import app
+from shazam_fast.cli.options import console
 from shazam_fast.images.datasets import UNITOPATHO_CLASSES
 from shazam_fast.teachers import registry as teacher_registry
 
@@ -30,7 +31,8 @@ def teachers(tmp_path_factory):
 
 
 def shazam_fast(*arguments):
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    console.width = 200
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
 
 
 def write_unitopatho(root):

@@ -65,7 +65,7 @@ def test_the_best_epoch_is_what_comes_back(table, result):
 def test_later_epochs_that_are_worse_are_undone(table, monkeypatch):
     first = run(table, epochs=1).model.state_dict()
     scores = iter([0.9, 0.8, 0.7])
-    monkeypatch.setattr("shazam_fast.finetuning.selection_score", lambda *_: next(scores))
+    monkeypatch.setattr("shazam_fast.comparison.finetuning.selection_score", lambda *_: next(scores))
     result = run(table, epochs=3)
     assert [record["val_score"] for record in result.history] == [0.9, 0.8, 0.7]
     assert all(torch.equal(tensor, first[name]) for name, tensor in result.model.state_dict().items())

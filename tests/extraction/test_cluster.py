@@ -17,7 +17,7 @@ import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 from images import small_teachers
 import shazam_fast as sf
-from shazam_fast import extraction_plan
+from shazam_fast.extraction import plan as extraction_plan
 extraction_plan.PART_ROWS = 5
 teachers = small_teachers()[:1]
 weights = {t.name: "random" for t in teachers}

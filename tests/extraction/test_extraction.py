@@ -306,8 +306,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from images import small_teachers
 import shazam_fast as sf
-from shazam_fast import extraction_plan
-import shazam_fast.extraction
+from shazam_fast.extraction import plan as extraction_plan
+import shazam_fast.extraction.run
 extraction_plan.PART_ROWS = 6
 images, out = sys.argv[2:4]
 calls = 0

@@ -7,6 +7,7 @@ from shazam_fast.kernels import reference
 
 from shazam_fast import _core
 from shazam_fast.ops import cpu as cpu_ops
+from shazam_fast.runtime import products
 
 TEACHERS = [1, 2, 3, 4, 5, 8, 16, 32]
 WIDTHS = [1, 5, 16, 33, 128, 200]
@@ -118,8 +119,8 @@ class TestEveryShape:
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize(("B", "D", "dims"), [(1, 3, [2]), (64, 33, [70, 5, 300]), (64, 128, [1280, 1024, 1536])])
 def test_project(B, D, dims, onednn, masked, monkeypatch):
-    monkeypatch.setattr(cpu_ops, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(cpu_ops, "ONEDNN_WORTH", 0)
+    monkeypatch.setattr(products, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(products, "ONEDNN_WORTH", 0)
     g = generator(B, D)
     N, width = len(dims), sum(dims)
     inputs = torch.randn(B, width, generator=g), torch.randn(width, D, generator=g), torch.randn(N, D, generator=g)
@@ -176,8 +177,8 @@ def test_residual_stack(B, N, D, masked):
 
 @pytest.mark.parametrize("onednn", [False, True])
 def test_stack_with_either_product(onednn, monkeypatch):
-    monkeypatch.setattr(cpu_ops, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(cpu_ops, "ONEDNN_WORTH", 0)
+    monkeypatch.setattr(products, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(products, "ONEDNN_WORTH", 0)
     TestEveryShape().test_bare_stack(64, 4, 128, True)
     TestEveryShape().test_folded_stack(64, 4, 128, True)
 

@@ -17,7 +17,8 @@ import os, signal, sys, threading, time
 from pathlib import Path
 import ray
 import shazam_fast as sf
-from shazam_fast import score_parts, scorer
+from shazam_fast.scoring import engine as scorer
+from shazam_fast.scoring import parts as score_parts
 score_parts.PART_BYTES = 1 << 13
 student, archive, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 sf.score(student, archive, folder / "local")

@@ -8,7 +8,6 @@ import torch
 
 import shazam_fast as sf
 from shazam_fast import _core
-from shazam_fast.ops import dispatch as ops
 from shazam_fast.scoring.engine import Scorer
 from shazam_fast.student.matching import TeacherMatch
 
@@ -38,7 +37,7 @@ def test_every_shape(rows, dims, D, K, C):
     folded = student.fold()
     features = torch.randn(rows, sum(dims), generator=generator)
     starts = np.cumsum([0, *dims[:-1]]).tolist()
-    logits, weights, pooled = forward(ops.tile_student(folded), features.numpy(), starts, D, C)
+    logits, weights, pooled = forward(folded.to_core(), features.numpy(), starts, D, C)
     with torch.no_grad():
         exact = student.double()(features.double())
     np.testing.assert_allclose(logits, exact.logits, atol=2e-5)
@@ -50,7 +49,7 @@ def test_every_shape(rows, dims, D, K, C):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_features_as_stored(dtype):
     student, generator = make_student([40, 300], 24, 2, 3)
-    core = ops.tile_student(student.fold())
+    core = student.fold().to_core()
     features = torch.randn(50, 340, generator=generator).to(getattr(torch, dtype))
     stored = (features.view(torch.uint16) if dtype == "bfloat16" else features).numpy()
     for found, expected in zip(
@@ -61,7 +60,7 @@ def test_features_as_stored(dtype):
 
 def test_a_patch_does_not_see_its_tile():
     student, generator = make_student([40, 300], 24, 2, 3)
-    core = ops.tile_student(student.fold())
+    core = student.fold().to_core()
     features = torch.randn(150, 340, generator=generator).numpy()
     together = forward(core, features, [0, 40], 24, 3)
     features[:60], features[61:] = np.nan, np.inf
@@ -72,7 +71,7 @@ def test_a_patch_does_not_see_its_tile():
 
 def test_absent_teachers_and_other_columns():
     student, generator = make_student([4, 6, 5], 8, 2, 3)
-    core = ops.tile_student(student.fold())
+    core = student.fold().to_core()
     features = torch.randn(20, 30, generator=generator)
     logits, weights, _ = forward(core, features.numpy(), [20, -1, 3], 8, 3)
     own = torch.cat([features[:, 20:24], torch.full((20, 6), torch.nan), features[:, 3:8]], dim=1)
@@ -87,14 +86,14 @@ def test_nan_reaches_the_logits():
     student, generator = make_student([4, 6], 8, 2, 3)
     features = torch.randn(20, 10, generator=generator).numpy()
     features[7, 5] = np.nan
-    logits, _, _ = forward(ops.tile_student(student.fold()), features, [0, 4], 8, 3)
+    logits, _, _ = forward(student.fold().to_core(), features, [0, 4], 8, 3)
     assert np.isnan(logits[7]).all()
     assert np.isfinite(np.delete(logits, 7, axis=0)).all()
 
 
 def test_misuse():
     student, _ = make_student([4, 6], 8, 2, 3)
-    core = ops.tile_student(student.fold())
+    core = student.fold().to_core()
     features = np.zeros((5, 10), np.float32)
     for changed, starts, message in [
         (features, [0], "one for every teacher"),
@@ -116,9 +115,9 @@ def test_misuse():
 
 def test_which_students_go_through_the_core():
     student, _ = make_student([4, 6], 8, 2, 3)
-    assert ops.tile_student(student.fold()) is not None
-    assert ops.tile_student(student.double().fold()) is None
-    assert ops.tile_student(make_student([2] * 33, 4, 1, 2)[0].fold()) is None
+    assert student.fold().to_core() is not None
+    assert student.double().fold().to_core() is None
+    assert make_student([2] * 33, 4, 1, 2)[0].fold().to_core() is None
 
 
 def test_an_error_in_one_thread_ends_all(trained, monkeypatch):
@@ -140,7 +139,7 @@ def test_an_error_in_one_thread_ends_all(trained, monkeypatch):
 
 def test_one_core_for_many_threads():
     student, generator = make_student([300, 200], 64, 3, 4)
-    core = ops.tile_student(student.fold())
+    core = student.fold().to_core()
     features = torch.randn(400, 500, generator=generator).numpy()
     expected = forward(core, features, [0, 300], 64, 4)
     with ThreadPoolExecutor(8) as pool:
@@ -151,5 +150,5 @@ def test_one_core_for_many_threads():
 
 def test_columns_of_an_archive(trained):
     student, archive = trained
-    match = TeacherMatch(archive, student.config)
+    match = TeacherMatch(archive.path, archive.teachers, student.config)
     assert (match.starts, match.missing, match.forced) == ([0, 12, 19], (), False)

@@ -41,7 +41,7 @@ def score_until(limit, monkeypatch, *arguments, error=KeyboardInterrupt):
         return write_part(folder, part, *content)
 
     with monkeypatch.context() as patched:
-        patched.setattr("shazam_fast.scoring.write_part", fail_at)
+        patched.setattr("shazam_fast.scoring.score.write_part", fail_at)
         sf.score(*arguments)
 
 
@@ -208,7 +208,7 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import shazam_fast as sf
-from shazam_fast import score_parts, scoring
+from shazam_fast.scoring import parts as score_parts, score as scoring
 score_parts.PART_BYTES = 1 << 13
 student, archive, folder, kills = sf.load(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 

@@ -20,7 +20,9 @@ class Loop:
     def __init__(self, archive, block="bare", dropout=0.0):
         config = sf.TrainConfig(dim=16, depth=2, block=block)
         self.rows = archive.split("train")
-        self.student = sf.Student(config.student(archive), torch.Generator().manual_seed(0)).to(DEVICE)
+        self.student = sf.Student(
+            config.student(archive.teachers, archive.classes), torch.Generator().manual_seed(0)
+        ).to(DEVICE)
         optimizer = torch.optim.AdamW(self.student.parameters(), fused=True, capturable=DEVICE.type == "cuda")
         self.steps = -(-len(self.rows) // BATCH)
         self.losses = torch.zeros(self.steps, 2 + 2 * len(archive.teachers), device=DEVICE)
