@@ -84,7 +84,7 @@ def finetune(
     Args:
         images: labelled images with splits, see `shazam_fast.image_sources` and `shazam_fast.datasets`.
         teacher: a name, or a spec: any timm or transformers model, any callable.
-        weights, token, transform: see `TeacherSpec.build`.
+        weights, token, transform: see `load_teacher`.
         epochs, patience: at most so many passes; stop after so many without a better validation score.
         batch_size: images per step. backbone_lr, head_lr, weight_decay: of AdamW.
         seed: of the head, the order of images and dropout; the same seed on the same CPU gives the same bits.
@@ -94,7 +94,7 @@ def finetune(
     Raises:
         MismatchError: an empty split, an image without a label, a class that no training image has, patches of slides.
         NonFiniteError: a loss that is NaN or infinite (names the epoch).
-        ImageError: an image that cannot be read. ShazamError, ArchiveError: see `TeacherSpec.build`.
+        ImageError: an image that cannot be read. ShazamError, ArchiveError: see `load_teacher`.
     """
     if min(epochs, batch_size, patience, workers) < 1 or min(backbone_lr, head_lr) <= 0 or weight_decay < 0:
         raise ShazamError("epochs, batch_size, patience, workers >= 1, learning rates > 0, weight_decay >= 0 expected")

@@ -56,7 +56,7 @@ def extract(
         levels: "high" is the teacher's own feature; "low" and "mid" are the CLS token of an early and a middle block,
             called "<teacher>:low" and "<teacher>:mid" in the archive. All come from one forward pass.
         weights: {teacher: "hub", "random" or a local file}; the hub unless given.
-        transform: "own", or "imagenet" as the authors' scripts have it, see `TeacherSpec.build`.
+        transform: "own", or "imagenet" as the authors' scripts have it, see `load_teacher`.
         token: of the Hugging Face hub, by default the one that its login left.
         dtype: "float16" or "float32" on disk.
         unreadable: what an image that cannot be decoded does: "stop", or "exclude" from all teachers alike, recorded.

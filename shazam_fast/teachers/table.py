@@ -89,7 +89,7 @@ BUILT_IN: tuple[TeacherSpec, ...] = (
     ),
     _h_optimus("h-optimus-0", "bioptimus/H-optimus-0", "Apache-2.0"),
     _h_optimus("h-optimus-1", "bioptimus/H-optimus-1", _NC_ND),
-    # Its model code lies in the hub's repository. Running that is the user's decision: see `TeacherSpec.build`.
+    # Its model code lies in the hub's repository. Running that is the user's decision: see `load_teacher`.
     TeacherSpec(
         "conch-v1.5", hub="MahmoodLab/conchv1_5", library="torch",
         transform=Transform(448, 448, interpolation="bilinear"), pooling="model", dim=768, precision="float16",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from images import small_teachers, tissue, write_patches
+from pictures import small_teachers, tissue, write_patches
 from PIL import Image
 from typer.testing import CliRunner
 

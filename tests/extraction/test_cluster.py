@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from images import small_teachers, write_patches
+from pictures import HELPERS, small_teachers, write_patches
 
 import shazam_fast as sf
 from shazam_fast.extraction import plan as extraction_plan
@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-from images import small_teachers
+from pictures import small_teachers
 import shazam_fast as sf
 from shazam_fast.extraction import plan as extraction_plan
 extraction_plan.PART_ROWS = 5
@@ -34,7 +34,7 @@ def test_two_workers_write_parts_that_one_process_would_write(tmp_path, monkeypa
     images, teachers = tmp_path / "images", small_teachers()[:1]
     write_patches(images, 24)[23].write_bytes(b"")
     command = [sys.executable, "-c", SCRIPT, images, tmp_path / "spread"]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}  # the workers' too
+    environment = {**os.environ, "PYTHONPATH": HELPERS}  # the workers' too
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
     assert "refused" in run.stdout, run.stderr
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "spread").glob("part-*.safetensors")}

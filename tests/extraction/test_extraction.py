@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from images import small_teachers, write_patches
+from pictures import HELPERS, small_teachers, write_patches
 from PIL import Image
 from torch import nn
 
@@ -304,7 +303,7 @@ import os, random, signal, sys, time
 import pyarrow.parquet, timm, torch  # before children are forked
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from images import small_teachers
+from pictures import small_teachers
 import shazam_fast as sf
 from shazam_fast.extraction import plan as extraction_plan
 import shazam_fast.extraction.run
@@ -343,7 +342,7 @@ def wait(child):
 
 
 def run_script(script, folder, out):
-    command = [sys.executable, "-c", SCRIPT + script, os.path.dirname(__file__), folder, out]
+    command = [sys.executable, "-c", SCRIPT + script, HELPERS, folder, out]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
-from images import tissue, write_patches
+from pictures import tissue, write_patches
 from PIL import Image
 
 import shazam_fast as sf

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-from images import tissue
+from pictures import tissue
 
 import shazam_fast as sf
 from shazam_fast.extraction.pipeline import ImageReader

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from images import write_patches
+from pictures import write_patches
 
 import shazam_fast as sf
 from shazam_fast.images.sources import class_folders, image_folder, manifest

@@ -97,7 +97,7 @@ def test_what_cannot_be_drawn(trained, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(sf.ShazamError, match="could not be written"):
         sf.heatmap(make_scores(GRID), tmp_path / "file" / "maps")
-    monkeypatch.delitem(sys.modules, "shazam_fast.heatmap_picture", raising=False)
+    monkeypatch.delitem(sys.modules, "shazam_fast.reporting.slide_picture", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(sf.ShazamError, match=r"pip install 'shazam_fast\[heatmap\]'"):
         sf.heatmap(make_scores(GRID), tmp_path / "maps")

@@ -8,6 +8,7 @@ from students import array, make_batch, make_student, maps_of
 from synthetic import CLASSES, TEACHERS
 
 import shazam_fast as sf
+from shazam_fast.student.student import StudentOutput
 from shazam_fast.training.objective import Objective
 
 
@@ -158,7 +159,7 @@ def test_which_targets_get_a_gradient():
         student = make_student()
         features, _ = make_batch(student, 2)
         output = student(features)
-        output = sf.student.StudentOutput(output.logits, output.fused.detach(), output.tokens, None, None)
+        output = StudentOutput(output.logits, output.fused.detach(), output.tokens, None, None)
         objective = Objective(lam=1.0, delta=1.0, huber="norm", targets=targets)
         distilled = objective(student, features, labels, output)
         assert (distilled.cosine.sum() + distilled.huber.sum()).requires_grad is flows

@@ -1,5 +1,7 @@
 """Images and teachers that tests make for themselves."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -14,6 +16,8 @@ VIT = {
     "depth": 4,
 }
 H_OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
+
+HELPERS = str(Path(__file__).parent)  # for processes that tests start
 
 
 def tissue():
