@@ -132,7 +132,7 @@ def test_extract(measure, folders, source, levels, provider, tmp_path):
             shutil.rmtree(tmp_path / "a", ignore_errors=True)
             sf.extract(folders[source], TEACHERS, tmp_path / "a", weights=weights, levels=LEVELS[levels], device=DEVICE)
             archive = sf.open(tmp_path / "a")
-            return archive.gather(range(archive.rows))
+            return archive.gather(range(archive.n_rows))
     else:
 
         def run():

@@ -294,7 +294,7 @@ total = 0
 for batch in archive.stream():
     total += len(batch.rows)
     peak = max(peak, anonymous())
-assert total == archive.rows
+assert total == archive.n_rows
 print(peak - before)
 """
 
@@ -325,11 +325,11 @@ def test_opening_many_files(measure, request, tmp_path, suffix):
 
     def open_all():
         archive = sf.open(tmp_path)
-        archive.gather(np.linspace(0, archive.rows - 1, 64, dtype=np.int64))
+        archive.gather(np.linspace(0, archive.n_rows - 1, 64, dtype=np.int64))
         return archive
 
     archive = measure(f"opening {count:,} files", f"ours {suffix}", open_all, rows=count, nbytes=0, rounds=1, warmup=0)
-    assert archive.rows == 2 * count
+    assert archive.n_rows == 2 * count
     assert len(os.listdir("/proc/self/fd")) < 1024
 
 

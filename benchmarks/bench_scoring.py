@@ -156,7 +156,7 @@ def test_provider(request, measure, benchmark, archive, provider, D):
     rounds = 1 if quick else 7
     if provider == "ours":
         before = ceilings(archive.files, cold=False)
-        with Scorer(make_student(D), archive, CPU, embedding=False, allow_missing_teachers=False) as scorer:
+        with Scorer(make_student(D), archive, CPU, fused=False, allow_missing_teachers=False) as scorer:
             scores = measure(case, provider, lambda: scorer.score(np.arange(rows)), rounds=rounds, warmup=2, **numbers)
         report(request, benchmark, rows, flops, before, ceilings(archive.files, cold=False))
         assert np.isfinite(scores.probabilities).all()
@@ -227,15 +227,15 @@ def test_size(request, measure, benchmark, archive, tmp_path, times, cache, D):
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
-    numbers = {"rows": larger.rows, "nbytes": larger.rows * ROW_BYTES, "flops": larger.rows * folded_flops(D)}
-    case = f"score to disk D={D}, {larger.rows:,} rows, {cache}"
+    numbers = {"rows": larger.n_rows, "nbytes": larger.n_rows * ROW_BYTES, "flops": larger.n_rows * folded_flops(D)}
+    case = f"score to disk D={D}, {larger.n_rows:,} rows, {cache}"
     result = measure(
         case, "ours", run, setup=prepare, rounds=3 if times == 1 and D == 128 and not quick else 1, **numbers
     )
     process.communicate()
-    report(request, benchmark, larger.rows, folded_flops(D), before, ceilings(larger.files[:10], cache == "cold"))
+    report(request, benchmark, larger.n_rows, folded_flops(D), before, ceilings(larger.files[:10], cache == "cold"))
     benchmark.extra_info["peak_anonymous_mb"] = result["peak_anonymous_mb"]
     if times > 1:
         shutil.rmtree(larger.path)
-    assert result["rows"] == larger.rows
+    assert result["rows"] == larger.n_rows
     assert result["peak_anonymous_mb"] < 500

@@ -55,7 +55,7 @@ class AuthorsLoop:
     """A step of the authors' script, with its features where ours are."""
 
     def __init__(self, archive, D, residual, compiled):
-        table = torch.from_numpy(archive.gather(np.arange(archive.rows))).half()
+        table = torch.from_numpy(archive.gather(np.arange(archive.n_rows))).half()
         self.table, self.labels = table.to(DEVICE), torch.from_numpy(archive.labels[:]).to(DEVICE)
         self.student = AuthorsStudent(D, DEPTH, residual).to(DEVICE)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, weight_decay=1e-3, foreach=True)
@@ -88,7 +88,7 @@ class OurLoop:
             self.student.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=GPU
         )
         self.losses = torch.zeros(STEPS, 2 + 2 * len(TEACHERS), device=DEVICE)
-        feed = TrainingFeed(archive, np.arange(archive.rows), DEVICE, BATCH)
+        feed = TrainingFeed(archive, np.arange(archive.n_rows), DEVICE, BATCH)
         self.step = TrainingStep(self.student, optimizer, config.objective(), feed, self.losses)
 
     def epoch(self, order):
@@ -119,7 +119,7 @@ def test_steps(measure, ceilings, archive, case, provider):
     backend, precision = ("reference" if provider == "plain" else "auto"), "ieee"
     if provider.startswith("ours "):
         precision = provider.removeprefix("ours ")
-    order = np.random.default_rng(1).permutation(archive.rows)
+    order = np.random.default_rng(1).permutation(archive.n_rows)
     parameters = sum(p.numel() for p in loop.student.parameters())
     nbytes = STEPS * (BATCH * archive.row_bytes + 4 * 7 * parameters)  # AdamW reads 4 and writes 3 numbers a parameter
     with ops.use(backend, precision):

@@ -17,7 +17,7 @@ def main() -> None:
     block, D = sys.argv[1:3] if len(sys.argv) > 2 else ("bare", "128")
     with tempfile.TemporaryDirectory() as folder:
         archive = write_patches(Path(folder))
-        loop, order = OurLoop(archive, int(D), block), np.arange(archive.rows)
+        loop, order = OurLoop(archive, int(D), block), np.arange(archive.n_rows)
         loop.epoch(order)
         with profile(activities=[ProfilerActivity.CUDA if GPU else ProfilerActivity.CPU]) as found:
             loop.epoch(order)

@@ -77,7 +77,7 @@ def bare_stack(tokens: Array, wq: Array, wk: Array, wv: Array, present: Mask | N
     return fused, attentions
 
 
-def teacher_weights(attentions: Array, present: Mask | None = None) -> Array:
+def teacher_shares(attentions: Array, present: Mask | None = None) -> Array:
     """w = (1/n) 1^T M_K over the n present rows, M_l = P_l M_{l-1}, M_0 = I: w [B, N]."""
     batch, depth, teachers, _ = attentions.shape
     weights = np.zeros((batch, teachers))

@@ -18,8 +18,8 @@ def read_rows(path, piece):
     """The piece's values [rows, columns] as the archive would read them, bit for bit; bfloat16 as uint16."""
     table = np.insert(piece.runs, 0, 0, axis=1)
     store = FeatureStore(piece.columns, piece.dtype, [str(path)], table)
-    out = np.empty((piece.rows, piece.columns), STORED[piece.dtype])
-    store.read(0, piece.rows, out)
+    out = np.empty((piece.n_rows, piece.columns), STORED[piece.dtype])
+    store.read(0, piece.n_rows, out)
     return out
 
 
@@ -40,8 +40,8 @@ def survives(path, content, read):
         message = str(error)
     assert str(path) in message
     for piece in found.values() if isinstance(found, dict) else [found]:
-        assert piece.labels is None or piece.labels.shape == (piece.rows,)
-        assert piece.coords is None or piece.coords.shape == (piece.rows, 2)
+        assert piece.labels is None or piece.labels.shape == (piece.n_rows,)
+        assert piece.coords is None or piece.coords.shape == (piece.n_rows, 2)
         if piece.columns:
             with suppress(StoreError):
                 read_rows(path, piece)

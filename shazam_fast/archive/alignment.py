@@ -38,7 +38,7 @@ def join(path: Path, sources: Sequence[Source], slides: Sequence[str] | None = N
             joined = _join_slide([by_teacher[teacher][slide] for teacher in by_teacher])
             for teacher, piece in zip(by_teacher, joined.pieces, strict=True):
                 matrices[teacher].append(by_teacher[teacher][slide].file, piece)
-            rows.append(joined.pieces[0].rows)
+            rows.append(joined.pieces[0].n_rows)
             coords.append(joined.coords)
             labels.append(joined.labels)
             progress.advance(1)
@@ -82,7 +82,7 @@ class _Matrix:
         self._like: tuple[Path, int, DTypeName] | None = None
 
     def append(self, file: Path, piece: Piece) -> None:
-        if piece.rows == 0:
+        if piece.n_rows == 0:
             return  # an empty slide; it may not even say how wide it would be
         if self._like is None:
             self._like = (file, piece.columns, piece.dtype)
@@ -142,7 +142,7 @@ def _join_slide(sources: Sequence[Source]) -> _Joined:
 def _align(base: Source, reference: Piece, source: Source, piece: Piece) -> Piece:
     """The piece with its rows in the order of the reference."""
     if reference.coords is None or piece.coords is None:
-        if piece.rows != reference.rows:
+        if piece.n_rows != reference.n_rows:
             raise _rows_differ(base, reference, source, piece, "at least one has no coordinates to join by")
         if (reference.coords is None) is not (piece.coords is None):
             _say_joined_by_number(base.teacher, source.teacher)
@@ -198,8 +198,8 @@ def _first_difference(reference: NDArray[np.generic], coords: NDArray[np.generic
 
 def _rows_differ(base: Source, reference: Piece, source: Source, piece: Piece, why: str) -> MismatchError:
     return MismatchError(
-        f"rows of two teachers do not match: {base.file} ({base.teacher!r}) has {reference.rows}, "
-        f"{source.file} ({source.teacher!r}) has {piece.rows}; {why}"
+        f"rows of two teachers do not match: {base.file} ({base.teacher!r}) has {reference.n_rows}, "
+        f"{source.file} ({source.teacher!r}) has {piece.n_rows}; {why}"
     )
 
 

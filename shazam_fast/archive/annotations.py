@@ -82,7 +82,7 @@ class _Rows:
     """The rows of an archive, to which values are given by slide, by patch or one by one."""
 
     contents: Contents
-    rows: int
+    n_rows: int
 
     def values(self, given: Any, columns: tuple[str, ...], what: str) -> NDArray[Any]:
         """One value a row, "" where there is none; numbers stay numbers where an array was given."""
@@ -93,8 +93,8 @@ class _Rows:
         if isinstance(given, Mapping):
             return self._by_slide({stem(k): str(v) for k, v in given.items()}, what, "the mapping")
         array = np.asarray(given)
-        if array.shape != (self.rows,):
-            raise MismatchError(f"{self.contents.path}: {what} of shape ({self.rows},) expected, found {array.shape}")
+        if array.shape != (self.n_rows,):
+            raise MismatchError(f"{self.contents.path}: {what} of shape ({self.n_rows},) expected, found {array.shape}")
         return array
 
     def _from_csv(self, path: Path, columns: tuple[str, ...], what: str) -> NDArray[Any]:

@@ -51,21 +51,21 @@ class FeatureArchive:
         self.teachers = dict(contents.teachers)
         dtypes = {b.dtype for b in contents.blocks}
         self.dtype: DTypeName = dtypes.pop() if len(dtypes) == 1 else "float32"
-        self.rows = self._stores[0].rows
+        self.n_rows = self._stores[0].rows
         self.classes = contents.classes
         self.slides = contents.slides
         self.groups = contents.groups
         self.fingerprint = contents.fingerprint
 
     def __len__(self) -> int:
-        return self.rows
+        return self.n_rows
 
     def __reduce__(self) -> tuple[type["FeatureArchive"], tuple[Contents]]:
         return FeatureArchive, (self._contents,)
 
     def __repr__(self) -> str:
         teachers = ", ".join(f"{name}: {dim}" for name, dim in self.teachers.items())
-        return f"FeatureArchive({str(self.path)!r}, rows={self.rows:,}, teachers={{{teachers}}}, {self.dtype})"
+        return f"FeatureArchive({str(self.path)!r}, {self.n_rows:,} patches, teachers={{{teachers}}}, {self.dtype})"
 
     @property
     def width(self) -> int:
@@ -85,7 +85,7 @@ class FeatureArchive:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
-        labels = self.column("label", 0, self.rows)
+        labels = self.column("label", 0, self.n_rows)
         bad = np.flatnonzero((labels < -1) | (labels >= len(self.classes)))
         if bad.size:
             raise ArchiveError(
@@ -97,22 +97,22 @@ class FeatureArchive:
     @cached_property
     def splits(self) -> NDArray[np.uint8]:
         """Split code of every patch: 0 train, 1 val, 2 test, 255 none. [rows]."""
-        return self.column("split", 0, self.rows)
+        return self.column("split", 0, self.n_rows)
 
     @cached_property
     def slide_index(self) -> NDArray[np.int32]:
         """Index into `slides` of every patch, -1 unknown. [rows]."""
-        return self.column("slide", 0, self.rows)
+        return self.column("slide", 0, self.n_rows)
 
     @cached_property
     def group_index(self) -> NDArray[np.int32]:
         """Index into `groups` (patients) of every patch, -1 unknown. [rows]."""
-        return self.column("group", 0, self.rows)
+        return self.column("group", 0, self.n_rows)
 
     @cached_property
     def coords(self) -> NDArray[np.int32]:
         """x and y of every patch at level 0 in pixels, -1 unknown. [rows, 2]."""
-        return self.column("coords", 0, self.rows)
+        return self.column("coords", 0, self.n_rows)
 
     def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Row numbers of the split "train", "val", "test" or "none", of those in [start, stop).
@@ -121,7 +121,7 @@ class FeatureArchive:
         """
         if name not in SPLITS:
             raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
-        codes = self.splits if (start, stop) == (0, None) else self.column("split", start, stop or self.rows)
+        codes = self.splits if (start, stop) == (0, None) else self.column("split", start, stop or self.n_rows)
         return start + np.flatnonzero(codes == SPLITS[name])
 
     def columns_of(self, teacher: str) -> slice:
@@ -183,7 +183,7 @@ class FeatureArchive:
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
         """The given rows (default: all, in order) as float32 batches; the last may be short."""
-        rows = np.arange(self.rows) if rows is None else rows
+        rows = np.arange(self.n_rows) if rows is None else rows
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             yield Batch(chosen, self.gather(chosen), self.labels[chosen])
@@ -199,7 +199,7 @@ class FeatureArchive:
         A batch's features are valid until the next batch is asked for. `buffers`, at least two of [batch_size, width],
         are used where the caller wants the features in memory of its own, such as page-locked memory.
         """
-        rows = np.arange(self.rows) if rows is None else np.ascontiguousarray(rows, dtype=np.int64)
+        rows = np.arange(self.n_rows) if rows is None else np.ascontiguousarray(rows, dtype=np.int64)
         bounds = np.append(np.arange(0, len(rows), batch_size), len(rows))
         size = min(batch_size, len(rows))
         if buffers is None:
@@ -223,15 +223,15 @@ class FeatureArchive:
         Raises ArchiveError naming the file, or NonFiniteError naming the teacher and the first row.
         """
         step = max(1, VERIFY_BYTES // self.row_bytes)
-        total = sum(os.path.getsize(file) for file in self._contents.checksums) + self.rows * self.row_bytes
+        total = sum(os.path.getsize(file) for file in self._contents.checksums) + self.n_rows * self.row_bytes
         with Progress(f"verifying {self.path.name}", total, "bytes") as progress, self._store_errors():
             for file, expected in self._contents.checksums.items():
                 found = file_checksum(Path(file))
                 if found != expected:
                     raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found")
                 progress.advance(os.path.getsize(file))
-            for start in range(0, self.rows, step):
-                stop = min(start + step, self.rows)
+            for start in range(0, self.n_rows, step):
+                stop = min(start + step, self.n_rows)
                 bad = [row for store in self._stores if (row := store.check_finite(start, stop)) >= 0]
                 if bad:
                     self.require_finite([min(bad)], self.gather([min(bad)]))

@@ -35,7 +35,7 @@ class ConversionReport:
     """
 
     path: Path
-    rows: int
+    n_rows: int
     bytes: int
     overflowed: int
     max_error: Mapping[str, float]
@@ -107,7 +107,7 @@ def convert(
     rows, errors = manifest["rows"], manifest["notes"]["error"]
     return ConversionReport(
         path=Path(out),
-        rows=rows,
+        n_rows=rows,
         bytes=sum(part["bytes"] for part in manifest["parts"]),
         overflowed=manifest["notes"]["overflowed"],
         max_error={teacher: math.sqrt(largest) for teacher, (largest, _) in errors.items()},
@@ -127,12 +127,12 @@ def _write(readable: Readable, out: Path, dtype: str, job: Mapping[str, object])
         dtype=dtype,
         part_bytes=PART_BYTES,
     )
-    with writer, Progress(f"converting to {out.name}", archive.rows, "patches", done=writer.rows) as progress:
-        if writer.rows:
-            logger.info("%s: continued after %d of %d patches", out, writer.rows, archive.rows)
+    with writer, Progress(f"converting to {out.name}", archive.n_rows, "patches", done=writer.n_rows) as progress:
+        if writer.n_rows:
+            logger.info("%s: continued after %d of %d patches", out, writer.n_rows, archive.n_rows)
         chunk = max(1, CHUNK_BYTES // (archive.width * np.dtype(dtype).itemsize))
-        while (start := writer.rows) < archive.rows:
-            stop = min(start + chunk, start + writer.rows_left, archive.rows)
+        while (start := writer.n_rows) < archive.n_rows:
+            stop = min(start + chunk, start + writer.rows_left, archive.n_rows)
             features = readable.features(start, stop)
             for teacher, block in features.items():
                 rounding.add(teacher, block, dtype)

@@ -17,7 +17,7 @@ class TeacherSample:
     Norms are those of finite features, NaN where there is none.
     """
 
-    rows: int
+    n_rows: int
     min_norm: float
     median_norm: float
     max_norm: float
@@ -26,9 +26,9 @@ class TeacherSample:
 
 def sample_teachers(archive: FeatureArchive, seed: int = 0) -> dict[str, TeacherSample]:
     """Look at up to 10,000 patches chosen at random, or at all of a smaller archive, teacher by teacher."""
-    chosen = np.arange(archive.rows)
-    if archive.rows > SAMPLE_ROWS:
-        chosen = np.sort(np.random.default_rng(seed).choice(archive.rows, SAMPLE_ROWS, replace=False))
+    chosen = np.arange(archive.n_rows)
+    if archive.n_rows > SAMPLE_ROWS:
+        chosen = np.sort(np.random.default_rng(seed).choice(archive.n_rows, SAMPLE_ROWS, replace=False))
     norms = np.empty((len(archive.teachers), len(chosen)))  # [teachers, n]
     for start in range(0, len(chosen), BATCH_ROWS):
         features = archive.gather(chosen[start : start + BATCH_ROWS])

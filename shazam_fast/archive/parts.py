@@ -89,9 +89,9 @@ class PartStore:
                 for chunk in chunks:
                     left_out += chunk.left_out
                     if chunk.paths:
-                        part.append(self._interleave(index, chunk, dtype, part.rows), chunk.columns)
+                        part.append(self._interleave(index, chunk, dtype, part.n_rows), chunk.columns)
                         paths += chunk.paths
-                entry = part.close(sum(self.teachers.values()), dtype) if part.rows else None
+                entry = part.close(sum(self.teachers.values()), dtype) if part.n_rows else None
             finally:
                 part.abort()  # removes nothing once it is closed
             record = {"part": entry, "paths": paths, "left_out": left_out}

@@ -51,7 +51,7 @@ class ResumableWriter(ArchiveWriter):
     @property
     def rows_left(self) -> int:
         """Rows until the current part is full."""
-        return self._part_rows - (self._part.rows if self._part else 0)
+        return self._part_rows - (self._part.n_rows if self._part else 0)
 
     def abort(self) -> None:
         """Remove everything written so far, finished parts too."""
@@ -89,7 +89,7 @@ class ResumableWriter(ArchiveWriter):
     def _continue(self, journal: Mapping[str, Any]) -> None:
         require_same_job(self.path, journal, self._job)
         self._parts = journal["parts"]
-        self.rows = journal["rows"]
+        self.n_rows = journal["rows"]
         self._notes.update(journal["notes"])
         for kind in self._names:
             self._names[kind] = {name: code for code, name in enumerate(journal[f"{kind}s"])}

@@ -58,7 +58,7 @@ class ArchiveWriter:
         self.path = Path(path)
         self.teachers = dict(teachers)
         self.classes = tuple(classes)
-        self.rows = 0
+        self.n_rows = 0
         self._width = sum(self.teachers.values())
         self._dtype = np.dtype(dtype)
         self._part_rows = max(1, part_bytes // (self._width * self._dtype.itemsize))
@@ -103,26 +103,26 @@ class ArchiveWriter:
             try:
                 if self._part is None:
                     self._part = PartWriter(self.path / f"part-{len(self._parts):05d}.safetensors")
-                stop = min(rows, start + step, start + self._part_rows - self._part.rows)
+                stop = min(rows, start + step, start + self._part_rows - self._part.n_rows)
                 self._part.append(
                     interleave(
                         {name: block[start:stop] for name, block in features.items()},
                         self.teachers,
                         self._dtype,
-                        self.rows,
+                        self.n_rows,
                     ),
                     {name: None if c is None else c[start:stop] for name, c in columns.items()},
                 )
-                self.rows += stop - start
-                if self._part.rows == self._part_rows:
+                self.n_rows += stop - start
+                if self._part.n_rows == self._part_rows:
                     self._close_part()
             except OSError as error:
-                raise ShazamError(f"{self.path}: writing stopped after {self.rows} rows: {error}") from error
+                raise ShazamError(f"{self.path}: writing stopped after {self.n_rows} rows: {error}") from error
             start = stop
 
     def close(self) -> None:
         """Finish the archive: the last part, then the manifest, each synced and renamed into place."""
-        if self.rows == 0:
+        if self.n_rows == 0:
             raise ShazamError(f"{self.path}: an archive needs at least one row, none was appended")
         try:
             self._close_part()
@@ -225,11 +225,11 @@ def write_archive(
         Progress(f"writing {Path(path).name}", total, "rows") as progress,
     ):
         for chunk in chain([first], chunks):
-            start, rows = writer.rows, check_features(chunk, teachers)
+            start, rows = writer.n_rows, check_features(chunk, teachers)
             check_lengths(path, columns, start + rows, at_least=True)
             writer.append(chunk, **{name: column[start : start + rows] for name, column in columns.items()})
             progress.advance(rows)
-        check_lengths(path, columns, writer.rows, at_least=False)
+        check_lengths(path, columns, writer.n_rows, at_least=False)
     return Path(path)
 
 

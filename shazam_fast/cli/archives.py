@@ -33,7 +33,7 @@ def convert(
         raise typer.BadParameter("give SOURCE and OUT, or --teacher NAME=PATH for each teacher and OUT")
     source = parse_pairs(teacher, "--teacher") if teacher else sources[0]
     report = run(source, out, dtype=dtype, labels=labels, splits=splits)
-    console.print(f"{report.rows:,} patches, {report.bytes / 1e9:.2f} GB in {out}")
+    console.print(f"{report.n_rows:,} patches, {report.bytes / 1e9:.2f} GB in {out}")
     if report.overflowed:
         console.print(f"{report.overflowed:,} values are beyond float16")
     rounding = Table("teacher", "largest", "rms", title=f"relative error of {dtype}, by patch", title_justify="left")
@@ -50,7 +50,7 @@ def verify(archive: ArchivePath) -> None:
     opened = open_archive(archive)
     opened.verify()
     checked = "match their checksums" if is_native(archive) else "are complete (they have no checksums)"
-    console.print(f"{archive}: {opened.rows:,} patches, all finite; {len(opened.files):,} files {checked}")
+    console.print(f"{archive}: {opened.n_rows:,} patches, all finite; {len(opened.files):,} files {checked}")
 
 
 def inspect(archive: ArchivePath, labels: Labels = None, splits: Splits = None) -> None:
@@ -61,9 +61,9 @@ def inspect(archive: ArchivePath, labels: Labels = None, splits: Splits = None) 
     opened = open_archive(archive, labels=labels, splits=splits)
     kind = "native archive of" if is_native(archive) else "opened in place from"
     console.print(
-        f"[bold]{opened.path}[/bold]: {opened.rows:,} patches, {opened.dtype}, "
-        f"{opened.rows * opened.row_bytes / 1e9:.2f} GB, {len(opened.slides):,} slides, {len(opened.groups):,} groups, "
-        f"{kind} {len(opened.files):,} files"
+        f"[bold]{opened.path}[/bold]: {opened.n_rows:,} patches, {opened.dtype}, "
+        f"{opened.n_rows * opened.row_bytes / 1e9:.2f} GB, {len(opened.slides):,} slides, "
+        f"{len(opened.groups):,} groups, {kind} {len(opened.files):,} files"
     )
     _print_teachers(opened)
     counts = Table("class", "train", "val", "test", "none", title="patches", title_justify="left")
@@ -79,9 +79,11 @@ def _print_teachers(archive: "FeatureArchive") -> None:
     from ..archive.inspection import sample_teachers
 
     samples = sample_teachers(archive)
-    rows = next(iter(samples.values())).rows
+    rows = next(iter(samples.values())).n_rows
     title = (
-        "teachers; norms of all patches" if rows == archive.rows else f"teachers; norms of a sample of {rows:,} patches"
+        "teachers; norms of all patches"
+        if rows == archive.n_rows
+        else f"teachers; norms of a sample of {rows:,} patches"
     )
     table = Table("teacher", "dim", "smallest", "median", "largest", "not finite", title=title, title_justify="left")
     for name, sample in samples.items():

@@ -77,7 +77,7 @@ def extract(
     for item in report.left_out:
         console.print(f"left out: {item['reason']}", highlight=False)
     blocks = ", ".join(f"{name} {dim:,}" for name, dim in report.teachers.items())
-    console.print(f"{report.rows:,} images in {report.path}: {blocks}", highlight=False)
+    console.print(f"{report.n_rows:,} images in {report.path}: {blocks}", highlight=False)
 
 
 def teachers() -> None:

@@ -16,7 +16,7 @@ def score(
     archive: ArchivePath,
     out: Annotated[Path, typer.Option(help="Directory for the scores; the same command finishes a stopped run.")],
     split: Annotated[Optional[str], typer.Option(help="train, val, test or none; all by default.")] = None,  # noqa: UP045
-    embedding: Annotated[bool, typer.Option("--embedding", help="Write the fused feature of every patch too.")] = False,
+    fused: Annotated[bool, typer.Option("--fused", help="Write the fused feature of every patch too.")] = False,
     allow_missing_teachers: Annotated[
         bool,
         typer.Option(
@@ -31,7 +31,7 @@ def score(
         typer.Option(help='"ray": spread over the Ray cluster of RAY_ADDRESS, or of this machine.'),
     ] = None,
 ) -> None:
-    """Write prediction, probabilities and teacher weights of every patch."""
+    """Write prediction, probabilities and teacher shares of every patch."""
     from ..scoring.score import score as run
 
     scores = run(
@@ -39,7 +39,7 @@ def score(
         archive,
         out,
         split=split,
-        embedding=embedding,
+        fused=fused,
         allow_missing_teachers=allow_missing_teachers,
         device=device,
         cluster=cluster,

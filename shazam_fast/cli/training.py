@@ -63,7 +63,7 @@ def print_metrics(metrics: "dict[str, Metrics]") -> None:
     table = Table("split", "patches", "balanced accuracy", "weighted F1", "accuracy", "AUROC", "calibration error")
     for split, m in metrics.items():
         values = (m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc, m.calibration_error)
-        table.add_row(split, f"{m.rows:,}", *(f"{value:.3f}" for value in values))
+        table.add_row(split, f"{m.n_rows:,}", *(f"{value:.3f}" for value in values))
     console.print(table)
     for split, m in metrics.items():
         confusion = Table("true \\ predicted", *m.classes, title=f"confusion, {split}", title_justify="left")

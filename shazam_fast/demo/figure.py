@@ -62,13 +62,13 @@ def draw_figure(
     patches: Patches,
     prediction: NDArray[np.integer[Any]],
     probabilities: FloatArray,
-    teacher_weights: FloatArray,
+    teacher_shares: FloatArray,
     teachers: Sequence[str],
     headline: str,
 ) -> None:
     """Write one PNG, 1800 pixels wide.
 
-    `prediction` [n], `probabilities` [n, C] and `teacher_weights` [n, N] (rows sum to 1) belong to the rows
+    `prediction` [n], `probabilities` [n, C] and `teacher_shares` [n, N] (rows sum to 1) belong to the rows
     of `patches`, those outside every split included.
     """
     try:
@@ -84,7 +84,7 @@ def draw_figure(
 
     truth, scores, shares = (
         _smooth_paint(patches, values, shape)
-        for values in (np.eye(n_classes)[patches.labels], probabilities, teacher_weights)
+        for values in (np.eye(n_classes)[patches.labels], probabilities, teacher_shares)
     )
     _draw_headline(figure, headline)
     _draw_slide(panels[0], tissue, patches)
@@ -96,7 +96,7 @@ def draw_figure(
     _draw_trust(panels[5], shares, tissue)
     for panel in panels[1:]:
         _outline(panel, patches, TEST)
-    _draw_shares(figure, patches, prediction, teacher_weights, teachers)
+    _draw_shares(figure, patches, prediction, teacher_shares, teachers)
     figure.savefig(path, dpi=DPI, format="png")
 
 
@@ -227,7 +227,7 @@ def _draw_shares(
     figure: Figure,
     patches: Patches,
     prediction: NDArray[np.integer[Any]],
-    weights: FloatArray,
+    shares: FloatArray,
     teachers: Sequence[str],
 ) -> None:
     """One bar per predicted class: the mean share of every teacher over the test patches."""
@@ -242,7 +242,7 @@ def _draw_shares(
     for row, name in enumerate(patches.classes):
         mine = (patches.splits == TEST) & (prediction == row)
         axes.text(-0.008, row, f"{name}  ({mine.sum():,})", ha="right", color=INK, **centre)
-        mean = weights[mine].mean(axis=0) if mine.any() else np.zeros(len(teachers))  # [N]
+        mean = shares[mine].mean(axis=0) if mine.any() else np.zeros(len(teachers))  # [N]
         for (_, colour), share, end in zip(keys, mean, mean.cumsum(), strict=True):
             axes.barh(row, share, left=end - share, height=0.78, color=colour, ec="white", lw=1.2)
             if share >= 0.05:  # else the number would not fit

@@ -53,7 +53,7 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
     _print_results(console, results)
 
     scores = score(distilled.student, archive, out / SCORES)
-    assert scores.weights is not None
+    assert scores.shares is not None
     accuracy = results["student"].balanced_accuracy
     headline = (
         f"Seen: nuclei. Guessed: what a second stain would show (balanced accuracy {accuracy:.0%} on the test area)"
@@ -64,7 +64,7 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
         patches,
         scores.prediction,
         scores.probabilities,
-        scores.weights,
+        scores.shares,
         scores.teachers,
         headline,
     )
@@ -93,7 +93,7 @@ def _write_features(path: Path, patches: Patches) -> FeatureArchive:
 
 
 def _print_results(console: Console, results: Mapping[str, Metrics]) -> None:
-    rows = next(iter(results.values())).rows
+    rows = next(iter(results.values())).n_rows
     table = Table(
         Column("method", no_wrap=True),
         "balanced accuracy",

@@ -36,7 +36,7 @@ class ExtractionReport:
     """
 
     path: Path
-    rows: int
+    n_rows: int
     teachers: Mapping[str, int]
     left_out: tuple[Mapping[str, Any], ...]
 

@@ -153,7 +153,7 @@ class PartWriter:
         self._file = self._unfinished.open("w+b", buffering=0)
         self._file.seek(DATA_START)
         self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
-        self.rows = 0
+        self.n_rows = 0
 
     def append(self, features: NDArray[Any], columns: Mapping[str, NDArray[Any] | None]) -> None:
         """Add features [n, width] and their narrow columns; None stands for unknown."""
@@ -163,14 +163,14 @@ class PartWriter:
             if column is None:
                 column = np.full((len(features), *shape), UNKNOWN[name])
             self._columns[name].append(column.astype(dtype))
-        self.rows += len(features)
+        self.n_rows += len(features)
 
     def close(self, width: int, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Finish the file and return its entry in the manifest."""
         columns = {name: np.concatenate(chunks) for name, chunks in self._columns.items()}
         for column in columns.values():
             _write_all(self._file.fileno(), column)
-        shapes = {"features": (dtype, (self.rows, width))}
+        shapes = {"features": (dtype, (self.n_rows, width))}
         shapes |= {name: (column.dtype, column.shape) for name, column in columns.items()}
         self._file.seek(0)
         _write_all(self._file.fileno(), np.frombuffer(_safetensors_header(shapes), np.uint8))
@@ -179,7 +179,7 @@ class PartWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._unfinished.rename(self._path)
-        return {"file": self._path.name, "rows": self.rows, "bytes": size, "xxh3": checksum}
+        return {"file": self._path.name, "rows": self.n_rows, "bytes": size, "xxh3": checksum}
 
     def abort(self) -> None:
         """Remove the unfinished file."""

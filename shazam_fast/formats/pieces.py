@@ -32,7 +32,7 @@ class Piece:
     labels: NDArray[np.int64] | None = None
 
     @property
-    def rows(self) -> int:
+    def n_rows(self) -> int:
         """Patches in the piece."""
         return int(self.runs[:, 1].sum())
 

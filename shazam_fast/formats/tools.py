@@ -149,10 +149,10 @@ class _Stack:
         import h5py  # type: ignore[import-untyped]
 
         self._content = h5py.File(file, "r")
-        self.rows = len(self._content)
+        self.n_rows = len(self._content)
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        return np.stack([self._content[str(row)][()] for row in range(*rows.indices(self.rows))])
+        return np.stack([self._content[str(row)][()] for row in range(*rows.indices(self.n_rows))])
 
 
 def _read_thunder(file: Path) -> Unmapped:
@@ -164,9 +164,9 @@ def _read_thunder(file: Path) -> Unmapped:
         with opened(beside):
             stored = _Stack(beside)
             labels = stored[:].reshape(-1).astype(np.int64)
-        if stored.rows != features.rows:
-            raise ArchiveError(f"{beside}: {stored.rows} labels for {features.rows} patches in {file.name}")
-    shape = (features.rows, *first.shape[1:])
+        if stored.n_rows != features.n_rows:
+            raise ArchiveError(f"{beside}: {stored.n_rows} labels for {features.n_rows} patches in {file.name}")
+    shape = (features.n_rows, *first.shape[1:])
     return describe(file, (shape, first.dtype), partial(_Stack, file), labels=labels)
 
 

@@ -81,10 +81,10 @@ def project(
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
-    """K bare attention layers and the mean: fused [B, D], and a function that gives the teacher weights [B, N]."""
+    """K bare attention layers and the mean: fused [B, D], and a function that gives the teacher shares [B, N]."""
     module, options = _implementation("bare_stack", tokens)
     fused, attention = module.bare_stack(tokens, qkv, present, **options)
-    if attention.ndim == 2:  # the weights themselves, from a kernel that has them at hand
+    if attention.ndim == 2:  # the shares themselves, from a kernel that has them at hand
         return fused, lambda: attention
     return fused, partial(reference.teacher_weights, attention, present)
 

@@ -64,7 +64,7 @@ def project(
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
-    """fused [B, D] and the teacher weights [B, N], or the attention [B, K, N, N] that they are made of."""
+    """fused [B, D] and the teacher shares [B, N], or the attention [B, K, N, N] that they are made of."""
     if _is_small(tokens):
         return _bare_kernel(tokens, qkv, present, precision)
     attention = []

@@ -26,9 +26,9 @@ def write_geojson(slide: SlideScores, path: Path) -> None:
 def _features(slide: SlideScores) -> Iterator[dict[str, Any]]:
     names = [f"probability: {c}" for c in slide.classes]
     values = slide.probabilities
-    if slide.weights is not None:
-        names += [f"weight: {t}" for t in slide.teachers]
-        values = np.concatenate([values, slide.weights], axis=1)
+    if slide.shares is not None:
+        names += [f"share:{t}" for t in slide.teachers]
+        values = np.concatenate([values, slide.shares], axis=1)
     colours = pick_colours(CLASS_COLOURS, len(slide.classes)).tolist()
     low, high = slide.coords.tolist(), (slide.coords + slide.size).tolist()
     numbers = values.astype(np.float64).round(6).tolist()

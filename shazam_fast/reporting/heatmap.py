@@ -16,7 +16,7 @@ def heatmap(scores: Scores | str | Path, out: str | Path, *, patch_size: int | N
     Args:
         scores: scores or the directory that they were written to.
         out: directory for <slide>.png (class, confidence and, for bare students, the teacher that weighs most) and
-            <slide>.geojson (a polygon for every patch with its class, colour, probabilities and weights).
+            <slide>.geojson (a polygon for every patch with its class, colour, probabilities and shares).
         patch_size: side of a patch in level-0 pixels; by default the smallest step between two of the slide's patches.
 
     Returns the pictures, slide after slide.

@@ -44,8 +44,8 @@ def draw_slide(slide: SlideScores) -> Image.Image:
         ("Class", classes[slide.prediction], _legend(slide.classes, classes, slide.prediction)),
         ("Confidence", ramp[steps], _scale(ramp, chance, float(np.median(confidence)))),
     ]
-    if slide.weights is not None:
-        leading = slide.weights.argmax(axis=1)
+    if slide.shares is not None:
+        leading = slide.shares.argmax(axis=1)
         teachers = pick_colours(TEACHER_COLOURS, len(slide.teachers))
         panels.append(("Leading teacher", teachers[leading], _legend(slide.teachers, teachers, leading)))
     return _compose(slide, covering, panels)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class SlideScores:
     """Scores of one slide's n patches, squares of `size` level-0 pixels whose upper left corners are `coords` [n, 2].
 
-    `prediction` [n] into `classes`; `probabilities` [n, C]; `weights` [n, N] of `teachers`, or None.
+    `prediction` [n] into `classes`; `probabilities` [n, C]; `shares` [n, N] of `teachers`, or None.
     """
 
     name: str
@@ -25,7 +25,7 @@ class SlideScores:
     size: int
     prediction: NDArray[np.int64]
     probabilities: NDArray[np.float32]
-    weights: NDArray[np.float32] | None
+    shares: NDArray[np.float32] | None
     classes: tuple[str, ...]
     teachers: tuple[str, ...]
 
@@ -41,14 +41,14 @@ def one_slide(scores: Scores, name: str, patch_size: int | None) -> SlideScores:
             "score an archive that was written with coords"
         )
     probabilities = _stack(table, [f"probability_{c}" for c in scores.classes])
-    weighted = f"weight_{scores.teachers[0]}" in table.column_names
+    has_shares = f"share_{scores.teachers[0]}" in table.column_names
     return SlideScores(
         name=name,
         coords=coords,
         size=patch_size or _smallest_step(name, coords),
         prediction=probabilities.argmax(axis=1),
         probabilities=probabilities,
-        weights=_stack(table, [f"weight_{t}" for t in scores.teachers]) if weighted else None,
+        shares=_stack(table, [f"share_{t}" for t in scores.teachers]) if has_shares else None,
         classes=scores.classes,
         teachers=scores.teachers,
     )

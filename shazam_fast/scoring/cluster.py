@@ -71,7 +71,7 @@ def _scorer(job: ScoreJob, student: Student, archive: FeatureArchive, device: st
     if key not in _scorers:
         if archive.identity() != job.identity["the archive's files"]:
             raise MismatchError(f"{archive.path}: its files on {os.uname().nodename} are not those of the caller")
-        options = {"embedding": job.embedding, "allow_missing_teachers": job.about["forced"]}
+        options = {"fused": job.fused, "allow_missing_teachers": job.about["forced"]}
         _scorers.clear()
         _scorers[key] = Scorer(student, archive, torch.device(device), **options).__enter__()
     return _scorers[key]

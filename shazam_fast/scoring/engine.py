@@ -31,16 +31,16 @@ GPU_TILE_ROWS = 16384  # a copy of 100 MB and more runs at the bus's full rate
 GPU_TILES = 3  # one is gathered, one copied, one computed
 STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # as `gather` takes them
 
-# Probabilities [B, C], teacher weights [B, N] and fused features [B, D], None where there are none or none are wanted.
+# Probabilities [B, C], teacher shares [B, N] and fused features [B, D], None where there are none or none are wanted.
 Inferred = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """`probabilities` float32 [n, C], `weights` float32 [n, N] or None, `fused` float32 [n, D] or None."""
+    """`probabilities` float32 [n, C], `shares` float32 [n, N] or None, `fused` float32 [n, D] or None."""
 
     probabilities: NDArray[np.float32]
-    weights: NDArray[np.float32] | None
+    shares: NDArray[np.float32] | None
     fused: NDArray[np.float32] | None
 
 
@@ -59,12 +59,12 @@ class Scorer:
         archive: FeatureArchive,
         device: torch.device,
         *,
-        embedding: bool,
+        fused: bool,
         allow_missing_teachers: bool,
     ) -> None:
         self.match = TeacherMatch(archive.path, archive.teachers, student.config, allow_missing_teachers)
         self._student, self._config, self._dtype = student, student.config, student.qkv.dtype
-        self._archive, self._device, self._embedding = archive, device, embedding
+        self._archive, self._device, self._fused = archive, device, fused
         self._threads_before = torch.get_num_threads()
         self._threads = self._threads_before if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
@@ -99,7 +99,7 @@ class Scorer:
         scores = RowScores(
             np.empty((len(rows), len(config.classes)), np.float32),
             np.empty((len(rows), len(config.teachers)), np.float32) if config.block == "bare" else None,
-            np.empty((len(rows), config.dim), np.float32) if self._embedding else None,
+            np.empty((len(rows), config.dim), np.float32) if self._fused else None,
         )
         if self._pool is None:
             self._stream(rows, scores)
@@ -144,13 +144,13 @@ class Scorer:
         config, starts = self._config, self.match.starts
         widths = (len(config.classes), len(config.teachers), config.dim)
         buffers = [torch.empty(size, width) for width in widths]
-        value_map = self._value_map if self._embedding else None
+        value_map = self._value_map if self._fused else None
 
         @torch.inference_mode()
         def infer(features: NDArray[Any]) -> Inferred:
-            logits, weights, pooled = (buffer[: len(features)] for buffer in buffers)
-            core.forward(features, starts, logits.numpy(), weights.numpy(), pooled.numpy())
-            return logits.softmax(dim=1), weights, None if value_map is None else pooled @ value_map
+            logits, shares, pooled = (buffer[: len(features)] for buffer in buffers)
+            core.forward(features, starts, logits.numpy(), shares.numpy(), pooled.numpy())
+            return logits.softmax(dim=1), shares, None if value_map is None else pooled @ value_map
 
         return infer
 
@@ -172,11 +172,11 @@ class Scorer:
     def _infer(self, features: Tensor) -> Inferred:
         matched, present = self.match(features.to(self._dtype))
         fused = None
-        if self._embedding:
-            logits, weights, fused = self._model.infer_fused(matched, present)
+        if self._fused:
+            logits, shares, fused = self._model.infer_fused(matched, present)
         else:
-            logits, weights = self._model.infer(matched, present)
-        return logits.softmax(dim=1), weights, fused
+            logits, shares = self._model.infer(matched, present)
+        return logits.softmax(dim=1), shares, fused
 
 
 def stream_to_gpu(
@@ -218,7 +218,7 @@ def to_scoring_form(student: Student, device: torch.device) -> Student | FoldedS
 
 
 def _parts(scores: RowScores) -> tuple[NDArray[np.float32] | None, ...]:
-    return scores.probabilities, scores.weights, scores.fused
+    return scores.probabilities, scores.shares, scores.fused
 
 
 def _drain(tiles: "SimpleQueue[int]") -> Iterator[int]:
@@ -236,7 +236,7 @@ BATCH_ROWS = 2048
 def predict(
     model: Student | FoldedStudent, archive: FeatureArchive, rows: NDArray[np.int64], batch_size: int = BATCH_ROWS
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Logits [B, C] and teacher weights [B, N] of the given rows, batch by batch, on the model's device, in its dtype.
+    """Logits [B, C] and teacher shares [B, N] of the given rows, batch by batch, on the model's device, in its dtype.
 
     For a model that is still in training; `Scorer` is faster for one that is not.
     Raises NonFiniteError naming the teacher and the row when a feature is NaN or infinite.
@@ -245,8 +245,8 @@ def predict(
     like = next(chain(model.parameters(), model.buffers()))
     for batch in archive.stream(rows, batch_size):
         features, present = match(torch.from_numpy(batch.features).to(like))
-        logits, weights = model.infer(features, present)
+        logits, shares = model.infer(features, present)
         if not torch.isfinite(logits).all():
             archive.require_finite(batch.rows, batch.features)
             raise NonFiniteError(f"{archive.path}: rows {batch.rows[0]}..{batch.rows[-1]} give non-finite logits")
-        yield logits, weights
+        yield logits, shares

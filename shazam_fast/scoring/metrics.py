@@ -22,7 +22,7 @@ class Metrics:
     `confusion` [C, C] counts true class by row, predicted by column.
     """
 
-    rows: int
+    n_rows: int
     classes: tuple[str, ...]
     balanced_accuracy: float
     weighted_f1: float
@@ -38,6 +38,7 @@ class Metrics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
+        values = {"n_rows" if name == "rows" else name: value for name, value in values.items()}  # "rows" until 0.1
         confusion = np.array(values["confusion"], dtype=np.int64)
         return cls(**{**values, "classes": tuple(values["classes"]), "confusion": confusion})
 
@@ -57,7 +58,7 @@ def compute_metrics(
     confusion = confusion_matrix(labels, prediction, len(classes))
     balanced_accuracy, weighted_f1 = selection_metrics(confusion)
     return Metrics(
-        rows=len(labels),
+        n_rows=len(labels),
         classes=classes,
         balanced_accuracy=balanced_accuracy,
         weighted_f1=weighted_f1,

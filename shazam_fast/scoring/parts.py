@@ -43,7 +43,7 @@ class ScoreJob:
     archive_rows: int
     part_rows: int
     split: str | None
-    embedding: bool
+    fused: bool
 
     @property
     def parts(self) -> int:
@@ -59,9 +59,9 @@ class ScoreJob:
         return archive.split(self.split, start, stop)
 
 
-def choose_part_rows(classes: int, teachers: int, embedding_dim: int) -> int:
+def choose_part_rows(classes: int, teachers: int, fused_dim: int) -> int:
     """Rows of a part of about PART_BYTES; whole tiles."""
-    row_bytes = 4 * (classes + teachers + embedding_dim) + 32
+    row_bytes = 4 * (classes + teachers + fused_dim) + 32
     return max(1, PART_BYTES // row_bytes // TILE_ROWS) * TILE_ROWS
 
 
@@ -80,11 +80,11 @@ def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], 
     }
     for index, name in enumerate(job.about["classes"]):
         columns[f"probability_{name}"] = pa.array(scores.probabilities[:, index])
-    if scores.weights is not None:
+    if scores.shares is not None:
         for index, name in enumerate(job.about["teachers"]):
-            columns[f"weight_{name}"] = pa.array(scores.weights[:, index])
+            columns[f"share_{name}"] = pa.array(scores.shares[:, index])
     if scores.fused is not None:
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(scores.fused.ravel()), scores.fused.shape[1])
+        columns["fused"] = pa.FixedSizeListArray.from_arrays(pa.array(scores.fused.ravel()), scores.fused.shape[1])
     return pa.table(columns)
 
 
@@ -100,7 +100,7 @@ def write_part(
     unfinished = file.with_suffix(UNFINISHED)
     names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     with unfinished.open("wb") as stream:
-        # Only names are worth compressing: a tenth of what probabilities and weights take is all there is to gain.
+        # Only names are worth compressing: a tenth of what probabilities and shares take is all there is to gain.
         pq.write_table(table, stream, compression="zstd", compression_level=1, use_dictionary=names)
         stream.flush()
         os.fsync(stream.fileno())
@@ -133,7 +133,7 @@ class PartStore:
         return (self.path / MANIFEST).exists()
 
     @property
-    def rows(self) -> int:
+    def n_rows(self) -> int:
         """Patches in the parts that are there."""
         return sum(record["rows"] for record in self._records.values())
 
@@ -155,7 +155,7 @@ class PartStore:
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "rows": self.rows,
+            "rows": self.n_rows,
             **self._job.about,
             "job": self._job.identity,
             "parts": parts,

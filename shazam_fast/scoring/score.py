@@ -30,7 +30,7 @@ def score(
     out: str | Path | None = None,
     *,
     split: str | None = None,
-    embedding: bool = False,
+    fused: bool = False,
     allow_missing_teachers: bool = False,
     device: str | None = None,
     cluster: str | None = None,
@@ -45,9 +45,9 @@ def score(
         student: a student or where it was saved. Bare students are folded first, which is exact.
         archive: an archive or its path; needs no labels.
         out: directory for the scores, Parquet parts and a manifest; what is finished there is not done again. Columns
-            are row, slide, x, y, prediction, probability_<class>, weight_<teacher>.
+            are row, slide, x, y, prediction, probability_<class>, share_<teacher>.
         split: "train", "val", "test" or "none"; all patches by default.
-        embedding: also write the fused feature t of every patch, float32 [D], as the column "embedding".
+        fused: also write the fused feature t of every patch, float32 [D], as the column "fused".
         allow_missing_teachers: score even if teachers are missing and the student was trained without teacher
             dropout; results may be unreliable. The scores' manifest says which are missing.
         device: "cpu", "cuda", ...; a GPU when there is one.
@@ -65,9 +65,9 @@ def score(
     if cluster and out is None:
         raise ShazamError("a cluster writes its scores to a directory that all its machines see: give out")
     job = plan_job(
-        student, archive, split=split, embedding=embedding, allow_missing_teachers=allow_missing_teachers, device=place
+        student, archive, split=split, fused=fused, allow_missing_teachers=allow_missing_teachers, device=place
     )
-    rows = archive.rows if split is None else sum(len(job.rows_of(archive, part)) for part in range(job.parts))
+    rows = archive.n_rows if split is None else sum(len(job.rows_of(archive, part)) for part in range(job.parts))
     if rows == 0:
         raise MismatchError(f"{archive.path}: no patches to score" + (f" in split {split!r}" if split else ""))
     if out is None:
@@ -75,7 +75,7 @@ def score(
             return Scores({**job.about, "rows": rows}, _score_in_memory(job, student, archive, place, progress))
     with PartStore(Path(out), job) as store:
         if not store.finished:
-            with Progress(f"scoring {archive.path.name}", rows, "patches", store.rows) as progress:
+            with Progress(f"scoring {archive.path.name}", rows, "patches", store.n_rows) as progress:
                 if cluster:
                     from .cluster import score_on_ray
 
@@ -91,7 +91,7 @@ def plan_job(
     archive: FeatureArchive,
     *,
     split: str | None,
-    embedding: bool,
+    fused: bool,
     allow_missing_teachers: bool,
     device: torch.device,
 ) -> ScoreJob:
@@ -103,28 +103,26 @@ def plan_job(
         "teachers": list(config.teachers),
         "missing_teachers": list(match.missing),
         "forced": match.forced,
-        "weights": config.block == "bare",
+        "shares": config.block == "bare",
     }
-    part_rows = choose_part_rows(len(config.classes), len(config.teachers), config.dim if embedding else 0)
+    part_rows = choose_part_rows(len(config.classes), len(config.teachers), config.dim if fused else 0)
     identity = {
         "the student": _digest(student),
         "the archive's files": archive.identity(),
         "split": split,
-        "embedding": embedding,
+        "fused": fused,
         "device": device.type,
         "rows of a part": part_rows,
         "rows of a tile": GPU_TILE_ROWS if device.type == "cuda" else TILE_ROWS,
     }
-    return ScoreJob(about, identity, archive.rows, part_rows, split, embedding)
+    return ScoreJob(about, identity, archive.n_rows, part_rows, split, fused)
 
 
 def _score_in_memory(
     job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, progress: Progress
 ) -> list["pa.Table"]:
     tables = []
-    with Scorer(
-        student, archive, device, embedding=job.embedding, allow_missing_teachers=job.about["forced"]
-    ) as scorer:
+    with Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.about["forced"]) as scorer:
         for part in range(job.parts):
             if len(rows := job.rows_of(archive, part)):
                 tables.append(make_table(archive, job, rows, scorer.score(rows)))
@@ -145,7 +143,7 @@ def _score_to_disk(
             progress.advance(record["rows"])
 
     with (
-        Scorer(student, archive, device, embedding=job.embedding, allow_missing_teachers=job.about["forced"]) as scorer,
+        Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.about["forced"]) as scorer,
         ThreadPoolExecutor(1) as writer,
     ):
         try:

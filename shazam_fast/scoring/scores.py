@@ -24,8 +24,8 @@ class Scores:
     """What a student says of n patches; made by `shazam_fast.score` and `shazam_fast.open_scores`.
 
     The parts are Arrow tables in memory or Parquet files. Columns: `row` int64 of the archive, `slide`, `x`, `y`,
-    `prediction`, `probability_<class>` and `weight_<teacher>` float32, and `embedding`, float32 lists of length D, if
-    it was asked for. A teacher's weight is its exact share in the patch's fused feature; residual students have none.
+    `prediction`, `probability_<class>` and `share_<teacher>` float32, and `fused`, float32 lists of length D, if
+    it was asked for. A teacher's share is its exact part in the patch's fused feature; residual students have none.
 
     The properties read one column of all patches into memory on first use; `tables` goes part by part.
     """
@@ -36,7 +36,7 @@ class Scores:
         self.teachers: tuple[str, ...] = tuple(about["teachers"])
         self.missing_teachers: tuple[str, ...] = tuple(about["missing_teachers"])
         self._rows: int = about["rows"]
-        self._has_weights: bool = about["weights"]
+        self._has_shares: bool = about["shares"]
         self._parts = parts
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Scores:
 
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else repr(str(self.path))
-        return f"Scores({place}, rows={self._rows:,}, classes={list(self.classes)}, teachers={list(self.teachers)})"
+        return f"Scores({place}, {self._rows:,} patches, classes={list(self.classes)}, teachers={list(self.teachers)})"
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
         """An Arrow table of every part in turn, with these columns; all by default.
@@ -99,19 +99,19 @@ class Scores:
         return self._numbers([f"probability_{name}" for name in self.classes])
 
     @cached_property
-    def weights(self) -> NDArray[np.float32] | None:
+    def shares(self) -> NDArray[np.float32] | None:
         """Exact share of each teacher in the patch's fused feature, float32 [n, N], rows summing to 1.
 
         None for residual students, which have no such shares.
         """
-        return self._numbers([f"weight_{name}" for name in self.teachers]) if self._has_weights else None
+        return self._numbers([f"share_{name}" for name in self.teachers]) if self._has_shares else None
 
     @cached_property
-    def embedding(self) -> NDArray[np.float32]:
+    def fused(self) -> NDArray[np.float32]:
         """The fused feature of every patch, float32 [n, D]. Raises MismatchError unless it was asked for."""
         import pyarrow.compute as pc
 
-        chunks = [table["embedding"] for table in self.tables(["embedding"])]
+        chunks = [table["fused"] for table in self.tables(["fused"])]
         return np.concatenate([pc.list_flatten(c).to_numpy().reshape(len(c), -1) for c in chunks])
 
     @cached_property

@@ -17,7 +17,7 @@ class FoldedStudent(nn.Module):
     """A trained bare student for scoring: standardisation, value maps and LayerNorm gain are folded away.
 
     With C_0 = I: B_l = C_{l-1} Wq_l Wk_l^T C_{l-1}^T / sqrt(D), C_l = C_{l-1} Wv_l. Folded in float64, kept in the
-    student's dtype. Three times fewer attention FLOPs, and the teacher weights come as a by-product.
+    student's dtype. Three times fewer attention FLOPs, and the teacher shares come as a by-product.
 
     Float32 ends where attention gets sharp, for the student and its folded form alike: with scores up to 5 the worst of
     4,000 random patches errs by 5e-7, with scores of 50 by 3e-5, with scores of 500 and more by 1e-3 (some patch is
@@ -60,7 +60,7 @@ class FoldedStudent(nn.Module):
             self.register_buffer(name, tensor.to(dtype))
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher weights [B, N]."""
+        """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher shares [B, N]."""
         pooled, w = self._pool(features, present)
         return self._classify(pooled), w
 

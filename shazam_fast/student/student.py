@@ -28,12 +28,12 @@ class StudentOutput:
     fused: Tensor
     tokens: Tensor
     present: Tensor | None
-    explain: Callable[[], Tensor] | None
+    find_shares: Callable[[], Tensor] | None
 
     @property
-    def weights(self) -> Tensor | None:
+    def shares(self) -> Tensor | None:
         """Exact share of each teacher in the fused feature [B, N]; None for the residual block, which has none."""
-        return None if self.explain is None else self.explain()
+        return None if self.find_shares is None else self.find_shares()
 
 
 class Student(nn.Module):
@@ -77,21 +77,21 @@ class Student(nn.Module):
             rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
         """
         tokens = self.tokens(features, present, rows)
-        explain = None
+        find_shares = None
         if self.blocks is None:
-            fused, explain = ops.bare_stack(tokens, self.qkv, present)
+            fused, find_shares = ops.bare_stack(tokens, self.qkv, present)
         else:
             fused = self.blocks.attend(tokens, self.qkv, present)
-        return StudentOutput(self.head(fused), fused, tokens, present, explain)
+        return StudentOutput(self.head(fused), fused, tokens, present, find_shares)
 
     def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, C] and teacher weights [B, N] (None for the residual block)."""
+        """Logits [B, C] and teacher shares [B, N] (None for the residual block)."""
         return self.infer_fused(features, present)[:2]
 
     def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
         """`infer`, and the fused feature t [B, D] behind the logits."""
         output = self(features, present)
-        return output.logits, output.weights, output.fused
+        return output.logits, output.shares, output.fused
 
     def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Standardised features projected to one token per teacher, eq. (1); arguments as `forward`. [B, N, D]."""

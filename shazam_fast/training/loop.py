@@ -160,13 +160,13 @@ class TrainingRun:
         }
 
     def _validate(self) -> dict[str, Any]:
-        """Selection score and mean teacher weights on the validation split."""
+        """Selection score and mean teacher shares on the validation split."""
         self._student.eval()
-        predictions, weights = [], []
+        predictions, all_shares = [], []
         for logits, w in self._validation_output():
             predictions.append(logits.argmax(dim=1))
             if w is not None:
-                weights.append(w)
+                all_shares.append(w)
         labels = self._archive.labels[self._val_rows]
         prediction = torch.cat(predictions).cpu().numpy()
         confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
@@ -175,12 +175,12 @@ class TrainingRun:
             "val_score": selection_score(balanced_accuracy, weighted_f1),
             "val_balanced_accuracy": balanced_accuracy,
             "val_weighted_f1": weighted_f1,
-            **(_describe_weights(torch.cat(weights), list(self._archive.teachers)) if weights else {}),
+            **(_describe_shares(torch.cat(all_shares), list(self._archive.teachers)) if all_shares else {}),
         }
 
     @torch.no_grad()
     def _validation_output(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Logits and teacher weights of the validation split, batch by batch."""
+        """Logits and teacher shares of the validation split, batch by batch."""
         if self._val_features is None:
             yield from predict(self._student, self._archive, self._val_rows)
             return
@@ -253,8 +253,8 @@ def _term_names(teachers: list[str]) -> list[str]:
     return ["the total loss", "the cross-entropy", *losses]
 
 
-def _describe_weights(weights: Tensor, teachers: list[str]) -> dict[str, Any]:
-    """Mean weight per teacher and mean entropy (nats) of weights [n, N]."""
-    entropy = torch.special.entr(weights).sum(dim=1).mean()
-    shares = weights.mean(dim=0).tolist()
-    return {"teacher_weights": dict(zip(teachers, shares, strict=True)), "weight_entropy": float(entropy)}
+def _describe_shares(shares: Tensor, teachers: list[str]) -> dict[str, Any]:
+    """Mean share per teacher and mean entropy (nats) of shares [n, N]."""
+    entropy = torch.special.entr(shares).sum(dim=1).mean()
+    means = shares.mean(dim=0).tolist()
+    return {"teacher_shares": dict(zip(teachers, means, strict=True)), "share_entropy": float(entropy)}

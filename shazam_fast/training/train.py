@@ -30,8 +30,8 @@ class TrainResult:
     """A trained student, one record per epoch, and its metrics on "val" and, if there is one, "test".
 
     A record has `epoch`, `loss`, `cross_entropy`, `cosine` and `huber` per teacher, `val_score` (what the best
-    epoch is chosen by) with its parts `val_balanced_accuracy` and `val_weighted_f1`, `teacher_weights` (mean
-    share over the validation split) and their mean entropy `weight_entropy` in nats, and `seconds`.
+    epoch is chosen by) with its parts `val_balanced_accuracy` and `val_weighted_f1`, `teacher_shares` (mean
+    share over the validation split) and their mean entropy `share_entropy` in nats, and `seconds`.
     """
 
     student: Student

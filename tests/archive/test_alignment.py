@@ -100,7 +100,7 @@ def test_repeated_positions_have_no_order(files):
     coords[3] = coords[4]
     files.add("uni", "a", coords)
     files.add("virchow", "a", coords)
-    assert files.open().rows == 20
+    assert files.open().n_rows == 20
     files.sources.pop()
     files.add("virchow", "a", coords[::-1])
     with pytest.raises(sf.MismatchError, match="positions repeat, and in another order from row 0 on"):
@@ -111,7 +111,7 @@ def test_without_coordinates_rows_are_joined_by_number(files, caplog):
     files.add("uni", "a", grid(20))
     files.add("slide2vec", "a", None, rows=20)
     archive = files.open()
-    assert archive.rows == 20
+    assert archive.n_rows == 20
     assert "their rows are joined by number" in caplog.text
     files.sources.pop()
     files.add("slide2vec", "a", None, rows=19)
@@ -138,7 +138,7 @@ def test_empty_slides_are_slides_without_rows(files):
         files.add(teacher, "empty", None, rows=0, dim=0 if teacher == "uni" else 4)
     archive = files.open()
     assert archive.slides == ("a", "empty")
-    assert archive.rows == 5
+    assert archive.n_rows == 5
     for source in (files.sources[1], files.sources[3]):
         assert source.slide == "empty"
     with pytest.raises(sf.MismatchError, match="no patches: all 1 slides are empty"):

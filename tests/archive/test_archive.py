@@ -18,7 +18,7 @@ def side_by_side(patches, dtype=np.float16):
 
 
 def test_what_was_written_comes_back(archive, patches):
-    assert len(archive) == archive.rows == 300
+    assert len(archive) == archive.n_rows == 300
     assert archive.teachers == TEACHERS
     assert archive.classes == CLASSES
     np.testing.assert_array_equal(archive.labels, patches["labels"])
@@ -136,7 +136,7 @@ sf.write_archive(sys.argv[1] + "/a", {"uni": source[:, :1024], "rest": source[:,
 peak = before
 after = int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
 archive = sf.open(sys.argv[1] + "/a")
-assert archive.rows == rows
+assert archive.n_rows == rows
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, after - before)
 """
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)

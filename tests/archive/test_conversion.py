@@ -35,7 +35,7 @@ def assert_holds(path, features, coords=None, dtype=np.float16):
     archive.verify()
     for teacher, by_slide in features.items():
         expected = np.concatenate([by_slide[slide].astype(dtype) for slide in sorted(by_slide)])
-        stored = archive.gather(np.arange(archive.rows))[:, archive.columns_of(teacher)]
+        stored = archive.gather(np.arange(archive.n_rows))[:, archive.columns_of(teacher)]
         np.testing.assert_array_equal(stored, expected.astype(np.float32))
     if coords is not None:
         np.testing.assert_array_equal(archive.coords, np.concatenate([coords[slide] for slide in sorted(coords)]))
@@ -69,7 +69,7 @@ def test_packing_files_of_several_teachers(tmp_path):
     assert archive.splits.tolist() == [0] * 31 + [2] * 70
     assert archive.group_index.tolist() == [0] * 31 + [-1] * 70
     assert archive.slides == ("slide-a", "slide-c")
-    assert (report.rows, report.overflowed) == (101, 0)
+    assert (report.n_rows, report.overflowed) == (101, 0)
     assert report.bytes == sum(p.stat().st_size for p in (tmp_path / "out").glob("part-*"))
     moved = [
         np.linalg.norm(x.astype(np.float16) - x, axis=1) / np.linalg.norm(x, axis=1) for x in features["uni"].values()
@@ -373,7 +373,7 @@ write = os.write
 os.write, os.fsync, os.rename, os.unlink = map(dying, (os.write, os.fsync, os.rename, os.unlink))
 source = {teacher: os.path.join(sys.argv[1], teacher) for teacher in ("uni", "virchow")}
 report = conversion.convert(source, sys.argv[2])
-print(calls, report.rows, report.max_error, report.rms_error)
+print(calls, report.n_rows, report.max_error, report.rms_error)
 """
 
 

@@ -47,7 +47,7 @@ def test_a_trident_job_to_a_trained_student(trident):
     np.testing.assert_array_equal(archive.gather(np.arange(96)), np.concatenate(expected, axis=1))
     np.testing.assert_array_equal(archive.coords[30:71], grid(41))
     result = sf.train(archive, epochs=1, batch_size=16, dim=8, depth=1)
-    assert sf.score(result.student, job).weights.shape == (96, 2)
+    assert sf.score(result.student, job).shares.shape == (96, 2)
 
 
 def test_a_selection_of_teachers_and_slides(trident):

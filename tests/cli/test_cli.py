@@ -64,13 +64,13 @@ def test_from_an_archive_to_scores(archive, tmp_path):
 
     arguments = ["score", tmp_path / "run", archive.path, "--out", tmp_path / "scores", "--split", "val"]
     for _ in range(2):  # the second finds that all is done
-        scored = shazam_fast(*arguments, "--embedding", "--device", "cpu")
+        scored = shazam_fast(*arguments, "--fused", "--device", "cpu")
         assert scored.returncode == 0, scored.stderr
         assert "75 patches scored" in scored.stdout
-    assert sf.open_scores(tmp_path / "scores").embedding.shape == (75, 16)
+    assert sf.open_scores(tmp_path / "scores").fused.shape == (75, 16)
     again = shazam_fast(*arguments)
     assert again.returncode == 1
-    assert "holds the work of another call: embedding, rows of a part differ" in again.stderr
+    assert "holds the work of another call: fused, rows of a part differ" in again.stderr
 
     drawn = shazam_fast("heatmap", tmp_path / "scores", tmp_path / "maps", "--patch-size", "256")
     assert drawn.returncode == 0, drawn.stderr

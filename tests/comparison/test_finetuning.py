@@ -46,7 +46,7 @@ def result(table):
 
 def test_it_learns(table, result):
     assert result.metrics["test"].accuracy > 0.9
-    assert result.metrics["test"].rows == result.metrics["val"].rows == 15
+    assert result.metrics["test"].n_rows == result.metrics["val"].n_rows == 15
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert len(result.history) <= 4
 

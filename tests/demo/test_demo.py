@@ -30,7 +30,7 @@ def test_everything_is_written(demo):
     assert len(set(archive.teachers.values())) >= 4
     again = sf.evaluate(out / "student", archive)
     assert again.to_dict() == results["student"].to_dict()
-    assert len(sf.open_scores(out / "scores")) == archive.rows
+    assert len(sf.open_scores(out / "scores")) == archive.n_rows
     for method in results:
         assert method in text
 

@@ -42,7 +42,7 @@ def test_two_workers_write_parts_that_one_process_would_write(tmp_path, monkeypa
     monkeypatch.setattr(extraction_plan, "PART_ROWS", 5)
     options = {"weights": {"plain": "random"}, "device": "cpu", "unreadable": "exclude"}
     for out in ("spread", "here"):
-        assert sf.extract(images, teachers, tmp_path / out, **options).rows == 23
+        assert sf.extract(images, teachers, tmp_path / out, **options).n_rows == 23
     assert all(part.stat().st_mtime_ns == then for part, then in written.items()), "finished parts are kept"
     spread, here = sf.open(tmp_path / "spread"), sf.open(tmp_path / "here")
     spread.verify()

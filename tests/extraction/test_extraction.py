@@ -66,7 +66,7 @@ def test_features_are_those_of_a_plain_loop(folder, tmp_path):
     report = extract(folder, tmp_path / "a", levels=("low", "mid", "high"), dtype="float32")
     archive = sf.open(tmp_path / "a")
     archive.verify()
-    assert (report.rows, report.left_out) == (ROWS, ())
+    assert (report.n_rows, report.left_out) == (ROWS, ())
     blocks = {"plain": 24, "wide": 48, "stained": 24}
     assert archive.teachers == {
         name + suffix: 24 if suffix else dim for name, dim in blocks.items() for suffix in (":low", ":mid", "")
@@ -179,7 +179,7 @@ def test_a_broken_image_stops_and_once_it_is_mended_the_rest_follows(broken, tmp
         sf.open(tmp_path / "a")
     for path, content in whole.items():
         path.write_bytes(content)
-    assert extract(images, tmp_path / "a", batch_size=3).rows == 10
+    assert extract(images, tmp_path / "a", batch_size=3).n_rows == 10
     extract(images, tmp_path / "b", batch_size=3)
     assert checksums(tmp_path / "a") == checksums(tmp_path / "b")
 
@@ -187,7 +187,7 @@ def test_a_broken_image_stops_and_once_it_is_mended_the_rest_follows(broken, tmp
 def test_broken_images_are_left_out_of_all_teachers_and_recorded(broken, tmp_path):
     images, _ = broken
     report = extract(images, tmp_path / "a", unreadable="exclude", dtype="float32")
-    assert report.rows == 8
+    assert report.n_rows == 8
     assert [(item["row"], item["path"]) for item in report.left_out] == [
         (3, str(images / "003.png")), (7, str(images / "007.png"))
     ]  # fmt: skip
@@ -205,7 +205,7 @@ def test_broken_images_are_left_out_of_all_teachers_and_recorded(broken, tmp_pat
 
 def test_a_part_without_a_readable_image(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction_plan, "PART_ROWS", 1)
-    assert extract(broken[0], tmp_path / "a", unreadable="exclude").rows == 8
+    assert extract(broken[0], tmp_path / "a", unreadable="exclude").n_rows == 8
     assert len(list((tmp_path / "a").glob("part-*"))) == 8
     sf.open(tmp_path / "a").verify()
 
@@ -334,7 +334,7 @@ def run(last=0, environment=()):
     report = sf.extract(images, teachers, out, weights={t.name: "random" for t in teachers}, levels=("low", "high"),
                         device="cpu", workers=2, batch_size=4, unreadable="exclude")
     print("calls", calls, flush=True)
-    os._exit(0 if report.rows == len(os.listdir(images)) - 1 else 3)
+    os._exit(0 if report.n_rows == len(os.listdir(images)) - 1 else 3)
 
 def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -357,7 +357,7 @@ def undisturbed(folder, tmp_path_factory):
     (images / "020.png").write_bytes(b"no image")
     calls = int(run_script("sys.exit(wait(run()))", images, path / "out").split()[1])
     archive = sf.open(path / "out")
-    assert archive.rows == ROWS - 1
+    assert archive.n_rows == ROWS - 1
     assert len(archive.files) == 8
     return images, checksums(path / "out"), calls
 

@@ -104,8 +104,8 @@ def rows_of(path, piece):
     """The rows of a piece as the archive reads them."""
     table = np.concatenate([np.zeros((len(piece.runs), 1), np.int64), piece.runs], axis=1)
     store = FeatureStore(piece.columns, piece.dtype, [str(path)], table)
-    out = np.empty((piece.rows, piece.columns), piece.dtype)
-    store.read(0, piece.rows, out)
+    out = np.empty((piece.n_rows, piece.columns), piece.dtype)
+    store.read(0, piece.n_rows, out)
     return out
 
 
@@ -141,7 +141,7 @@ def test_trident(tmp_path, libver, userblock_size):
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 170])
 def test_clam_whose_last_chunk_is_padded(tmp_path, rows):
     piece = assert_reads_as_h5py(write_clam(tmp_path / "slide.h5", make_features(rows), make_coords(rows)))
-    assert piece.rows == rows
+    assert piece.n_rows == rows
     assert piece.coords.dtype == np.int32
 
 
@@ -180,7 +180,7 @@ def test_atlaspatch(tmp_path):
 @pytest.mark.parametrize("chunks", [None, (1, 32, 6), (1, 1, 6)])
 def test_uni2_with_a_leading_axis(tmp_path, chunks):
     path = write_uni2(tmp_path / "slide.h5", make_features(70), make_coords(70), chunks)
-    assert assert_reads_as_h5py(path).rows == 70
+    assert assert_reads_as_h5py(path).n_rows == 70
 
 
 @pytest.mark.parametrize(("shape", "columns"), [((0,), 0), ((0, 6), 6), ((1, 0, 6), 6)])
@@ -188,7 +188,7 @@ def test_uni2_with_a_leading_axis(tmp_path, chunks):
 def test_empty_slides(tmp_path, shape, columns, dtype):
     path = write_one(tmp_path / "slide.h5", np.zeros(shape, dtype), np.zeros((0, 2), int))
     piece = read_piece(path)
-    assert (piece.rows, piece.columns, piece.runs.shape, piece.coords.shape) == (0, columns, (0, 3), (0, 2))
+    assert (piece.n_rows, piece.columns, piece.runs.shape, piece.coords.shape) == (0, columns, (0, 3), (0, 2))
     assert piece.dtype == ("float16" if dtype == np.float16 else "float32")
 
 
@@ -334,7 +334,7 @@ def test_finding_slides_in_class_folders(tmp_path):
     (tmp_path / "files" / "tumour" / "circle").symlink_to(tmp_path / "files")
     sources = find_hdf5_directory(tmp_path / "files", "uni")
     assert listed(sources) == [("uni", slide) for slide in "abcde"]
-    assert [source.read().rows for source in sources] == [3] * 5
+    assert [source.read().n_rows for source in sources] == [3] * 5
 
 
 def test_finding_clam(tmp_path):
@@ -397,7 +397,7 @@ def test_atlaspatch_files_with_other_encoders(tmp_path):
     write_atlaspatch(tmp_path / "patches" / "a.h5", {"uni": 3, "virchow": 5})
     write_atlaspatch(tmp_path / "patches" / "b.h5", {"uni": 3})
     sources = find_atlaspatch(tmp_path)
-    assert sources[0].read().rows == 70
+    assert sources[0].read().n_rows == 70
     with pytest.raises(ArchiveError, match=r"b\.h5: the encoders \('uni',\) differ.*\('uni', 'virchow'\)"):
         sources[1].read()
 
@@ -725,7 +725,7 @@ def open_damaged_files(folder, examples):
         signal.alarm(5)
         try:
             piece = read_piece(path, dataset)
-            outcomes["opened"] += rows_of(path, piece).shape == (piece.rows, piece.columns)
+            outcomes["opened"] += rows_of(path, piece).shape == (piece.n_rows, piece.columns)
         except (ArchiveError, StoreError):
             outcomes["refused"] += 1
 

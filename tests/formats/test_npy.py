@@ -33,7 +33,7 @@ def file(tmp_path_factory):
 def test_rows_are_those_of_numpy(file, dtype, version):
     save(file, FEATURES.astype(dtype), version)
     piece = read_piece(file)
-    assert (piece.rows, piece.columns, piece.dtype) == (7, 5, np.dtype(dtype).name)
+    assert (piece.n_rows, piece.columns, piece.dtype) == (7, 5, np.dtype(dtype).name)
     assert piece.coords is piece.labels is None
     np.testing.assert_array_equal(read_rows(file, piece), np.load(file))
 
@@ -52,7 +52,7 @@ def test_one_column_and_one_row(file):
 @pytest.mark.parametrize(("array", "columns"), [(np.array([]), 0), (np.empty((0, 5), np.float16), 5)])
 def test_empty_slides(file, array, columns):
     piece = read_piece(save(file, array))
-    assert (piece.rows, piece.columns) == (0, columns)
+    assert (piece.n_rows, piece.columns) == (0, columns)
 
 
 def test_a_header_that_another_program_wrote(file):

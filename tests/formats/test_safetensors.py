@@ -30,7 +30,7 @@ def file(tmp_path_factory):
 def test_rows_are_those_of_safetensors(file, dtype):
     save_file({"features": FEATURES.to(dtype), "labels": LABELS, "coords": COORDS}, file)
     piece = read_piece(file)
-    assert (piece.rows, piece.columns, f"torch.{piece.dtype}") == (7, 5, str(dtype))
+    assert (piece.n_rows, piece.columns, f"torch.{piece.dtype}") == (7, 5, str(dtype))
     np.testing.assert_array_equal(read_rows(file, piece), bits(load_file(file)["features"]))
     np.testing.assert_array_equal(piece.labels, LABELS)
     np.testing.assert_array_equal(piece.coords, COORDS[:, :2])
@@ -78,7 +78,7 @@ def test_every_matrix_of_a_file(file):
 def test_empty_slides(file, empty):
     save_file({"features": empty, "coords": torch.empty(0, 2, dtype=torch.int64)}, file)
     piece = read_piece(file)
-    assert (piece.rows, piece.columns, piece.coords.shape) == (0, 5 * (empty.ndim - 1), (0, 2))
+    assert (piece.n_rows, piece.columns, piece.coords.shape) == (0, 5 * (empty.ndim - 1), (0, 2))
 
 
 def test_what_is_no_class_of_a_row_is_no_label(file):

@@ -41,7 +41,7 @@ def test_a_tensor(file, dtype, protocol):
     """CLAM's pt_files and slide2vec's tile_embeddings."""
     torch.save(FEATURES.to(dtype), file, pickle_protocol=protocol)
     piece = read_piece(file)
-    assert (piece.rows, piece.columns, f"torch.{piece.dtype}") == (7, 5, str(dtype))
+    assert (piece.n_rows, piece.columns, f"torch.{piece.dtype}") == (7, 5, str(dtype))
     assert piece.coords is piece.labels is None
     assert piece.runs[0, 0] % 64 == 0
     np.testing.assert_array_equal(read_rows(file, piece), bits(torch.load(file, weights_only=False)))
@@ -141,7 +141,7 @@ def test_a_parameter(file):
 def test_empty_slides(file, empty):
     torch.save({"features": empty, "coords": torch.empty(0, 2, dtype=torch.int64)}, file)
     piece = read_piece(file)
-    assert (piece.rows, piece.columns, piece.coords.shape) == (0, 5 * (empty.ndim - 1), (0, 2))
+    assert (piece.n_rows, piece.columns, piece.coords.shape) == (0, 5 * (empty.ndim - 1), (0, 2))
 
 
 def test_one_label_for_a_slide_is_no_label_of_its_rows(file):

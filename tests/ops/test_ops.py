@@ -26,7 +26,7 @@ def step(student, backend, precision="ieee", missing=False):
         output = student(features, present)
         losses = OBJECTIVE(student, features, labels, output)
         losses.total.backward()
-        weights = [] if output.weights is None else [output.weights]
+        weights = [] if output.shares is None else [output.shares]
     gradients = [p.grad.clone() for p in student.parameters()]
     return [output.logits, *losses, *weights, *gradients]
 

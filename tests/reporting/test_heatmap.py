@@ -13,7 +13,7 @@ import shazam_fast as sf
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
 
 
-def make_scores(coords, slide="slide 1/2", classes=CLASSES, weights=True):
+def make_scores(coords, slide="slide 1/2", classes=CLASSES, shares=True):
     """Patch i is of class i % C with probability 0.8 and leads with teacher i % N."""
     n, C, N = len(coords), len(classes), len(TEACHERS)
     probabilities = np.full((n, C), 0.2 / (C - 1), np.float32)
@@ -24,9 +24,9 @@ def make_scores(coords, slide="slide 1/2", classes=CLASSES, weights=True):
     columns |= {"x": np.asarray(coords)[:, 0], "y": np.asarray(coords)[:, 1]}
     columns["prediction"] = pa.array([classes[i % C] for i in range(n)]).dictionary_encode()
     columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(classes)}
-    if weights:
-        columns |= {f"weight_{name}": shares[:, i] for i, name in enumerate(TEACHERS)}
-    about = {"classes": classes, "teachers": tuple(TEACHERS), "missing_teachers": (), "rows": n, "weights": weights}
+    if shares:
+        columns |= {f"share_{name}": shares[:, i] for i, name in enumerate(TEACHERS)}
+    about = {"classes": classes, "teachers": tuple(TEACHERS), "missing_teachers": (), "rows": n, "shares": shares}
     return sf.Scores(about, [pa.table(columns)])
 
 
@@ -59,8 +59,8 @@ def test_pictures_show_every_patch_in_its_colour(tmp_path):
     assert 4 * 274**2 < blue.sum() < 4 * 277**2
     assert 4 * 274**2 < teal.sum() < 4 * 277**2
     assert np.flatnonzero(teal.any(axis=0)).min() > np.flatnonzero(blue.any(axis=0)).max()
-    bare = np.asarray(Image.open(sf.heatmap(make_scores(GRID, weights=False), tmp_path / "b")[0]))
-    assert bare.shape[1] < picture.shape[1] - 1000, "without weights there is no third panel"
+    bare = np.asarray(Image.open(sf.heatmap(make_scores(GRID, shares=False), tmp_path / "b")[0]))
+    assert bare.shape[1] < picture.shape[1] - 1000, "without shares there is no third panel"
 
 
 def test_a_patch_size_of_ones_own_and_many_classes(tmp_path):

@@ -41,7 +41,7 @@ def test_every_shape(rows, dims, D, K, C):
     with torch.no_grad():
         exact = student.double()(features.double())
     np.testing.assert_allclose(logits, exact.logits, atol=2e-5)
-    np.testing.assert_allclose(weights, exact.weights, atol=2e-6)
+    np.testing.assert_allclose(weights, exact.shares, atol=2e-6)
     fused = torch.from_numpy(pooled).double() @ folded.value_map.double()
     np.testing.assert_allclose(fused, exact.fused, atol=2e-5 * float(exact.fused.abs().max() + 1))
 
@@ -78,7 +78,7 @@ def test_absent_teachers_and_other_columns():
     with torch.no_grad():
         expected = student(own, torch.tensor([True, False, True]).expand(20, -1))
     np.testing.assert_allclose(logits, expected.logits, atol=1e-5)
-    np.testing.assert_allclose(weights, expected.weights, atol=1e-6)
+    np.testing.assert_allclose(weights, expected.shares, atol=1e-6)
     assert (weights[:, 1] == 0).all()
 
 
@@ -131,7 +131,7 @@ def test_an_error_in_one_thread_ends_all(trained, monkeypatch):
 
     monkeypatch.setattr(archive, "gather", fail)
     with (
-        Scorer(student, archive, torch.device("cpu"), embedding=False, allow_missing_teachers=False) as scorer,
+        Scorer(student, archive, torch.device("cpu"), fused=False, allow_missing_teachers=False) as scorer,
         pytest.raises(sf.ArchiveError, match="the disk broke"),
     ):
         scorer.score(np.arange(300))

@@ -47,17 +47,17 @@ def score_until(limit, monkeypatch, *arguments, error=KeyboardInterrupt):
 
 def test_parts_hold_all_rows_once(trained, tmp_path):
     student, archive = trained
-    scores = sf.score(student, archive, tmp_path / "out", embedding=True)
+    scores = sf.score(student, archive, tmp_path / "out", fused=True)
     manifest = json.loads((tmp_path / "out" / "_scores.json").read_bytes())
     assert [part["rows"] for part in manifest["parts"]] == [16] * 18 + [12]
     assert (manifest["rows"], manifest["missing_teachers"], manifest["forced"]) == (300, [], False)
     np.testing.assert_array_equal(scores.rows, np.arange(300))
-    kept = sf.score(student, archive, embedding=True)
-    for name in ("rows", "coords", "prediction", "probabilities", "weights", "embedding"):
+    kept = sf.score(student, archive, fused=True)
+    for name in ("rows", "coords", "prediction", "probabilities", "shares", "fused"):
         np.testing.assert_array_equal(getattr(scores, name), getattr(kept, name))
     with torch.no_grad():
         fused = student(torch.from_numpy(archive.gather(np.arange(300)))).fused
-    np.testing.assert_allclose(scores.embedding, fused, atol=1e-3 * float(fused.abs().max()))
+    np.testing.assert_allclose(scores.fused, fused, atol=1e-3 * float(fused.abs().max()))
 
 
 def test_a_split_in_parts_some_of_which_are_empty(trained, tmp_path):
@@ -137,8 +137,8 @@ def test_other_jobs_are_refused(trained, tmp_path, monkeypatch):
         before = contents(place)
         with pytest.raises(sf.MismatchError, match="holds the work of another call: the student differ"):
             sf.score(other, archive, place)
-        with pytest.raises(sf.MismatchError, match="split, embedding differ"):
-            sf.score(student, archive, place, split="val", embedding=True)
+        with pytest.raises(sf.MismatchError, match="split, fused differ"):
+            sf.score(student, archive, place, split="val", fused=True)
         assert contents(place) == before
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mum.txt").write_text("dear")
@@ -197,7 +197,7 @@ def test_missing_teachers_are_in_the_manifest(trained, tmp_path, archive):
     with pytest.raises(sf.MismatchError, match="allow_missing_teachers=True"):
         sf.score(strict, fewer, tmp_path / "strict")
     forced = sf.score(strict, fewer, tmp_path / "strict", allow_missing_teachers=True)
-    assert (forced.weights[:, 1] == 0).all()
+    assert (forced.shares[:, 1] == 0).all()
     assert json.loads((tmp_path / "strict" / "_scores.json").read_bytes())["forced"] is True
     none = sf.write_archive(tmp_path / "none", {"conch": features["virchow"]})
     with pytest.raises(sf.MismatchError, match=rf"missing \[{', '.join(map(repr, TEACHERS))}\]"):

@@ -29,7 +29,7 @@ def test_reading(scores, trained):
     np.testing.assert_array_equal(scores.coords, archive.coords)
     np.testing.assert_array_equal(scores.probabilities.argmax(axis=1), scores.prediction)
     assert table["prediction"].to_pylist() == [CLASSES[c] for c in scores.prediction]
-    assert "rows=300" in repr(scores)
+    assert "300 patches" in repr(scores)
 
 
 def test_one_slide(scores, trained):
@@ -42,10 +42,10 @@ def test_one_slide(scores, trained):
 
 
 def test_columns_that_are_not_there(scores):
-    with pytest.raises(sf.MismatchError, match="no column 'embedding'; they have row, slide"):
-        _ = scores.embedding
-    with pytest.raises(sf.MismatchError, match="no column 'weight_conch'"):
-        scores.read(["row", "weight_conch"])
+    with pytest.raises(sf.MismatchError, match="no column 'fused'; they have row, slide"):
+        _ = scores.fused
+    with pytest.raises(sf.MismatchError, match="no column 'share_conch'"):
+        scores.read(["row", "share_conch"])
 
 
 def test_directories_that_hold_no_scores(trained, tmp_path):

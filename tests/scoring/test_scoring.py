@@ -18,10 +18,10 @@ def test_scores_are_what_the_student_says(trained):
         output = student.double()(torch.from_numpy(archive.gather(np.arange(300))).double())
     student.float()
     np.testing.assert_allclose(scores.probabilities, output.logits.softmax(1).numpy(), atol=1e-4)
-    np.testing.assert_allclose(scores.weights, output.weights.numpy(), atol=1e-3)
+    np.testing.assert_allclose(scores.shares, output.shares.numpy(), atol=1e-3)
     np.testing.assert_array_equal(scores.prediction, scores.probabilities.argmax(1))
     np.testing.assert_allclose(scores.probabilities.sum(1), 1.0, atol=1e-5)
-    np.testing.assert_allclose(scores.weights.sum(1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(scores.shares.sum(1), 1.0, atol=1e-5)
     assert (scores.classes, scores.teachers) == (CLASSES, tuple(TEACHERS))
     np.testing.assert_array_equal(scores.rows, np.arange(300))
 
@@ -46,7 +46,7 @@ def test_parquet(trained, tmp_path):
     assert table["prediction"].to_pylist() == [CLASSES[c] for c in scores.prediction]
     np.testing.assert_array_equal(table["row"], np.arange(300))
     np.testing.assert_array_equal(table["probability_adenoma"].to_numpy(), scores.probabilities[:, 1])
-    np.testing.assert_array_equal(table["weight_phikon-v2"].to_numpy(), scores.weights[:, 1])
+    np.testing.assert_array_equal(table["share_phikon-v2"].to_numpy(), scores.shares[:, 1])
     np.testing.assert_array_equal(np.stack([table["x"], table["y"]], 1), archive.coords)
     assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["_scores.json", "part-00000.parquet"]
 
@@ -75,11 +75,11 @@ def test_double_precision_on_request(trained):
     np.testing.assert_allclose(exact.probabilities, sf.score(student, archive).probabilities, atol=1e-4)
 
 
-def test_residual_students_have_no_teacher_weights(archive, tmp_path):
+def test_residual_students_have_no_teacher_shares(archive, tmp_path):
     student = sf.train(archive, epochs=1, batch_size=16, dim=8, depth=1, block="residual").student
     scores = sf.score(student, archive, tmp_path / "scores")
-    assert scores.weights is None
-    assert not [n for n in scores.read().column_names if n.startswith("weight_")]
+    assert scores.shares is None
+    assert not [n for n in scores.read().column_names if n.startswith("share_")]
 
 
 def test_teachers_in_another_order_and_one_too_many(trained, tmp_path):
@@ -98,8 +98,8 @@ def test_a_student_with_teacher_dropout_does_without_a_teacher(trained, tmp_path
     features = make_patches()["features"]
     del features["phikon-v2"]
     scores = sf.score(student, sf.write_archive(tmp_path / "a", features))
-    assert (scores.weights[:, 1] == 0).all()
-    np.testing.assert_allclose(scores.weights.sum(1), 1.0, atol=1e-5)
+    assert (scores.shares[:, 1] == 0).all()
+    np.testing.assert_allclose(scores.shares.sum(1), 1.0, atol=1e-5)
     present = torch.tensor([True, False, True]).expand(300, -1)
     with torch.no_grad():
         expected = student(torch.from_numpy(archive.gather(np.arange(300))), present).logits.softmax(1)
@@ -137,7 +137,7 @@ def test_a_stored_nan_is_named(archive, block):
 
 def test_evaluate_needs_labels_and_the_same_classes(trained, tmp_path):
     student, archive = trained
-    assert sf.evaluate(student, archive, "val").rows == 75
+    assert sf.evaluate(student, archive, "val").n_rows == 75
     patches = make_patches()
     patches["labels"][299] = -1
     with pytest.raises(sf.MismatchError, match="1 of 75 patches of split 'test' have no label, the first is row 299"):

@@ -26,7 +26,7 @@ def test_folded_is_what_the_equations_say(teachers, missing):
     np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
     np.testing.assert_allclose(array(weights), w, atol=1e-12)
     torch.testing.assert_close(logits, output.logits, atol=1e-11, rtol=0)
-    torch.testing.assert_close(weights, output.weights, atol=1e-12, rtol=0)
+    torch.testing.assert_close(weights, output.shares, atol=1e-12, rtol=0)
 
 
 def errors(student, features):
@@ -42,7 +42,7 @@ def errors(student, features):
     return {
         name: (
             float((logits.double() - output.logits).abs().max() / scale),
-            float((w.double() - output.weights).abs().max()),
+            float((w.double() - output.shares).abs().max()),
         )
         for name, (logits, w) in results.items()
     }

@@ -35,7 +35,7 @@ def expected_bare(student, features, present):
     parts = split_standardised(student, features)
     tokens = equations.project(parts, *maps_per_teacher(student, student.projection))
     fused, attention = equations.bare_stack(tokens, *maps_of(student), present)
-    return tokens, fused, equations.teacher_weights(attention, present), head_of(student, fused)
+    return tokens, fused, equations.teacher_shares(attention, present), head_of(student, fused)
 
 
 def expected_residual(student, features, present):
@@ -81,17 +81,17 @@ def test_forward_is_what_the_equations_say(block, missing, teachers, B):
     np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
     np.testing.assert_allclose(array(output.logits), logits, atol=1e-11)
     if block == "bare":
-        np.testing.assert_allclose(array(output.weights), weights, atol=1e-12)
+        np.testing.assert_allclose(array(output.shares), weights, atol=1e-12)
     else:
-        assert output.weights is None
+        assert output.shares is None
 
 
-def test_teacher_weights_are_shares_of_the_fused_feature():
+def test_teacher_shares_are_shares_of_the_fused_feature():
     """t = (w T) C with the same C for every patch: w says exactly how much of each teacher's token is in t."""
     student = make_student()
     features, present = make_batch(student, 7, missing=True)
     output = student(features, present)
-    w = output.weights
+    w = output.shares
     torch.testing.assert_close(w.sum(1), torch.ones(7, dtype=w.dtype))
     assert (w >= 0).all()
     assert (w[~present] == 0).all()

@@ -36,9 +36,9 @@ def test_a_student_learns_what_is_there(archive):
     assert result.metrics["test"].balanced_accuracy > 0.8
     first, last = result.history[0], result.history[-1]
     assert last["loss"] < first["loss"]
-    assert set(last["cosine"]) == set(last["huber"]) == set(last["teacher_weights"]) == set(archive.teachers)
-    assert sum(last["teacher_weights"].values()) == pytest.approx(1.0, abs=1e-5)
-    assert 0 <= last["weight_entropy"] <= np.log(3) + 1e-6
+    assert set(last["cosine"]) == set(last["huber"]) == set(last["teacher_shares"]) == set(archive.teachers)
+    assert sum(last["teacher_shares"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert 0 <= last["share_entropy"] <= np.log(3) + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_student_learns_what_is_there(archive):
 def test_every_option_trains(archive, options):
     result = sf.train(archive, **({} if "preset" in options else QUICK) | options)
     assert np.isfinite([record["loss"] for record in result.history]).all()
-    assert result.metrics["val"].rows == 75
+    assert result.metrics["val"].n_rows == 75
 
 
 def test_presets_are_the_papers():

@@ -19,18 +19,18 @@ class Loop:
 
     def __init__(self, archive, block="bare", dropout=0.0):
         config = sf.TrainConfig(dim=16, depth=2, block=block)
-        self.rows = archive.split("train")
+        self.n_rows = archive.split("train")
         self.student = sf.Student(
             config.student(archive.teachers, archive.classes), torch.Generator().manual_seed(0)
         ).to(DEVICE)
         optimizer = torch.optim.AdamW(self.student.parameters(), fused=True, capturable=DEVICE.type == "cuda")
-        self.steps = -(-len(self.rows) // BATCH)
+        self.steps = -(-len(self.n_rows) // BATCH)
         self.losses = torch.zeros(self.steps, 2 + 2 * len(archive.teachers), device=DEVICE)
-        feed = feeds.TrainingFeed(archive, self.rows, DEVICE, BATCH)
+        feed = feeds.TrainingFeed(archive, self.n_rows, DEVICE, BATCH)
         self.step = TrainingStep(self.student, optimizer, config.objective(), feed, self.losses)
         random = np.random.default_rng(0)
-        self.order = random.permutation(len(self.rows))
-        self.present = random.random((len(self.rows), len(archive.teachers))) >= dropout if dropout else None
+        self.order = random.permutation(len(self.n_rows))
+        self.present = random.random((len(self.n_rows), len(archive.teachers))) >= dropout if dropout else None
         if self.present is not None:
             self.present[:, 0] = True
 
@@ -39,8 +39,8 @@ class Loop:
 
     def run(self, run):
         """All batches through `run`, the last one short; parameters and losses afterwards."""
-        for start in range(0, len(self.rows), BATCH):
-            run(min(BATCH, len(self.rows) - start))
+        for start in range(0, len(self.n_rows), BATCH):
+            run(min(BATCH, len(self.n_rows) - start))
         return [p.detach().clone() for p in self.student.parameters()] + [self.losses.clone()]
 
     def plainly(self, size):
