@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "store/convert.h"
 #include "store/window.h"
 
 namespace shazam {
@@ -125,14 +124,8 @@ int64_t FeatureStore::check_finite(int64_t start, int64_t stop) const {
   int64_t first = -1;
   for_each_window(*this, start, stop, 0, [&](const Window& window) {
     window.read_ahead();
-    for (const Piece& piece : window.pieces()) {
-      for (int64_t i = 0; i < piece.rows; ++i) {
-        if (all_finite(dtype_, piece.row(i), columns_)) continue;
-        first = piece.position + i;
-        return false;
-      }
-    }
-    return true;
+    first = window.find_nonfinite();
+    return first < 0;
   });
   return first;
 }

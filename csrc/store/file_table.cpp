@@ -1,17 +1,19 @@
 #include "store/file_table.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <unordered_set>
 
 namespace shazam {
 namespace {
 
-/// All tables of the process under one lock. One, because a process that runs out of descriptors
-/// has to close idle files of every table, and because a forked child can only be given a lock
-/// whose state is known. It is never held while a file is opened or closed.
+/// All tables of the process under one lock. One, because they share the descriptors, and because a
+/// forked child can only be given a lock whose state is known. It is never held while a file is
+/// opened or closed.
 struct Registry {
   std::mutex mutex;
   std::unordered_set<FileTable*> tables;
@@ -25,6 +27,14 @@ Registry& registry() {
     return new Registry;  // never freed: a table may outlive every static object
   }();
   return *instance;
+}
+
+/// How many descriptors all tables may keep: the rest of the process needs some too.
+int64_t descriptor_budget() {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  constexpr rlim_t kMost = 1 << 20;  // the limit may be infinity
+  return static_cast<int64_t>(std::clamp<rlim_t>(limit.rlim_cur / 4, 1, kMost));
 }
 
 }  // namespace
@@ -46,35 +56,44 @@ void FileTable::require(int64_t file, int64_t bytes) {
   files_[file].required_bytes = std::max(files_[file].required_bytes, bytes);
 }
 
-std::shared_ptr<const MappedFile> FileTable::open(int64_t file) {
-  if (auto mapping = find(file)) {
-    mapping->require(files_[file].required_bytes);
-    return mapping;
+FileTable::Opened FileTable::open(int64_t file) {
+  const int64_t bytes = files_[file].required_bytes;
+  bool seen = false;
+  auto mapping = find(file, seen);
+  if (mapping) {
+    const int64_t modified = mapping->require(bytes);
+    return {std::move(mapping), bytes, modified};
   }
-  auto mapping = map(files_[file].path);
-  mapping->require(files_[file].required_bytes);
-  return insert(file, std::move(mapping));
+  mapping = map(files_[file].path);
+  const int64_t modified = mapping->require(bytes, seen ? ErrorKind::Shrunk : ErrorKind::Truncated);
+  return {insert(file, std::move(mapping)), bytes, modified};
 }
 
-std::shared_ptr<const MappedFile> FileTable::find(int64_t file) {
+std::shared_ptr<MappedFile> FileTable::find(int64_t file, bool& seen) {
   const std::lock_guard lock(registry().mutex);
   File& entry = files_[file];
   if (entry.mapping) recent_.splice(recent_.begin(), recent_, entry.recency);
+  seen = entry.seen;
   return entry.mapping;
 }
 
-std::shared_ptr<const MappedFile> FileTable::map(const std::string& path) {
+std::shared_ptr<MappedFile> FileTable::map(const std::string& path) {
+  const int64_t budget = descriptor_budget();
+  // Some more than needed at a time: each call looks at all files.
+  if (Descriptor::count() >= budget) drop_idle_descriptors(budget * 3 / 4);
+  std::shared_ptr<MappedFile> mapping;
   try {
-    return std::make_shared<MappedFile>(path);
+    mapping = std::make_shared<MappedFile>(path);
   } catch (const TooManyOpenFiles&) {
-    close_idle_files();
-    return std::make_shared<MappedFile>(path);
+    drop_idle_descriptors(0);
+    mapping = std::make_shared<MappedFile>(path);
   }
+  if (Descriptor::count() > budget) mapping->drop_descriptor();
+  return mapping;
 }
 
-std::shared_ptr<const MappedFile> FileTable::insert(int64_t file,
-                                                    std::shared_ptr<const MappedFile> mapping) {
-  std::shared_ptr<const MappedFile> evicted;  // declared first: unmapped after the lock is gone
+std::shared_ptr<MappedFile> FileTable::insert(int64_t file, std::shared_ptr<MappedFile> mapping) {
+  std::shared_ptr<MappedFile> evicted;  // declared first: unmapped after the lock is gone
   const std::lock_guard lock(registry().mutex);
   File& entry = files_[file];
   if (entry.mapping) return entry.mapping;  // another thread was faster
@@ -99,16 +118,18 @@ std::shared_ptr<const MappedFile> FileTable::insert(int64_t file,
   return mapping;
 }
 
-void FileTable::close_idle_files() {
-  std::vector<std::shared_ptr<const MappedFile>> idle;  // unmapped after the lock is gone
+void FileTable::drop_idle_descriptors(int64_t keep) {
+  std::vector<std::unique_ptr<Descriptor>> dropped;  // closed after the lock is gone
   const std::lock_guard lock(registry().mutex);
+  int64_t excess = Descriptor::count() - keep;
   for (FileTable* table : registry().tables) {
-    table->recent_.remove_if([&](int64_t file) {
-      auto& mapping = table->files_[file].mapping;
-      if (mapping.use_count() > 1) return false;
-      idle.push_back(std::move(mapping));
-      return true;
-    });
+    for (auto at = table->recent_.rbegin(); at != table->recent_.rend() && excess > 0; ++at) {
+      MappedFile& file = *table->files_[*at].mapping;
+      if (table->files_[*at].mapping.use_count() > 1 || !file.has_descriptor()) continue;
+      std::atomic_thread_fence(std::memory_order_acquire);  // after its last use by others
+      dropped.push_back(file.drop_descriptor());
+      --excess;
+    }
   }
 }
 

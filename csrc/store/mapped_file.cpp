@@ -20,6 +20,9 @@ constexpr int64_t kBlockBytes = 64 << 10;  // what the kernel maps around one pa
     throw StoreError(ErrorKind::Missing, path + ": no such file");
   }
   if (code == EMFILE || code == ENFILE) throw TooManyOpenFiles(path);
+  if (code == ENXIO || code == ENODEV) {
+    throw StoreError(ErrorKind::Unsupported, path + ": expected a file, found a device or a socket");
+  }
   throw StoreError(ErrorKind::System, path + ": " + std::strerror(code));
 }
 
@@ -29,50 +32,95 @@ struct stat status_of(const std::string& path, int descriptor) {
   return status;
 }
 
-}  // namespace
-
-Descriptor::Descriptor(const std::string& path)
-    : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-  if (value_ < 0) throw_system_error(path, errno);
+int64_t modified_ns(const struct stat& status) {
+  return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
 }
 
-Descriptor::~Descriptor() { close(value_); }
+const char* type_name(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  return "a device";
+}
+
+}  // namespace
+
+std::atomic<int64_t> Descriptor::count_{0};
+
+// O_NONBLOCK: a named pipe that nobody writes to would block. It changes nothing for files.
+Descriptor::Descriptor(const std::string& path)
+    : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)) {
+  if (value_ < 0) throw_system_error(path, errno);
+  ++count_;
+}
+
+Descriptor::~Descriptor() {
+  close(value_);
+  --count_;
+}
 
 TooManyOpenFiles::TooManyOpenFiles(const std::string& path)
     : StoreError(ErrorKind::System, path + ": too many open files; raise `ulimit -n`") {}
 
-MappedFile::MappedFile(const std::string& path) : path_(path), descriptor_(path) {
-  const struct stat status = status_of(path, descriptor_.get());
-  if (!S_ISREG(status.st_mode)) throw StoreError(ErrorKind::System, path + ": not a regular file");
+MappedFile::MappedFile(const std::string& path)
+    : path_(path), descriptor_(std::make_unique<Descriptor>(path)) {
+  const struct stat status = status_of(path, descriptor_->get());
+  if (!S_ISREG(status.st_mode)) {
+    throw StoreError(ErrorKind::Unsupported,
+                     path + ": expected a file, found " + type_name(status.st_mode));
+  }
   size_ = status.st_size;
-  identity_ = {status.st_ino, status.st_mtim.tv_sec * 1'000'000'000 + status.st_mtim.tv_nsec};
+  identity_ = {status.st_dev, status.st_ino, modified_ns(status)};
+  writable_ = access(path.c_str(), W_OK) == 0;
+  visited_ = std::make_unique<std::atomic<bool>[]>(size_ / kBlockBytes + 1);
   if (size_ > 0) {  // an empty file cannot be mapped, and nothing can be read from it
-    void* address = mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor_.get(), 0);
+    void* address = mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor_->get(), 0);
     if (address == MAP_FAILED) throw_system_error(path, errno);
     data_ = static_cast<std::byte*>(address);
   }
-  writable_ = access(path.c_str(), W_OK) == 0;
-  visited_ = std::make_unique<std::atomic<bool>[]>(size_ / kBlockBytes + 1);
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 
-void MappedFile::require(int64_t bytes) const {
-  const int64_t readable = std::min<int64_t>(size_, status_of(path_, descriptor_.get()).st_size);
-  if (readable >= bytes) return;
-  throw StoreError(ErrorKind::Truncated, path_ + ": expected at least " + std::to_string(bytes) +
-                                             " bytes, found " + std::to_string(readable));
+/// Of the file as it is now; as it was when that cannot be known, because there is no descriptor and
+/// the path leads to another file or to none.
+MappedFile::State MappedFile::state() const {
+  struct stat status;
+  if (descriptor_) {
+    status = status_of(path_, descriptor_->get());
+  } else if (stat(path_.c_str(), &status) != 0 || status.st_dev != identity_.device ||
+             status.st_ino != identity_.inode) {
+    return {size_, identity_.modified_ns};
+  }
+  return {status.st_size, modified_ns(status)};
+}
+
+int64_t MappedFile::require(int64_t bytes, ErrorKind if_short) const {
+  const State now = state();
+  const int64_t readable = std::min(size_, now.bytes);
+  if (readable >= bytes) return now.modified_ns;
+  throw StoreError(size_ < bytes ? if_short : ErrorKind::Shrunk,
+                   path_ + ": expected at least " + std::to_string(bytes) + " bytes, found " +
+                       std::to_string(readable));
+}
+
+void MappedFile::require_unchanged(int64_t bytes, int64_t modified_ns) const {
+  if (require(bytes) == modified_ns) return;
+  throw StoreError(ErrorKind::Changed,
+                   path_ + ": was written while it was read; wait until it is complete");
 }
 
 bool MappedFile::is_cached(const std::byte* address) const {
-  char byte;
-  const iovec target{&byte, 1};
-  if (preadv2(descriptor_.get(), &target, 1, address - data_, RWF_NOWAIT) == 1) return true;
+  if (descriptor_) {
+    char byte;
+    const iovec target{&byte, 1};
+    if (preadv2(descriptor_->get(), &target, 1, address - data_, RWF_NOWAIT) == 1) return true;
+    if (errno != EOPNOTSUPP) return false;
+  }
   // Files in memory and on network file systems cannot be asked that way. The other way is open to
   // those who may write the file; for others mincore reports every page as present.
-  if (errno != EOPNOTSUPP || !writable_) return false;
+  if (!writable_) return false;
   unsigned char present = 0;
   mincore(page_of(address), 1, &present);
   return present & 1;
@@ -87,6 +135,7 @@ void MappedFile::will_need(const std::byte* begin, const std::byte* end) const {
 }
 
 bool MappedFile::visit(const std::byte* begin, const std::byte* end) const {
+  if (!descriptor_) return true;
   bool before = true;
   for (int64_t block = (begin - data_) / kBlockBytes; block <= (end - 1 - data_) / kBlockBytes; ++block) {
     if (visited_[block].load(std::memory_order_relaxed)) continue;
@@ -99,10 +148,10 @@ bool MappedFile::visit(const std::byte* begin, const std::byte* end) const {
 void MappedFile::read(const std::byte* begin, int64_t bytes, std::byte* target) const {
   off_t offset = begin - data_;
   while (bytes > 0) {
-    const ssize_t count = pread(descriptor_.get(), target, bytes, offset);
+    const ssize_t count = pread(descriptor_->get(), target, bytes, offset);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) throw_system_error(path_, errno);
-    if (count == 0) throw StoreError(ErrorKind::Truncated, path_ + ": shrank while it was read");
+    if (count == 0) throw StoreError(ErrorKind::Shrunk, path_ + ": shrank while it was read");
     bytes -= count;
     offset += count;
     target += count;

@@ -18,7 +18,8 @@ class TooManyOpenFiles : public StoreError {
   explicit TooManyOpenFiles(const std::string& path);
 };
 
-/// An open file, closed at the end of the scope.
+/// A file that is open for reading, closed at the end of the scope. Opening never blocks, be the
+/// path a pipe or a device. Throws Missing, Unsupported or System.
 class Descriptor {
  public:
   explicit Descriptor(const std::string& path);
@@ -28,15 +29,21 @@ class Descriptor {
 
   int get() const { return value_; }
 
+  /// How many the process has.
+  static int64_t count() { return count_; }
+
  private:
+  static std::atomic<int64_t> count_;
   int value_;
 };
 
 /// A regular file, mapped read-only for as long as the object lives.
 ///
-/// The descriptor stays open just as long: `fstat` on it is what tells that the mapped file has
-/// shrunk, where touching a page beyond its new end would be a SIGBUS. A file that is renamed
-/// away or unlinked stays readable as it was.
+/// To touch a page beyond the end of a file that has shrunk is a SIGBUS: read the mapping inside
+/// `run_guarded` only. A file that is renamed away or unlinked stays readable as it was.
+///
+/// The descriptor can be dropped, which leaves the mapping. The file is then looked up by its path
+/// to see whether it has shrunk, and first visits are served by the mapping.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);
@@ -44,10 +51,19 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
+  const std::string& path() const { return path_; }
   const std::byte* data() const { return data_; }
 
-  /// Throws Truncated unless the first `bytes` bytes are mapped and still in the file.
-  void require(int64_t bytes) const;
+  bool contains(const void* address) const {
+    return data_ <= address && address < data_ + size_;
+  }
+
+  /// Throws `if_short` unless the first `bytes` bytes are mapped, and Shrunk unless they are still
+  /// in the file. Returns when the file was last written.
+  int64_t require(int64_t bytes, ErrorKind if_short = ErrorKind::Truncated) const;
+
+  /// Throws Shrunk, or Changed when the file was written after what `require` returned.
+  void require_unchanged(int64_t bytes, int64_t modified_ns) const;
 
   /// Whether this byte can be read without waiting for the disk; false where the file system does
   /// not tell. If not, the question itself may start the reading of its page.
@@ -58,25 +74,38 @@ class MappedFile {
 
   void advise(Access access) const;
 
-  /// Whether all of [begin, end) was visited before; from now on it was.
+  /// Whether [begin, end) is best read through the mapping: all of it was visited before, or there
+  /// is no descriptor. From now on it was visited.
   bool visit(const std::byte* begin, const std::byte* end) const;
 
   /// Copies [begin, begin + bytes) through the descriptor. The first visit of a page costs half of
   /// what mapping it does; later visits are for the mapping.
   void read(const std::byte* begin, int64_t bytes, std::byte* target) const;
 
+  bool has_descriptor() const { return descriptor_ != nullptr; }
+
+  /// Hands out the descriptor to be closed. Not while another thread uses this object.
+  std::unique_ptr<Descriptor> drop_descriptor() { return std::move(descriptor_); }
+
   /// What tells this file from another one that later has the same path.
   struct Identity {
+    uint64_t device = 0;
     uint64_t inode = 0;
     int64_t modified_ns = 0;
   };
   Identity identity() const { return identity_; }
 
  private:
+  struct State {
+    int64_t bytes;
+    int64_t modified_ns;
+  };
+
+  State state() const;
   std::byte* page_of(const std::byte* address) const;
 
   std::string path_;
-  Descriptor descriptor_;
+  std::unique_ptr<Descriptor> descriptor_;
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
   Identity identity_;

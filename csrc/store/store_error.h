@@ -6,19 +6,23 @@
 namespace shazam {
 
 enum class ErrorKind {
-  Missing,    // no such file
-  Truncated,  // a file is shorter than its extents need
-  Changed,    // a file was replaced since it was first opened
-  Bounds,     // a row, an extent or an array size outside what it refers to
-  Dtype,      // an unknown dtype, or an array whose dtype or memory layout does not fit
-  System,     // anything else the operating system refused
+  Missing,      // no such file
+  Truncated,    // a file is shorter than its extents need
+  Shrunk,       // a file was long enough when it was opened, and no longer is
+  Changed,      // a file was replaced since it was first opened, or written while it was read
+  Unsupported,  // a directory, a pipe or a device in place of a file
+  Bounds,       // a row, an extent or an array size outside what it refers to
+  Dtype,        // an unknown dtype, or an array whose dtype or memory layout does not fit
+  System,       // anything else the operating system refused
 };
 
 inline const char* name(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::Missing: return "missing";
     case ErrorKind::Truncated: return "truncated";
+    case ErrorKind::Shrunk: return "shrunk";
     case ErrorKind::Changed: return "changed";
+    case ErrorKind::Unsupported: return "unsupported";
     case ErrorKind::Bounds: return "bounds";
     case ErrorKind::Dtype: return "dtype";
     case ErrorKind::System: break;

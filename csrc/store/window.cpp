@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "store/convert.h"
+#include "store/fault_guard.h"
 #include "store/thread_pool.h"
 
 namespace shazam {
@@ -15,9 +16,10 @@ constexpr int64_t kPieceBytes = 64 << 10;    // the grain of the threads' work
 constexpr int64_t kThreadBytes = 512 << 10;  // to wake a thread costs as much as copying 300 KB
 constexpr int64_t kPrefetchPieces = 4;       // how far ahead of the copy the CPU is told of a row
 constexpr int64_t kPrefetchBytes = 1 << 10;  // how much of its start; the hardware sees the rest
-constexpr ptrdiff_t kLongBytes = 1 << 20;      // the kernel reads ahead of a long run better by itself
+constexpr ptrdiff_t kLongBytes = 1 << 20;    // the kernel reads ahead of a long run better by itself
 constexpr ptrdiff_t kGapBytes = 16 << 10;    // reading through a gap this small beats two reads
 
+/// Owns nothing where it touches the mapping: see `run_guarded`.
 void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
   const bool dense = piece.stride == columns * item_size(dtype) &&
                      out.stride == columns * item_size(out.dtype);
@@ -91,10 +93,10 @@ int64_t Window::find_extent(int64_t row, int64_t position) const {
 /// Null when the window has as many files as it may have, or as the process may have.
 const MappedFile* Window::open(int64_t file) {
   const auto found = files_.find(file);
-  if (found != files_.end()) return found->second.get();
+  if (found != files_.end()) return found->second.file.get();
   if (static_cast<int64_t>(files_.size()) == store_.files_.max_open()) return nullptr;
   try {
-    return files_.emplace(file, store_.files_.open(file)).first->second.get();
+    return files_.emplace(file, store_.files_.open(file)).first->second.file.get();
   } catch (const TooManyOpenFiles&) {
     if (files_.empty()) throw;
     return nullptr;
@@ -135,14 +137,60 @@ void Window::read_ahead() const {
 void Window::copy_to(const Matrix& out, int threads) const {
   const int64_t count = static_cast<int64_t>(pieces_.size());
   const int64_t blocks = std::clamp<int64_t>(bytes_ / kPieceBytes, 1, std::max<int64_t>(count, 1));
-  const auto copy_block = [&](int64_t block) {
-    const int64_t end = (block + 1) * count / blocks;
-    for (int64_t i = block * count / blocks; i < end; ++i) {
-      if (i + kPrefetchPieces < end) prefetch(pieces_[i + kPrefetchPieces], store_.row_bytes_);
-      copy(pieces_[i], store_.dtype_, store_.columns_, out);
+  install_fault_handler();
+  parallel_for(blocks, std::min<int64_t>(threads, bytes_ / kThreadBytes), [&](int64_t block) {
+    read_guarded([&] { copy_pieces(block * count / blocks, (block + 1) * count / blocks, out); });
+  });
+  require_unchanged();
+}
+
+void Window::copy_pieces(int64_t first, int64_t last, const Matrix& out) const {
+  for (int64_t i = first; i < last; ++i) {
+    if (i + kPrefetchPieces < last) prefetch(pieces_[i + kPrefetchPieces], store_.row_bytes_);
+    copy(pieces_[i], store_.dtype_, store_.columns_, out);
+  }
+}
+
+int64_t Window::find_nonfinite() const {
+  int64_t found = -1;
+  install_fault_handler();
+  read_guarded([&] {
+    for (const Piece& piece : pieces_) {
+      for (int64_t i = 0; i < piece.rows; ++i) {
+        if (all_finite(store_.dtype_, piece.row(i), store_.columns_)) continue;
+        found = piece.position + i;
+        return;
+      }
     }
-  };
-  parallel_for(blocks, std::min<int64_t>(threads, bytes_ / kThreadBytes), copy_block);
+  });
+  require_unchanged();
+  return found;
+}
+
+/// Runs work(), which reads the pieces, and throws when a page of theirs cannot be had.
+template <typename Work>
+void Window::read_guarded(const Work& work) const {
+  const void* const address = run_guarded(work);
+  if (address == nullptr) return;
+  for (const auto& [index, opened] : files_) {
+    if (!opened.file->contains(address)) continue;
+    const std::string& path = opened.file->path();
+    try {
+      opened.require_unchanged();
+    } catch (const StoreError&) {
+      throw StoreError(ErrorKind::Shrunk, path + ": shrank while it was read");
+    }
+    throw StoreError(ErrorKind::System, path + ": cannot be read from the disk at byte " +
+                                            std::to_string(static_cast<const std::byte*>(address) -
+                                                           opened.file->data()));
+  }
+  throw StoreError(ErrorKind::System, "the memory of the output cannot be written; if it is mapped, "
+                                      "its file has shrunk or its disk is full");
+}
+
+/// A file that shrinks by less than a page reads as zeros, and one that is written as a mixture.
+void Window::require_unchanged() const {
+  for (const auto& [index, opened] : files_) opened.require_unchanged();
 }
 
 }  // namespace shazam

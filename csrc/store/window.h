@@ -36,17 +36,23 @@ class Window {
   /// Starts reading the rows into the page cache unless they are there.
   void read_ahead() const;
 
+  /// Throws Shrunk or Changed when a file did not stay as it was.
   void copy_to(const Matrix& out, int threads) const;
 
-  const std::vector<Piece>& pieces() const { return pieces_; }
+  /// The position of the first row that holds a NaN or an infinity, or -1. Throws as `copy_to`.
+  int64_t find_nonfinite() const;
 
  private:
   int64_t find_extent(int64_t row, int64_t position) const;
   const MappedFile* open(int64_t file);
   bool looks_cold() const;
+  void copy_pieces(int64_t first, int64_t last, const Matrix& out) const;
+  template <typename Work>
+  void read_guarded(const Work& work) const;
+  void require_unchanged() const;
 
   const FeatureStore& store_;
-  std::unordered_map<int64_t, std::shared_ptr<const MappedFile>> files_;
+  std::unordered_map<int64_t, FileTable::Opened> files_;
   std::vector<Piece> pieces_;
   int64_t bytes_ = 0;
   int64_t last_extent_ = 0;  // what the last piece was taken from

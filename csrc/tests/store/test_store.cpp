@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -75,7 +76,7 @@ TEST(mapped_file_reads_and_notices_a_shrunk_file) {
   CHECK(throws(ErrorKind::Truncated, "expected at least 401 bytes, found 400",
                [&] { file.require(401); }));
   std::filesystem::resize_file(path, 399);
-  CHECK(throws(ErrorKind::Truncated, "found 399", [&] { file.require(400); }));
+  CHECK(throws(ErrorKind::Shrunk, "found 399", [&] { file.require(400); }));
   std::filesystem::resize_file(path, 8000);  // more than is mapped
   CHECK(throws(ErrorKind::Truncated, "found 400", [&] { file.require(401); }));
 }
@@ -83,7 +84,10 @@ TEST(mapped_file_reads_and_notices_a_shrunk_file) {
 TEST(mapped_file_names_what_it_cannot_open) {
   const TemporaryDirectory directory;
   CHECK(throws(ErrorKind::Missing, "nowhere", [&] { MappedFile(directory.path("nowhere")); }));
-  CHECK(throws(ErrorKind::System, "not a regular file", [&] { MappedFile(directory.path("")); }));
+  CHECK(throws(ErrorKind::Unsupported, "found a directory", [&] { MappedFile(directory.path("")); }));
+  CHECK(mkfifo(directory.path("pipe").c_str(), 0600) == 0);
+  CHECK(throws(ErrorKind::Unsupported, "found a named pipe", [&] { MappedFile(directory.path("pipe")); }));
+  CHECK(throws(ErrorKind::Unsupported, "found a device", [] { MappedFile("/dev/zero"); }));
   MappedFile(directory.write<float>("empty", {})).require(0);
 }
 
@@ -136,7 +140,7 @@ TEST(a_file_too_short_for_its_extents_is_named) {
   const FeatureStore fits(2, DType::Float32, {path}, {{0, 8, 9, 8}});
   CHECK(gather(fits, {8}) == (std::vector<float>{18, 19}));
   std::filesystem::resize_file(path, 79);
-  CHECK(throws(ErrorKind::Truncated, "found 79", [&] { gather(fits, {0}); }));
+  CHECK(throws(ErrorKind::Shrunk, "found 79", [&] { gather(fits, {0}); }));
 }
 
 TEST(rows_outside_the_store_are_refused) {
@@ -176,25 +180,93 @@ TEST(no_more_files_stay_mapped_than_allowed) {
   CHECK(count_mappings(files[5]) == 0);  // least recently used
 }
 
-TEST(a_process_without_descriptors_reads_on_with_fewer_files) {
-  const TemporaryDirectory directory;
-  std::vector<std::string> files;
-  std::vector<Extent> extents;
-  std::vector<int64_t> rows(60);
-  std::iota(rows.begin(), rows.end(), 0);
-  for (int64_t i = 0; i < 60; ++i) {
-    files.push_back(directory.write("f" + std::to_string(i), counting(1, i)));
-    extents.push_back({i, 0, 1, 4});
+/// Stores of one-row files with `count` files each; row i of store k holds 1000 k + i.
+struct ManyFiles {
+  TemporaryDirectory directory;
+  std::vector<int64_t> rows;
+  std::vector<std::unique_ptr<FeatureStore>> stores;
+
+  ManyFiles(int64_t stores_count, int64_t count) : rows(count) {
+    std::iota(rows.begin(), rows.end(), 0);
+    for (int64_t k = 0; k < stores_count; ++k) {
+      std::vector<std::string> files;
+      std::vector<Extent> extents;
+      for (int64_t i = 0; i < count; ++i) {
+        files.push_back(directory.write(std::to_string(k) + "_" + std::to_string(i),
+                                        counting(1, expected(k, i))));
+        extents.push_back({i, 0, 1, 4});
+      }
+      stores.push_back(std::make_unique<FeatureStore>(1, DType::Float32, files, extents));
+    }
   }
-  const FeatureStore first(1, DType::Float32, files, extents);
-  const FeatureStore second(1, DType::Float32, files, extents);
-  rlimit limit;
-  getrlimit(RLIMIT_NOFILE, &limit);
-  const rlimit low{40, limit.rlim_max};
-  setrlimit(RLIMIT_NOFILE, &low);
-  CHECK(gather(first, rows) == counting(60));
-  CHECK(gather(second, rows) == counting(60));  // closes what the first one left open
-  setrlimit(RLIMIT_NOFILE, &limit);
+
+  static float expected(int64_t store, int64_t row) { return static_cast<float>(1000 * store + row); }
+
+  bool all_equal(int64_t store) const {
+    return gather(*stores[store], rows) == counting(rows.size(), expected(store, 0));
+  }
+};
+
+/// Sets the limit of descriptors until the end of the scope.
+class DescriptorLimit {
+ public:
+  explicit DescriptorLimit(rlim_t soft) {
+    getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit low{soft, before_.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &low);
+  }
+  ~DescriptorLimit() { setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_;
+};
+
+TEST(all_stores_together_keep_a_quarter_of_the_descriptors) {
+  const ManyFiles files(3, 60);
+  const DescriptorLimit limit(80);
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    for (int64_t store = 0; store < 3; ++store) {
+      CHECK(files.all_equal(store));
+      CHECK(Descriptor::count() <= 20);
+    }
+  }
+  CHECK(count_mappings(files.directory.path("")) == 180);  // none had to be mapped anew
+}
+
+TEST(threads_that_open_files_at_once_keep_to_the_budget) {
+  const ManyFiles files(4, 60);
+  const DescriptorLimit limit(120);
+  std::vector<std::thread> readers;
+  for (int64_t store = 0; store < 4; ++store) {
+    readers.emplace_back([&, store] {
+      for (int repeat = 0; repeat < 20; ++repeat) CHECK(files.all_equal(store));
+    });
+  }
+  for (std::thread& reader : readers) reader.join();
+  CHECK(Descriptor::count() <= 30);
+}
+
+TEST(a_process_without_descriptors_reads_on_without_them) {
+  const ManyFiles files(2, 60);
+  CHECK(files.all_equal(0));
+  const DescriptorLimit limit(static_cast<rlim_t>(Descriptor::count()) + 1);  // of 0 to 59 and some others
+  CHECK(files.all_equal(1));  // drops those of the first one
+}
+
+TEST(a_file_without_a_descriptor_is_looked_up_by_its_path) {
+  const ManyFiles files(2, 60);
+  const std::string path = files.directory.path("0_7");
+  const DescriptorLimit limit(80);
+  CHECK(files.all_equal(0) && files.all_equal(1));  // the first store's have gone
+  std::filesystem::resize_file(path, 3);
+  CHECK(throws(ErrorKind::Shrunk, path, [&] { gather(*files.stores[0], {7}); }));
+  std::filesystem::resize_file(path, 4);
+  gather(*files.stores[0], {7});
+  std::filesystem::remove(files.directory.path("0_8"));
+  CHECK(gather(*files.stores[0], {8}) == std::vector<float>{8});  // still mapped
+  std::filesystem::copy_file(files.directory.path("1_1"), files.directory.path("0_8"));
+  std::filesystem::resize_file(files.directory.path("0_8"), 1);
+  CHECK(gather(*files.stores[0], {8}) == std::vector<float>{8});  // another file has the path now
 }
 
 TEST(rows_that_left_the_page_cache_are_read_ahead) {

@@ -1,0 +1,269 @@
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <thread>
+
+#include "store/fault_guard.h"
+#include "store/feature_store.h"
+#include "store/mapped_file.h"
+#include "store/prefetcher.h"
+#include "tests/check.h"
+
+using namespace shazam;
+using shazam::testing::TemporaryDirectory;
+using shazam::testing::throws;
+
+namespace {
+
+/// A mapped file of three pages, of which the last two have been cut off.
+struct ShrunkFile {
+  TemporaryDirectory directory;
+  std::string path = directory.write("a", std::vector<char>(3 * 4096, 'x'));
+  MappedFile file{path};
+
+  ShrunkFile() { std::filesystem::resize_file(path, 4096); }
+
+  char read(int64_t offset) const {
+    return static_cast<char>(*static_cast<const volatile std::byte*>(file.data() + offset));
+  }
+};
+
+void set_handler(void (*handler)(int)) {
+  struct sigaction action{};
+  action.sa_handler = handler;
+  sigaction(SIGBUS, &action, nullptr);
+}
+
+/// How a child that runs `work` ends: its exit status, or minus the signal that ended it.
+int end_of_child(const std::function<void()>& work) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    work();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+/// Cuts a file short and fills it again, over and over, until the end of the scope.
+class Rewriter {
+ public:
+  Rewriter(std::string path, std::vector<float> values)
+      : path_(std::move(path)), values_(std::move(values)), thread_([this] { run(); }) {}
+  ~Rewriter() {
+    stop_ = true;
+    thread_.join();
+  }
+
+ private:
+  void run() {
+    while (!stop_) {
+      std::ofstream(path_, std::ios::binary)
+          .write(reinterpret_cast<const char*>(values_.data()), values_.size() * sizeof(float));
+    }
+  }
+
+  std::string path_;
+  std::vector<float> values_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+bool is_about_the_file(const StoreError& error) {
+  return error.kind() == ErrorKind::Shrunk || error.kind() == ErrorKind::Changed ||
+         error.kind() == ErrorKind::Truncated;
+}
+
+constexpr int64_t kColumns = 256, kRows = 4000;
+
+/// A store of ones whose file is being rewritten with the same values.
+struct RewrittenStore {
+  TemporaryDirectory directory;
+  std::vector<float> ones = std::vector<float>(kColumns * kRows, 1.0f);
+  std::string path = directory.write("a", ones);
+  std::shared_ptr<FeatureStore> store = std::make_shared<FeatureStore>(
+      kColumns, DType::Float32, std::vector<std::string>{path},
+      std::vector<Extent>{{0, 0, kRows, kColumns * 4}});
+  std::vector<int64_t> rows;
+
+  RewrittenStore() {
+    for (int64_t i = 0; i < kRows; ++i) rows.push_back((i * 37) % kRows);
+    std::vector<float> out(ones.size());
+    store->gather(rows.data(), kRows, view(out), 1);  // mapped and visited
+  }
+
+  static Matrix view(std::vector<float>& out) {
+    return {reinterpret_cast<std::byte*>(out.data()), static_cast<int64_t>(out.size()) / kColumns,
+            kColumns, kColumns * 4, DType::Float32};
+  }
+};
+
+}  // namespace
+
+TEST(a_page_that_is_gone_is_an_address_and_not_a_signal) {
+  const ShrunkFile shrunk;
+  install_fault_handler();
+  char found = 0;
+  CHECK(run_guarded([&] { found = shrunk.read(100); }) == nullptr);
+  CHECK(found == 'x');
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    CHECK(run_guarded([&] { found = shrunk.read(5000); }) == shrunk.file.data() + 5000);
+  }
+}
+
+TEST(a_guard_inside_another_ends_only_itself) {
+  const ShrunkFile shrunk;
+  install_fault_handler();
+  const void* inner = nullptr;
+  const void* const outer = run_guarded([&] {
+    inner = run_guarded([&] { shrunk.read(5000); });
+    shrunk.read(9000);
+  });
+  CHECK(inner == shrunk.file.data() + 5000);
+  CHECK(outer == shrunk.file.data() + 9000);
+}
+
+TEST(an_exception_passes_through_a_guard) {
+  const ShrunkFile shrunk;
+  install_fault_handler();
+  bool caught = false;
+  try {
+    run_guarded([] { throw std::runtime_error("expected"); });
+  } catch (const std::runtime_error&) {
+    caught = true;
+  }
+  CHECK(caught);
+  // The thread is not guarded any more.
+  CHECK(end_of_child([&] {
+          set_handler(SIG_DFL);
+          install_fault_handler();
+          shrunk.read(5000);
+        }) == -SIGBUS);
+}
+
+TEST(every_thread_has_guards_of_its_own) {
+  const ShrunkFile shrunk;
+  install_fault_handler();
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      for (int64_t at = 4096 + i; at < 3 * 4096; at += 64) {
+        CHECK(run_guarded([&] { shrunk.read(at); }) == shrunk.file.data() + at);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(an_unguarded_fault_goes_to_the_handler_before_ours) {
+  const ShrunkFile shrunk;
+  const auto end = [&](void (*handler)(int)) {
+    return end_of_child([&] {
+      set_handler(handler);
+      install_fault_handler();
+      run_guarded([&] { shrunk.read(5000); });
+      shrunk.read(5000);
+    });
+  };
+  CHECK(end(SIG_DFL) == -SIGBUS);
+  CHECK(end(SIG_IGN) == -SIGBUS);
+  CHECK(end([](int) { _exit(7); }) == 7);
+  CHECK(end([](int) {}) == -SIGBUS);                  // which leaves the fault as it is
+  CHECK(end([](int signal) { raise(signal); }) == -SIGBUS);  // which sends it again, as Python's does
+}
+
+TEST(a_signal_that_is_sent_ends_no_guarded_work) {
+  const auto end = [&](void (*handler)(int)) {
+    return end_of_child([&] {
+      set_handler(handler);
+      install_fault_handler();
+      run_guarded([] { raise(SIGBUS); });
+      _exit(5);
+    });
+  };
+  CHECK(end(SIG_DFL) == -SIGBUS);
+  CHECK(end(SIG_IGN) == 5);
+  CHECK(end([](int) { _exit(7); }) == 7);
+}
+
+TEST(a_handler_set_later_comes_behind_ours) {
+  const ShrunkFile shrunk;
+  CHECK(end_of_child([&] {
+          install_fault_handler();
+          set_handler([](int) { _exit(7); });
+          install_fault_handler();
+          _exit(run_guarded([&] { shrunk.read(5000); }) == nullptr ? 1 : 3);
+        }) == 3);
+}
+
+TEST(a_file_rewritten_while_it_is_gathered_is_an_error_and_never_wrong) {
+  RewrittenStore rewritten;
+  int errors = 0;
+  {
+    const Rewriter rewriter(rewritten.path, rewritten.ones);
+    for (int repeat = 0; repeat < 300; ++repeat) {
+      std::vector<float> out(rewritten.ones.size());
+      try {
+        if (repeat % 3 == 0) {
+          rewritten.store->gather(rewritten.rows.data(), kRows, RewrittenStore::view(out), 4);
+        } else if (repeat % 3 == 1) {
+          rewritten.store->read(0, kRows, RewrittenStore::view(out), 1);
+        } else {
+          CHECK(rewritten.store->check_finite(0, kRows) == -1);
+          continue;
+        }
+        CHECK(out == rewritten.ones);
+      } catch (const StoreError& error) {
+        CHECK(is_about_the_file(error));
+        ++errors;
+      }
+    }
+  }
+  CHECK(errors > 0);
+  std::vector<float> out(rewritten.ones.size());
+  rewritten.store->read(0, kRows, RewrittenStore::view(out), 2);  // it is whole again
+  CHECK(out == rewritten.ones);
+}
+
+TEST(a_file_rewritten_while_it_is_streamed_is_an_error) {
+  RewrittenStore rewritten;
+  std::vector<int64_t> bounds;
+  for (int64_t i = 0; i <= kRows; i += 100) bounds.push_back(i);
+  std::vector<float> memory(100 * kColumns);
+  int errors = 0;
+  const Rewriter rewriter(rewritten.path, rewritten.ones);
+  for (int repeat = 0; repeat < 50; ++repeat) {
+    Prefetcher prefetcher({{rewritten.store, 0}}, rewritten.rows, bounds,
+                          {RewrittenStore::view(memory)}, 2);
+    try {
+      while (const auto batch = prefetcher.next()) prefetcher.release(batch->buffer);
+    } catch (const StoreError& error) {
+      CHECK(is_about_the_file(error));
+      ++errors;
+    }
+  }
+  CHECK(errors > 0);
+}
+
+TEST(an_output_that_cannot_be_written_is_an_error) {
+  const RewrittenStore stored;
+  const TemporaryDirectory directory;
+  const std::string path = directory.write("out", std::vector<char>(4096 * 4));
+  const int descriptor = open(path.c_str(), O_RDWR);
+  void* const memory = mmap(nullptr, 4096 * 4, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+  std::filesystem::resize_file(path, 4096);
+  const Matrix out{static_cast<std::byte*>(memory), 16, kColumns, kColumns * 4, DType::Float32};
+  CHECK(throws(ErrorKind::System, "output", [&] { stored.store->read(0, 16, out, 1); }));
+  munmap(memory, 4096 * 4);
+  close(descriptor);
+}
