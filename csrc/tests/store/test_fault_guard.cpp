@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <functional>
@@ -233,6 +234,41 @@ TEST(a_file_rewritten_while_it_is_gathered_is_an_error_and_never_wrong) {
   std::vector<float> out(rewritten.ones.size());
   rewritten.store->read(0, kRows, RewrittenStore::view(out), 2);  // it is whole again
   CHECK(out == rewritten.ones);
+}
+
+/// The rest of the last page of a file reads as zeros, without a signal.
+TEST(a_file_cut_within_a_page_while_it_is_gathered_is_an_error_and_never_wrong) {
+  const TemporaryDirectory directory;
+  const std::vector<float> ones(900, 1.0f);
+  const std::string path = directory.write("a", ones);
+  const FeatureStore store(9, DType::Float32, {path}, {{0, 0, 100, 36}});
+  std::vector<float> out(ones.size());
+  const Matrix target{reinterpret_cast<std::byte*>(out.data()), 100, 9, 36, DType::Float32};
+  store.read(0, 100, target, 1);
+  std::atomic<bool> done{false};
+  std::thread writer([&] {
+    using std::chrono::milliseconds;
+    for (int cut = 0; cut < 60; ++cut) {
+      std::this_thread::sleep_for(milliseconds(12));  // longer than the clock of files ticks
+      std::filesystem::resize_file(path, 4);
+      std::this_thread::sleep_for(milliseconds(1));
+      std::ofstream(path, std::ios::binary | std::ios::in)
+          .write(reinterpret_cast<const char*>(ones.data()), 3600);
+    }
+    done = true;
+  });
+  int errors = 0;
+  while (!done) {
+    try {
+      store.read(0, 100, target, 1);
+      CHECK(out == ones);
+    } catch (const StoreError& error) {
+      CHECK(is_about_the_file(error));
+      ++errors;
+    }
+  }
+  writer.join();
+  CHECK(errors > 0);
 }
 
 TEST(a_file_rewritten_while_it_is_streamed_is_an_error) {
