@@ -2,94 +2,24 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <initializer_list>
 #include <memory>
-#include <optional>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/module.h"
+#include "bindings/unlocked.h"
 #include "store/store_error.h"
 #include "student/distillation.h"
 #include "student/folded_scores.h"
 #include "student/folded_student.h"
 #include "student/token_attention.h"
 
-namespace py = pybind11;
-
 namespace shazam {
 namespace {
 
-using Shape = std::initializer_list<int64_t>;
-using OptionalArray = std::optional<py::array>;
-
-constexpr int kMaxThreads = 1024;
-
-[[noreturn]] void fail(ErrorKind kind, const std::string& message) {
-  throw StoreError(kind, message);
-}
-
-void require(bool passed, const char* name, const char* expected) {
-  if (!passed) fail(ErrorKind::Bounds, std::string(name) + ": expected " + expected);
-}
-
-void check_shape(const py::array& array, Shape shape, const char* name) {
-  bool equal = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  for (size_t axis = 0; equal && axis < shape.size(); ++axis) {
-    equal = array.shape(axis) == shape.begin()[axis];
-  }
-  require(equal, name, "a shape that fits the other arrays");
-}
-
-template <typename T>
-void check_dtype(const py::array& array, const char* name) {
-  if (!array.dtype().equal(py::dtype::of<T>())) {
-    fail(ErrorKind::Dtype, std::string(name) + ": expected " +
-                               py::str(py::dtype::of<T>()).cast<std::string>() + ", found " +
-                               py::str(array.dtype()).cast<std::string>());
-  }
-}
-
-void check_contiguous(const py::array& array, const char* name) {
-  if (!(array.flags() & py::array::c_style)) {
-    fail(ErrorKind::Dtype, std::string(name) + ": expected contiguous values");
-  }
-}
-
-const float* input(const py::array& array, Shape shape, const char* name) {
-  check_dtype<float>(array, name);
-  check_shape(array, shape, name);
-  check_contiguous(array, name);
-  return static_cast<const float*>(array.data());
-}
-
-float* writable(py::array& array, const char* name) {
-  if (!array.writeable()) fail(ErrorKind::Dtype, std::string(name) + ": the array is read-only");
-  return static_cast<float*>(array.mutable_data());
-}
-
-float* output(py::array& array, Shape shape, const char* name) {
-  input(array, shape, name);
-  return writable(array, name);
-}
-
-float* output(OptionalArray& array, Shape shape, const char* name) {
-  return array ? output(*array, shape, name) : nullptr;
-}
-
-/// One byte a teacher, 0 where it is absent.
-const uint8_t* mask(const OptionalArray& array, Shape shape) {
-  if (!array) return nullptr;
-  check_dtype<bool>(*array, "present");
-  check_shape(*array, shape, "present");
-  check_contiguous(*array, "present");
-  return static_cast<const uint8_t*>(array->data());
-}
-
-int checked_threads(int threads) {
-  if (threads >= 1 && threads <= kMaxThreads) return threads;
-  fail(ErrorKind::Bounds, "threads must be from 1 to " + std::to_string(kMaxThreads));
-}
+constexpr int64_t kMaxWidth = int64_t{1} << 24;  // of tokens, so that no product overflows
 
 /// On these MKL falls back to AVX2.
 bool amd_with_avx512() {
@@ -102,34 +32,44 @@ bool amd_with_avx512() {
 }
 
 void check_teachers(int64_t N) {
-  require(N >= 1 && N <= kMaxTeachers, "teachers", "from 1 to 32");
+  require(N >= 1 && N <= kMaxTeachers, "teachers", "from 1 to " + std::to_string(kMaxTeachers));
 }
 
-/// `tokens` is [B, N, D], or [B, D] for the pooled last layer; `attention` [B, N, N] may be a slice
-/// over layers of a larger array, with the values of a patch side by side.
+void check_width(int64_t D, const char* name) {
+  require(D >= 1 && D <= kMaxWidth, name, "a width from 1 to " + std::to_string(kMaxWidth));
+}
+
+/// `attention` [B, N, N] may be a slice over layers of a larger array, with the values of a patch
+/// side by side.
+void check_map(const py::array& attention) {
+  check_float32(attention, "attention");
+  require(attention.ndim() == 3 && attention.shape(1) == attention.shape(2), "attention",
+          "[B, N, N]");
+  const int64_t B = attention.shape(0), N = attention.shape(1);
+  check_teachers(N);
+  constexpr py::ssize_t size = sizeof(float);
+  // NumPy may give an axis of length 1, and all axes of an empty array, any stride.
+  const bool rows = B == 0 || N == 1 ||
+                    (attention.strides(2) == size && attention.strides(1) == size * N);
+  if (!rows || attention.strides(0) % size != 0) {
+    throw StoreError(ErrorKind::Dtype, "attention: the values of a patch must be contiguous");
+  }
+}
+
+/// `tokens` is [B, N, D], or [B, D] for the pooled last layer.
 Attention layer_of(const py::array& qkv, const py::array& attention, const OptionalArray& present,
                    const py::array& tokens) {
-  check_dtype<float>(attention, "attention");
-  require(attention.ndim() == 3, "attention", "[B, N, N]");
+  check_map(attention);
   require(tokens.ndim() == 2 || tokens.ndim() == 3, "tokens", "[B, N, D] or [B, D]");
   Attention layer{};
   layer.B = attention.shape(0);
   layer.N = attention.shape(1);
   layer.D = tokens.shape(tokens.ndim() - 1);
-  check_teachers(layer.N);
-  require(layer.D >= 1, "tokens", "a width of at least 1");
+  check_width(layer.D, "tokens");
   layer.pooled = tokens.ndim() == 2;
   layer.qkv = input(qkv, {layer.B * layer.N, 3 * layer.D}, "qkv");
   layer.present = mask(present, {layer.B, layer.N});
-  check_shape(attention, {layer.B, layer.N, layer.N}, "attention");
-  constexpr py::ssize_t size = sizeof(float);
-  // NumPy may give an axis of length 1, and all axes of an empty array, any stride.
-  const bool rows = layer.B == 0 || layer.N == 1 ||
-                    (attention.strides(2) == size && attention.strides(1) == size * layer.N);
-  if (!rows || attention.strides(0) % size != 0) {
-    fail(ErrorKind::Dtype, "attention: the values of a patch must be contiguous");
-  }
-  layer.map_stride = attention.strides(0) / size;
+  layer.map_stride = attention.strides(0) / static_cast<int64_t>(sizeof(float));
   return layer;
 }
 
@@ -142,10 +82,12 @@ void forward(const py::array& qkv, const OptionalArray& present, py::array atten
              py::array out, int threads) {
   const Attention layer = layer_of(qkv, attention, present, out);
   input_tokens(out, layer, "out");
-  float* P = writable(attention, "attention");
-  float* T = writable(out, "out");
+  check_writable(attention, "attention");
+  check_writable(out, "out");
+  auto* P = static_cast<float*>(attention.mutable_data());
+  auto* T = static_cast<float*>(out.mutable_data());
   checked_threads(threads);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   attention_forward(layer, P, T, threads);
 }
 
@@ -156,7 +98,7 @@ void backward(const py::array& qkv, const OptionalArray& present, const py::arra
   float* d = output(d_qkv, {layer.B * layer.N, 3 * layer.D}, "d_qkv");
   const auto* P = static_cast<const float*>(attention.data());
   checked_threads(threads);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   attention_backward(layer, P, d_T, d, threads);
 }
 
@@ -166,7 +108,8 @@ void distil(const py::array& fused, const py::array& targets, const OptionalArra
   require(targets.ndim() == 3, "targets", "[B, N, D]");
   require(d_fused || !d_targets, "d_targets", "d_fused beside it");
   const int64_t B = targets.shape(0), N = targets.shape(1), D = targets.shape(2);
-  require(N >= 1 && D >= 1, "targets", "at least one teacher of width 1");
+  check_teachers(N);
+  check_width(D, "targets");
   Distillation task{};
   task.B = B, task.N = N, task.D = D;
   task.fused = input(fused, {B, D}, "fused");
@@ -178,7 +121,7 @@ void distil(const py::array& fused, const py::array& targets, const OptionalArra
                                   output(huber, {N}, "huber"), output(d_fused, {B, D}, "d_fused"),
                                   output(d_targets, {B, N, D}, "d_targets")};
   checked_threads(threads);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   distillation(task, result, threads);
 }
 
@@ -190,15 +133,32 @@ void fold(const py::array& left, const py::array& tokens, const OptionalArray& p
   task.B = tokens.shape(0), task.N = tokens.shape(1), task.D = tokens.shape(2);
   check_teachers(task.N);
   task.K = left.shape(1) / task.N;
-  require(task.D >= 1 && task.K >= 1, "left", "at least one layer of width 1");
+  check_width(task.D, "tokens");
+  require(task.K >= 1 && task.K <= kMaxWidth, "left", "at least one layer");
   task.left = input(left, {task.B, task.N * task.K, task.D}, "left");
   task.tokens = input(tokens, {task.B, task.N, task.D}, "tokens");
   task.present = mask(present, {task.B, task.N});
   float* pooled_out = output(pooled, {task.B, task.D}, "pooled");
   float* weights_out = output(weights, {task.B, task.N}, "weights");
   checked_threads(threads);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   folded_scores(task, pooled_out, weights_out, threads);
+}
+
+/// The sizes of a folded student, as its tensors have them.
+FoldedTensors sizes_of(std::vector<int64_t> dims, const py::array& score_maps,
+                       const py::array& head_weight_2) {
+  FoldedTensors tensors{};
+  check_teachers(static_cast<int64_t>(dims.size()));
+  for (int64_t dim : dims) check_width(dim, "dims");
+  tensors.dims = std::move(dims);
+  require(head_weight_2.ndim() == 2, "head_weight_2", "[D, C]");
+  tensors.D = head_weight_2.shape(0), tensors.C = head_weight_2.shape(1);
+  check_width(tensors.D, "head_weight_2");
+  check_width(tensors.C, "head_weight_2");
+  require(score_maps.ndim() == 2 && score_maps.shape(1) >= tensors.D, "score_maps", "[D, K * D]");
+  tensors.K = score_maps.shape(1) / tensors.D;
+  return tensors;
 }
 
 std::unique_ptr<FoldedStudent> make_student(std::vector<int64_t> dims, const py::array& weight,
@@ -206,20 +166,11 @@ std::unique_ptr<FoldedStudent> make_student(std::vector<int64_t> dims, const py:
                                             const py::array& head_weight_1,
                                             const py::array& head_bias_1,
                                             const py::array& head_weight_2,
-                                            const py::array& head_bias_2) {
-  FoldedTensors tensors{};
-  const int64_t N = static_cast<int64_t>(dims.size());
-  check_teachers(N);
-  require(head_weight_2.ndim() == 2 && score_maps.ndim() == 2, "tensors", "two dimensions");
-  const int64_t D = head_weight_2.shape(0);
-  tensors.D = D, tensors.C = head_weight_2.shape(1), tensors.K = score_maps.shape(1) / D;
-  int64_t width = 0;
-  for (int64_t dim : dims) {
-    require(dim >= 1 && dim <= weight.shape(0), "dims", "those of the weight's rows");
-    width += dim;
-  }
-  require(D >= 1 && tensors.C >= 1 && tensors.K >= 1, "tensors", "a width of at least 1");
-  tensors.dims = std::move(dims);
+                                            const py::array& head_bias_2,
+                                            const OptionalArray& shift) {
+  FoldedTensors tensors = sizes_of(std::move(dims), score_maps, head_weight_2);
+  const int64_t N = static_cast<int64_t>(tensors.dims.size()), D = tensors.D;
+  const int64_t width = std::accumulate(tensors.dims.begin(), tensors.dims.end(), int64_t{0});
   tensors.weight = input(weight, {width, D}, "weight");
   tensors.bias = input(bias, {N, D}, "bias");
   tensors.score_maps = input(score_maps, {D, tensors.K * D}, "score_maps");
@@ -227,29 +178,37 @@ std::unique_ptr<FoldedStudent> make_student(std::vector<int64_t> dims, const py:
   tensors.head_bias_1 = input(head_bias_1, {D}, "head_bias_1");
   tensors.head_weight_2 = input(head_weight_2, {D, tensors.C}, "head_weight_2");
   tensors.head_bias_2 = input(head_bias_2, {tensors.C}, "head_bias_2");
+  tensors.shift = shift ? input(*shift, {width}, "shift") : nullptr;
   return std::make_unique<FoldedStudent>(tensors);
+}
+
+void check_starts(const FoldedStudent& student, const std::vector<int64_t>& starts,
+                  int64_t columns) {
+  require(static_cast<int64_t>(starts.size()) == student.teachers(), "starts",
+          "one for every teacher");
+  bool any = false;
+  for (int64_t i = 0; i < student.teachers(); ++i) {
+    if (starts[i] < 0) continue;  // absent
+    require(starts[i] <= columns - student.dims()[i], "starts", "columns of the features");
+    any = true;
+  }
+  require(any, "starts", "at least one teacher that is there");
 }
 
 void run_student(const FoldedStudent& student, const py::array& features,
                  const std::vector<int64_t>& starts, py::array logits, py::array weights,
                  py::array pooled) {
   require(features.ndim() == 2, "features", "[B, columns]");
-  const int64_t B = features.shape(0), N = student.teachers();
-  require(static_cast<int64_t>(starts.size()) == N, "starts", "one for every teacher");
-  bool any = false;
-  for (int64_t i = 0; i < N; ++i) {
-    require(starts[i] <= features.shape(1) - student.dims()[i], "starts", "columns of the features");
-    any = any || starts[i] >= 0;
-  }
-  require(any, "starts", "at least one teacher that is there");
+  const int64_t B = features.shape(0);
+  check_starts(student, starts, features.shape(1));
   const DType dtype = matrix_dtype(features.dtype(), "features");
   check_contiguous(features, "features");
   const Matrix matrix{const_cast<std::byte*>(static_cast<const std::byte*>(features.data())), B,
                       features.shape(1), features.strides(0), dtype};
   float* const logits_out = output(logits, {B, student.classes()}, "logits");
-  float* const weights_out = output(weights, {B, N}, "weights");
+  float* const weights_out = output(weights, {B, student.teachers()}, "weights");
   float* const pooled_out = output(pooled, {B, student.width()}, "pooled");
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   student.forward(matrix, starts, logits_out, weights_out, pooled_out);
 }
 
@@ -261,7 +220,8 @@ void bind_student(py::module_& module) {
   module.attr("MAX_TEACHERS") = kMaxTeachers;
   py::class_<FoldedStudent>(module, "FoldedStudent")
       .def(py::init(&make_student), arg("dims"), arg("weight"), arg("bias"), arg("score_maps"),
-           arg("head_weight_1"), arg("head_bias_1"), arg("head_weight_2"), arg("head_bias_2"))
+           arg("head_weight_1"), arg("head_bias_1"), arg("head_weight_2"), arg("head_bias_2"),
+           arg("shift").none(true) = py::none())
       .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("weights"),
            arg("pooled"));
   module.def("attention_forward", &forward, arg("qkv"), arg("present").none(true),

@@ -101,8 +101,9 @@ std::vector<HalfKernel> detect_half_kernels() {
 }  // namespace
 
 const std::vector<HalfKernel>& half_kernels() {
-  static const std::vector<HalfKernel> kernels = detect_half_kernels();
-  return kernels;
+  // Never freed: a thread may still compute while the process exits.
+  static const auto* const kernels = new std::vector<HalfKernel>(detect_half_kernels());
+  return *kernels;
 }
 
 void widen(DType dtype, const void* source, void* target, int64_t count) {

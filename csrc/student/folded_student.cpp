@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "store/convert.h"
 
@@ -61,6 +62,9 @@ FoldedStudent::FoldedStudent(const FoldedTensors& tensors, const RowKernels& ker
     projections_.push_back(pack(weight, dim, D_, D_));
     weight += dim * D_;
   }
+  if (tensors.shift != nullptr) {
+    shift_.assign(tensors.shift, tensors.shift + std::accumulate(dims_.begin(), dims_.end(), int64_t{0}));
+  }
   for (int64_t layer = 0; layer < K_; ++layer) {
     score_maps_.push_back(pack(tensors.score_maps + layer * D_, D_, D_, K_ * D_));
   }
@@ -101,24 +105,36 @@ void FoldedStudent::multiply_all(const Packed& matrix, const float* x, int64_t r
   }
 }
 
+/// Columns [start, start + depth) of the features as float32, without the shift of the teachers'
+/// columns from `column` on. Subtracted before the product, a mean that is large for its spread
+/// costs no digits.
+void FoldedStudent::load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
+                               float* block) const {
+  for (int64_t row = 0; row < features.rows; ++row, block += kTileStride) {
+    const std::byte* from = features.row(row) + start * item_size(features.dtype);
+    if (features.dtype == DType::Float32) {
+      std::memcpy(block, from, depth * sizeof(float));
+    } else {
+      widen(features.dtype, from, block, depth);
+    }
+    if (shift_.empty()) continue;
+    const float* const shift = shift_.data() + column;
+    for (int64_t k = 0; k < depth; ++k) block[k] -= shift[k];
+  }
+}
+
 void FoldedStudent::project(const Matrix& features, const std::vector<int64_t>& starts,
                             float* tokens, float* block) const {
-  const int64_t N = teachers(), rows = features.rows, item = item_size(features.dtype);
-  for (int64_t i = 0; i < N; ++i) {
+  const int64_t N = teachers(), rows = features.rows;
+  int64_t column = 0;  // of the teachers side by side
+  for (int64_t i = 0; i < N; column += dims_[i], ++i) {
     if (starts[i] < 0) {
       for (int64_t row = 0; row < rows; ++row) std::fill_n(tokens + (row * N + i) * D_, D_, 0.0f);
       continue;
     }
     for (int64_t first = 0; first < dims_[i]; first += kTileDepth) {
       const int64_t depth = std::min(kTileDepth, dims_[i] - first);
-      for (int64_t row = 0; row < rows; ++row) {
-        const std::byte* from = features.row(row) + (starts[i] + first) * item;
-        if (features.dtype == DType::Float32) {
-          std::memcpy(block + row * kTileStride, from, depth * sizeof(float));
-        } else {
-          widen(features.dtype, from, block + row * kTileStride, depth);
-        }
-      }
+      load_block(features, starts[i] + first, column + first, depth, block);
       const float* bias = first == 0 ? bias_.data() + i * D_ : nullptr;
       multiply(projections_[i], block, first, depth, rows, bias, tokens + i * D_, N * D_);
     }

@@ -22,6 +22,7 @@ struct FoldedTensors {
   const float* head_bias_1;    // [D]
   const float* head_weight_2;  // [D, C]
   const float* head_bias_2;    // [C]
+  const float* shift;          // [sum of dims], taken from the features before the product; or null
 };
 
 /// The whole folded student for tiles of patches, each worked on by one thread within its caches:
@@ -52,6 +53,8 @@ class FoldedStudent {
   };
 
   Packed pack(const float* values, int64_t depth, int64_t columns, int64_t stride) const;
+  void load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
+                  float* block) const;
   void multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth, int64_t rows,
                 const float* bias, float* out, int64_t stride) const;
   void multiply_all(const Packed& matrix, const float* x, int64_t rows, const float* bias,
@@ -70,6 +73,7 @@ class FoldedStudent {
   std::vector<Packed> score_maps_;
   Packed head_;
   std::vector<float> bias_, head_bias_1_, head_weight_2_, head_bias_2_;  // head_weight_2 is [C, D]
+  std::vector<float> shift_;  // empty where nothing is subtracted
 };
 
 }  // namespace shazam

@@ -172,8 +172,9 @@ std::vector<RowKernels> detect_row_kernels() {
 }  // namespace
 
 const std::vector<RowKernels>& row_kernels() {
-  static const std::vector<RowKernels> kernels = detect_row_kernels();
-  return kernels;
+  // Never freed: a thread may still compute while the process exits.
+  static const auto* const kernels = new std::vector<RowKernels>(detect_row_kernels());
+  return *kernels;
 }
 
 }  // namespace shazam

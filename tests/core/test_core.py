@@ -183,7 +183,7 @@ def test_a_file_that_shrinks_or_vanishes(tmp_path):
     store, _, files = make_many(tmp_path, 3, max_open=1)
     gathered(store, [0])
     os.truncate(files[0], 7)
-    with expect_error("truncated", rf"{files[0]}: expected at least 8 bytes, found 7"):
+    with expect_error("shrunk", rf"{files[0]}: expected at least 8 bytes, found 7"):
         gathered(store, [0])
     os.remove(files[1])
     with expect_error("missing", files[1]):

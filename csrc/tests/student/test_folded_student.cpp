@@ -23,7 +23,7 @@ Values normal(int64_t count, float scale, unsigned seed) {
 struct Model {
   std::vector<int64_t> dims;
   int64_t D, K, C, columns = 0;
-  Values weight, bias, maps, head_1, head_bias_1, head_2, head_bias_2;
+  Values weight, bias, maps, head_1, head_bias_1, head_2, head_bias_2, shift;
 
   Model(std::vector<int64_t> given, int64_t D, int64_t K, int64_t C)
       : dims(std::move(given)), D(D), K(K), C(C) {
@@ -37,7 +37,8 @@ struct Model {
 
   FoldedTensors tensors() const {
     return {dims, D, K, C, weight.data(), bias.data(), maps.data(), head_1.data(),
-            head_bias_1.data(), head_2.data(), head_bias_2.data()};
+            head_bias_1.data(), head_2.data(), head_bias_2.data(),
+            shift.empty() ? nullptr : shift.data()};
   }
 };
 
