@@ -34,8 +34,8 @@ struct Matrix {
 ///
 /// The constructor checks all that can be checked without opening a file, and opens none. Files
 /// are opened when a row of theirs is first asked for; see FileTable for how many stay open.
-/// The const methods may be called from any thread. What they write into is unspecified after an
-/// error.
+/// The const methods may be called from any thread. The contents of an output are unspecified after
+/// an error. A file that shrinks or is written while it is read is an error: Shrunk or Changed.
 class FeatureStore {
  public:
   FeatureStore(int64_t columns, DType dtype, std::vector<std::string> files,

@@ -206,7 +206,8 @@ void Prefetcher::close() {
   if (!forked()) {
     worker_->close();
   } else {
-    // There is no thread to join here, and its mutexes may be locked for ever: leave it all be.
+    // The thread does not exist here, and a mutex may be locked that nobody will unlock: the memory is
+    // left as it is.
     static_cast<void>(worker_.release());
   }
 }

@@ -71,7 +71,7 @@ class Pool {
         workers_.emplace_back([this] { serve(); });
       }
     } catch (const std::system_error&) {
-      // The system gives us no more threads: those there are, or the caller alone, do the work.
+      // The system has no more threads: those that exist, or the caller alone, do the work.
     }
   }
 
@@ -112,8 +112,8 @@ Pool& pool() {
   static const StopAtExit stop_at_exit;
   Pool* pool = current_pool;
   if (pool != nullptr && pool->process == getpid()) return *pool;
-  // The first call, or the first one in a forked child. There the parent's pool is abandoned: its
-  // threads do not exist, and its mutex may be locked for ever.
+  // The first call, or the first one in a forked child. There the parent's pool is not used: its
+  // threads do not exist, and its mutex may be locked by one of them.
   auto fresh = std::make_unique<Pool>();
   if (current_pool.compare_exchange_strong(pool, fresh.get())) return *fresh.release();
   return *pool;  // another thread made one in the meantime

@@ -25,7 +25,7 @@ struct FoldedTensors {
   const float* shift;          // [sum of dims], taken from the features before the product; or null
 };
 
-/// The whole folded student for tiles of patches, each worked on by one thread within its caches:
+/// The whole folded student for tiles of patches, each computed by one thread within its caches:
 /// features are widened block by block on their way into the products, and what lies between two
 /// products never leaves for memory. A patch's results do not depend on the tile that it is in.
 class FoldedStudent {

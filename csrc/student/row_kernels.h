@@ -73,8 +73,8 @@ struct TileProduct {
   int64_t depth;
 };
 
-/// The arithmetic over rows of any width that everything of the student is made of, written for one
-/// instruction set. No alignment is asked for. Kernels of different instruction sets sum in
+/// The arithmetic over rows of any width behind all operations of the student, for one instruction
+/// set. Rows need no alignment beyond that of a float. Kernels of different instruction sets sum in
 /// different orders; each gives the same bits every time.
 struct RowKernels {
   const char* name;

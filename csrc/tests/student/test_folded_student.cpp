@@ -93,3 +93,20 @@ TEST(weights_lie_on_the_simplex_and_absent_teachers_have_none) {
     }
   }
 }
+
+/// Means that float32 holds exactly, so that features without them are exact too.
+TEST(features_are_shifted_before_the_product) {
+  for (const RowKernels& kernels : row_kernels()) {
+    Model model({300, 257, 16}, 33, 2, 5);
+    const int64_t B = 53;
+    Values shifted(B * model.columns), features = shifted;
+    for (int64_t i = 0; i < B * model.columns; ++i) shifted[i] = static_cast<float>(i * 37 % 64) / 16;
+    const Values expected = infer(model, shifted, B, kernels);
+    model.shift.resize(model.columns);
+    for (int64_t k = 0; k < model.columns; ++k) model.shift[k] = static_cast<float>(1000 + k % 7);
+    for (int64_t i = 0; i < B * model.columns; ++i) {
+      features[i] = shifted[i] + model.shift[i % model.columns];
+    }
+    CHECK(infer(model, features, B, kernels) == expected);
+  }
+}
