@@ -195,10 +195,10 @@ def folded_scores(
     tokens: npt.NDArray[np.float32],
     present: npt.NDArray[np.bool_] | None,
     pooled: npt.NDArray[np.float32],
-    weights: npt.NDArray[np.float32],
+    shares: npt.NDArray[np.float32],
     threads: int = 1,
 ) -> None:
-    """Weights w [B, N] and pooled w T [B, D] of the folded student.
+    """Shares w [B, N] and pooled w T [B, D] of the folded student.
 
     left: [B, N * K, D], the tokens times the score maps of all K layers side by side.
     tokens: T [B, N, D], finite also where a teacher is absent.
@@ -235,10 +235,10 @@ class FoldedStudent:
         features: npt.NDArray[Any],
         starts: Sequence[int],
         logits: npt.NDArray[np.float32],
-        weights: npt.NDArray[np.float32],
+        shares: npt.NDArray[np.float32],
         pooled: npt.NDArray[np.float32],
     ) -> None:
-        """Writes logits [B, C], teacher weights [B, N] and pooled w T [B, D].
+        """Writes logits [B, C], teacher shares [B, N] and pooled w T [B, D].
 
         features: [B, any], float32, float16 or uint16 (bfloat16).
         starts: the first column of every teacher's features, or -1 for one that is absent from all patches.

@@ -126,7 +126,7 @@ void distil(const py::array& fused, const py::array& targets, const OptionalArra
 }
 
 void fold(const py::array& left, const py::array& tokens, const OptionalArray& present,
-          py::array pooled, py::array weights, int threads) {
+          py::array pooled, py::array shares, int threads) {
   require(tokens.ndim() == 3, "tokens", "[B, N, D]");
   require(left.ndim() == 3, "left", "[B, N * K, D]");
   FoldedScores task{};
@@ -139,10 +139,10 @@ void fold(const py::array& left, const py::array& tokens, const OptionalArray& p
   task.tokens = input(tokens, {task.B, task.N, task.D}, "tokens");
   task.present = mask(present, {task.B, task.N});
   float* pooled_out = output(pooled, {task.B, task.D}, "pooled");
-  float* weights_out = output(weights, {task.B, task.N}, "weights");
+  float* shares_out = output(shares, {task.B, task.N}, "shares");
   checked_threads(threads);
   const Unlocked unlocked;
-  folded_scores(task, pooled_out, weights_out, threads);
+  folded_scores(task, pooled_out, shares_out, threads);
 }
 
 /// The sizes of a folded student, as its tensors have them.
@@ -196,7 +196,7 @@ void check_starts(const FoldedStudent& student, const std::vector<int64_t>& star
 }
 
 void run_student(const FoldedStudent& student, const py::array& features,
-                 const std::vector<int64_t>& starts, py::array logits, py::array weights,
+                 const std::vector<int64_t>& starts, py::array logits, py::array shares,
                  py::array pooled) {
   require(features.ndim() == 2, "features", "[B, columns]");
   const int64_t B = features.shape(0);
@@ -206,10 +206,10 @@ void run_student(const FoldedStudent& student, const py::array& features,
   const Matrix matrix{const_cast<std::byte*>(static_cast<const std::byte*>(features.data())), B,
                       features.shape(1), features.strides(0), dtype};
   float* const logits_out = output(logits, {B, student.classes()}, "logits");
-  float* const weights_out = output(weights, {B, student.teachers()}, "weights");
+  float* const shares_out = output(shares, {B, student.teachers()}, "shares");
   float* const pooled_out = output(pooled, {B, student.width()}, "pooled");
   const Unlocked unlocked;
-  student.forward(matrix, starts, logits_out, weights_out, pooled_out);
+  student.forward(matrix, starts, logits_out, shares_out, pooled_out);
 }
 
 }  // namespace
@@ -222,7 +222,7 @@ void bind_student(py::module_& module) {
       .def(py::init(&make_student), arg("dims"), arg("weight"), arg("bias"), arg("score_maps"),
            arg("head_weight_1"), arg("head_bias_1"), arg("head_weight_2"), arg("head_bias_2"),
            arg("shift").none(true) = py::none())
-      .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("weights"),
+      .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("shares"),
            arg("pooled"));
   module.def("attention_forward", &forward, arg("qkv"), arg("present").none(true),
              arg("attention"), arg("out"), arg("threads") = 1);
@@ -233,7 +233,7 @@ void bind_student(py::module_& module) {
              arg("huber"), arg("d_fused").none(true), arg("d_targets").none(true),
              arg("threads") = 1);
   module.def("folded_scores", &fold, arg("left"), arg("tokens"), arg("present").none(true),
-             arg("pooled"), arg("weights"), arg("threads") = 1);
+             arg("pooled"), arg("shares"), arg("threads") = 1);
 }
 
 }  // namespace shazam

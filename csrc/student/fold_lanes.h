@@ -23,8 +23,8 @@ class FoldBuffer {
 
   void run(const RowKernels& kernels);
 
-  /// After `run`: the weight of a teacher in the mean of the rows of M_K.
-  float weight(int64_t lane, int64_t teacher) const {
+  /// After `run`: the share of a teacher in the mean of the rows of M_K.
+  float share(int64_t lane, int64_t teacher) const {
     return values_[rows() + 2 * row() + teacher * kFoldLanes + lane];
   }
 
@@ -34,7 +34,8 @@ class FoldBuffer {
   int64_t rows() const { return (K_ + 3) * square(); }
 
   int64_t N_, K_;
-  std::vector<float> values_;  // scores [K, N, N], scratch [3, N, N], penalty, share and weights [N]
+  // scores [K, N, N], scratch [3, N, N], penalty, part and shares [N]
+  std::vector<float> values_;
 };
 
 }  // namespace shazam

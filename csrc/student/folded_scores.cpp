@@ -18,13 +18,13 @@ void FoldBuffer::load_scores(int64_t lane, int64_t layer, ConstRows left, ConstR
 }
 
 void FoldBuffer::load_mask(int64_t lane, const uint8_t* present) {
-  float share[kMaxTeachers];
-  mean_shares(N_, present, share);
+  float part[kMaxTeachers];
+  mean_parts(N_, present, part);
   float* const penalty = values_.data() + rows() + lane;
   for (int64_t i = 0; i < N_; ++i) {
     const bool absent = present != nullptr && !present[i];
     penalty[i * kFoldLanes] = absent ? -std::numeric_limits<float>::infinity() : 0.0f;
-    penalty[row() + i * kFoldLanes] = share[i];
+    penalty[row() + i * kFoldLanes] = part[i];
   }
 }
 
@@ -38,7 +38,7 @@ namespace {
 
 /// Patches [first, last), at most kFoldLanes.
 void fold_patches(const FoldedScores& task, int64_t first, int64_t last, FoldBuffer& buffer,
-                  const RowKernels& kernels, float* pooled, float* weights) {
+                  const RowKernels& kernels, float* pooled, float* shares) {
   const int64_t N = task.N, D = task.D, K = task.K;
   const auto tokens = [&](int64_t b) { return ConstRows{task.tokens + b * N * D, N, D}; };
   for (int64_t b = first; b < last; ++b) {
@@ -50,21 +50,21 @@ void fold_patches(const FoldedScores& task, int64_t first, int64_t last, FoldBuf
   }
   buffer.run(kernels);
   for (int64_t b = first; b < last; ++b) {
-    float* const w = weights + b * N;
-    for (int64_t i = 0; i < N; ++i) w[i] = buffer.weight(b - first, i);
+    float* const w = shares + b * N;
+    for (int64_t i = 0; i < N; ++i) w[i] = buffer.share(b - first, i);
     kernels.combine({w, N, 1}, tokens(b), D, {pooled + b * D, 1, D});
   }
 }
 
 }  // namespace
 
-void folded_scores(const FoldedScores& task, float* pooled, float* weights, int threads,
+void folded_scores(const FoldedScores& task, float* pooled, float* shares, int threads,
                    const RowKernels& kernels) {
   const int64_t bytes = task.N * task.D * (task.K + 1) * static_cast<int64_t>(sizeof(float));
   for_patches(task.B, bytes, threads, [&](int64_t first, int64_t last) {
     FoldBuffer buffer(task.N, task.K);
     for (int64_t b = first; b < last; b += kFoldLanes) {
-      fold_patches(task, b, std::min(last, b + kFoldLanes), buffer, kernels, pooled, weights);
+      fold_patches(task, b, std::min(last, b + kFoldLanes), buffer, kernels, pooled, shares);
     }
   });
 }

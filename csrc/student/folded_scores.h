@@ -18,8 +18,8 @@ struct FoldedScores {
   const uint8_t* present;  // [B, N], or null when every patch has all teachers
 };
 
-/// Writes weights w = mean of the rows of M_K [B, N], and pooled = w T [B, D].
-void folded_scores(const FoldedScores& task, float* pooled, float* weights, int threads,
+/// Writes the teachers' shares w = mean of the rows of M_K [B, N], and pooled = w T [B, D].
+void folded_scores(const FoldedScores& task, float* pooled, float* shares, int threads,
                    const RowKernels& kernels = row_kernels().front());
 
 }  // namespace shazam

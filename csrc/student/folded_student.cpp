@@ -142,7 +142,7 @@ void FoldedStudent::project(const Matrix& features, const std::vector<int64_t>& 
 }
 
 void FoldedStudent::attend(const float* tokens, int64_t patches, const uint8_t* present,
-                           float* weights, float* pooled, std::vector<float>& scratch) const {
+                           float* shares, float* pooled, std::vector<float>& scratch) const {
   const int64_t N = teachers(), rows = patches * N, size = blocks_size(rows, D_);
   scratch.resize(std::max<size_t>(scratch.size(), size + rows * D_ + D_));
   float* const left = scratch.data() + size;
@@ -161,8 +161,8 @@ void FoldedStudent::attend(const float* tokens, int64_t patches, const uint8_t* 
   }
   for (FoldBuffer& buffer : buffers) buffer.run(kernels_);
   for (int64_t b = 0; b < patches; ++b) {
-    float* const w = weights + b * N;
-    for (int64_t i = 0; i < N; ++i) w[i] = buffers[b / kFoldLanes].weight(b % kFoldLanes, i);
+    float* const w = shares + b * N;
+    for (int64_t i = 0; i < N; ++i) w[i] = buffers[b / kFoldLanes].share(b % kFoldLanes, i);
     kernels_.combine({w, N, 1}, {tokens + b * N * D_, N, D_}, D_, {pooled + b * D_, 1, D_});
   }
 }
@@ -182,7 +182,7 @@ void FoldedStudent::classify(const float* pooled, int64_t patches, float* logits
 }
 
 void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& starts,
-                            float* logits, float* weights, float* pooled) const {
+                            float* logits, float* shares, float* pooled) const {
   const int64_t N = teachers(), B = features.rows;
   thread_local std::vector<float> tokens, block, scratch;  // kept for the thread's next tile
   tokens.resize(std::max<size_t>(tokens.size(), B * N * D_));
@@ -192,7 +192,7 @@ void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& 
   for (int64_t i = 0; i < N; ++i) present[i] = starts[i] >= 0;
   for (int64_t b = 0; b < B; b += kChunkPatches) {
     const int64_t patches = std::min(kChunkPatches, B - b);
-    attend(tokens.data() + b * N * D_, patches, present.data(), weights + b * N, pooled + b * D_,
+    attend(tokens.data() + b * N * D_, patches, present.data(), shares + b * N, pooled + b * D_,
            scratch);
   }
   classify(pooled, B, logits, scratch);

@@ -39,10 +39,10 @@ class FoldedStudent {
   int64_t classes() const { return C_; }
 
   /// Features [B, any], in whose columns `starts[i]` ... the teacher i lies, or nowhere if it is
-  /// negative: then it is absent from all patches. Writes logits [B, C], the teachers' weights
-  /// [B, N], and pooled [B, D], the mean of the tokens by these weights. May be called by any thread.
+  /// negative: then it is absent from all patches. Writes logits [B, C], the teachers' shares
+  /// [B, N], and pooled [B, D], the tokens times these shares. May be called by any thread.
   void forward(const Matrix& features, const std::vector<int64_t>& starts, float* logits,
-               float* weights, float* pooled) const;
+               float* shares, float* pooled) const;
 
  private:
   /// A matrix [depth, columns] in panels of its columns.
@@ -61,7 +61,7 @@ class FoldedStudent {
                     float* out) const;
   void project(const Matrix& features, const std::vector<int64_t>& starts, float* tokens,
                float* block) const;
-  void attend(const float* tokens, int64_t patches, const uint8_t* present, float* weights,
+  void attend(const float* tokens, int64_t patches, const uint8_t* present, float* shares,
               float* pooled, std::vector<float>& scratch) const;
   void classify(const float* pooled, int64_t patches, float* logits,
                 std::vector<float>& scratch) const;

@@ -49,8 +49,8 @@ struct FoldLanes {
   int64_t K;
   float* scores;         // S_l [K, N, N], overwritten
   const float* penalty;  // [N], -infinity where the teacher is absent, otherwise 0
-  const float* share;    // [N], of every row in the mean
-  float* weights;        // [N], the mean of the rows of M_K
+  const float* part;     // [N], the factor of each row in the mean
+  float* shares;         // [N], the mean of the rows of M_K
   float* scratch;        // [3, N, N]
 };
 

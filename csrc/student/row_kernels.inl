@@ -205,10 +205,10 @@ TARGET void fold(const FoldLanes& task) {
     for (int64_t j = 0; j < N; ++j) {
       Vector sum = broadcast(0.0f);
       for (int64_t i = 0; i < N; ++i) {
-        sum = multiply_add(load(task.share + i * kFoldLanes + lane, kLanes),
+        sum = multiply_add(load(task.part + i * kFoldLanes + lane, kLanes),
                            load(M + (i * N + j) * kFoldLanes, kLanes), sum);
       }
-      store(task.weights + j * kFoldLanes + lane, sum, kLanes);
+      store(task.shares + j * kFoldLanes + lane, sum, kLanes);
     }
   }
 }

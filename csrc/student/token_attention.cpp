@@ -44,11 +44,11 @@ class Patch {
   int64_t patch_;
 };
 
-/// pooled_j = sum_i share_i P_ij: the weight of value j in the mean of P V.
-void pool_map(const float* P, const float* share, int64_t N, float* pooled) {
+/// pooled_j = sum_i part_i P_ij: the weight of value j in the mean of P V.
+void pool_map(const float* P, const float* part, int64_t N, float* pooled) {
   std::fill_n(pooled, N, 0.0f);
   for (int64_t i = 0; i < N; ++i) {
-    for (int64_t j = 0; j < N; ++j) pooled[j] += share[i] * P[i * N + j];
+    for (int64_t j = 0; j < N; ++j) pooled[j] += part[i] * P[i * N + j];
   }
 }
 
@@ -58,9 +58,9 @@ void forward_patch(const Attention& layer, const Patch& patch, float* P, Mutable
   kernels.dots(patch.query(), patch.key(), D, 1.0f / std::sqrt(static_cast<float>(D)), P);
   softmax_rows(P, N, patch.present());
   if (!layer.pooled) return kernels.combine({P, N, 1}, patch.value(), D, T);
-  float share[kMaxTeachers], pooled[kMaxTeachers];
-  mean_shares(N, patch.present(), share);
-  pool_map(P, share, N, pooled);
+  float part[kMaxTeachers], pooled[kMaxTeachers];
+  mean_parts(N, patch.present(), part);
+  pool_map(P, part, N, pooled);
   kernels.combine({pooled, N, 1}, patch.value(), D, T);
 }
 
@@ -81,13 +81,13 @@ void value_gradient(const Attention& layer, const Patch& patch, const float* P, 
     kernels.dots(d_T, patch.value(), layer.D, 1.0f, dP);
     return kernels.combine({P, 1, N}, d_T, layer.D, d_value);
   }
-  // Every row of P V gets the same gradient but for its share.
-  float share[kMaxTeachers], pooled[kMaxTeachers], dots[kMaxTeachers];
-  mean_shares(N, patch.present(), share);
-  pool_map(P, share, N, pooled);
+  // Every row of P V gets the same gradient but for its part.
+  float part[kMaxTeachers], pooled[kMaxTeachers], dots[kMaxTeachers];
+  mean_parts(N, patch.present(), part);
+  pool_map(P, part, N, pooled);
   kernels.dots(d_T, patch.value(), layer.D, 1.0f, dots);
   for (int64_t i = 0; i < N; ++i) {
-    for (int64_t j = 0; j < N; ++j) dP[i * N + j] = share[i] * dots[j];
+    for (int64_t j = 0; j < N; ++j) dP[i * N + j] = part[i] * dots[j];
   }
   kernels.combine({pooled, 1, 0}, d_T, layer.D, d_value);
 }
@@ -119,11 +119,11 @@ void softmax_rows(float* scores, int64_t N, const uint8_t* present) {
   }
 }
 
-void mean_shares(int64_t N, const uint8_t* present, float* share) {
+void mean_parts(int64_t N, const uint8_t* present, float* part) {
   int64_t count = N;
   if (present != nullptr) count -= std::count(present, present + N, uint8_t{0});
   for (int64_t i = 0; i < N; ++i) {
-    share[i] = present == nullptr || present[i] ? 1.0f / static_cast<float>(count) : 0.0f;
+    part[i] = present == nullptr || present[i] ? 1.0f / static_cast<float>(count) : 0.0f;
   }
 }
 

@@ -13,8 +13,8 @@ constexpr int64_t kMaxTeachers = 32;
 /// place. An absent teacher's column becomes 0, whatever its scores.
 void softmax_rows(float* scores, int64_t N, const uint8_t* present);
 
-/// share [N]: what every teacher's row contributes to the mean over those present.
-void mean_shares(int64_t N, const uint8_t* present, float* share);
+/// part [N]: the factor of each teacher's row in the mean over those present.
+void mean_parts(int64_t N, const uint8_t* present, float* part);
 
 /// One attention layer over B patches of N teachers: P = softmax(Q K^T / sqrt(D)), T = P V.
 struct Attention {
