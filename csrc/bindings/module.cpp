@@ -20,7 +20,8 @@ void bind_error(py::module_& module) {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const StoreError& error) {
       // Paths need not be UTF-8.
-      const auto message = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(error.what()));
+      const auto message =
+          py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(error.what()));
       if (!message) throw py::error_already_set();
       const py::object instance = py::reinterpret_borrow<py::object>(type)(message);
       instance.attr("kind") = name(error.kind());

@@ -46,7 +46,8 @@ void hand_on(int signal, siginfo_t* info, void* context) {
     state.last_fault = info->si_addr;
   }
   const struct sigaction* const action = previous.load();
-  if (is_fault ? state.repeats > kMostRepeats : state.handing_on) return use_default(signal, is_fault);
+  const bool is_circle = is_fault ? state.repeats > kMostRepeats : state.handing_on;
+  if (is_circle) return use_default(signal, is_fault);
   if (action->sa_flags & SA_SIGINFO) {
     state.handing_on = true;
     action->sa_sigaction(signal, info, context);

@@ -63,7 +63,8 @@ FoldedStudent::FoldedStudent(const FoldedTensors& tensors, const RowKernels& ker
     weight += dim * D_;
   }
   if (tensors.shift != nullptr) {
-    shift_.assign(tensors.shift, tensors.shift + std::accumulate(dims_.begin(), dims_.end(), int64_t{0}));
+    const int64_t columns = std::accumulate(dims_.begin(), dims_.end(), int64_t{0});
+    shift_.assign(tensors.shift, tensors.shift + columns);
   }
   for (int64_t layer = 0; layer < K_; ++layer) {
     score_maps_.push_back(pack(tensors.score_maps + layer * D_, D_, D_, K_ * D_));

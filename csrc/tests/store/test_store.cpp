@@ -1,6 +1,5 @@
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,40 +13,14 @@
 #include "store/feature_store.h"
 #include "store/mapped_file.h"
 #include "tests/check.h"
+#include "tests/store/stores.h"
 
 using namespace shazam;
-using shazam::testing::TemporaryDirectory;
-using shazam::testing::throws;
+using namespace shazam::testing;
 
 namespace {
 
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
-
-std::vector<float> counting(size_t count, float start = 0) {
-  std::vector<float> values(count);
-  std::iota(values.begin(), values.end(), start);
-  return values;
-}
-
-Matrix view(std::vector<float>& values, int64_t columns) {
-  return {reinterpret_cast<std::byte*>(values.data()),
-          static_cast<int64_t>(values.size()) / columns, columns, columns * 4, DType::Float32};
-}
-
-std::vector<float> gather(const FeatureStore& store, const std::vector<int64_t>& rows,
-                          int threads = 1) {
-  std::vector<float> out(rows.size() * store.columns());
-  store.gather(rows.data(), rows.size(), view(out, store.columns()), threads);
-  return out;
-}
-
-/// The number of mappings of this process whose path contains `text`.
-int count_mappings(const std::string& text) {
-  std::ifstream maps("/proc/self/maps");
-  int count = 0;
-  for (std::string line; std::getline(maps, line);) count += line.find(text) != std::string::npos;
-  return count;
-}
 
 /// Whether a byte of a file is in the page cache, asked without touching it.
 bool resident(const std::string& path, int64_t offset) {
@@ -84,10 +57,14 @@ TEST(mapped_file_reads_and_notices_a_shrunk_file) {
 TEST(mapped_file_names_what_it_cannot_open) {
   const TemporaryDirectory directory;
   CHECK(throws(ErrorKind::Missing, "nowhere", [&] { MappedFile(directory.path("nowhere")); }));
-  CHECK(throws(ErrorKind::Unsupported, "found a directory", [&] { MappedFile(directory.path("")); }));
-  CHECK(mkfifo(directory.path("pipe").c_str(), 0600) == 0);
-  CHECK(throws(ErrorKind::Unsupported, "found a named pipe", [&] { MappedFile(directory.path("pipe")); }));
-  CHECK(throws(ErrorKind::Unsupported, "found a device", [] { MappedFile("/dev/zero"); }));
+  const std::string pipe = directory.path("pipe");
+  CHECK(mkfifo(pipe.c_str(), 0600) == 0);
+  const auto refused = [](const char* found, const std::string& path) {
+    return throws(ErrorKind::Unsupported, found, [&] { MappedFile{path}; });
+  };
+  CHECK(refused("found a directory", directory.path("")));
+  CHECK(refused("found a named pipe", pipe));
+  CHECK(refused("found a device", "/dev/zero"));
   MappedFile(directory.write<float>("empty", {})).require(0);
 }
 
@@ -178,95 +155,6 @@ TEST(no_more_files_stay_mapped_than_allowed) {
   gather(store, {7});
   CHECK(count_mappings(files[4]) == 1);  // recently used
   CHECK(count_mappings(files[5]) == 0);  // least recently used
-}
-
-/// Stores of one-row files with `count` files each; row i of store k holds 1000 k + i.
-struct ManyFiles {
-  TemporaryDirectory directory;
-  std::vector<int64_t> rows;
-  std::vector<std::unique_ptr<FeatureStore>> stores;
-
-  ManyFiles(int64_t stores_count, int64_t count) : rows(count) {
-    std::iota(rows.begin(), rows.end(), 0);
-    for (int64_t k = 0; k < stores_count; ++k) {
-      std::vector<std::string> files;
-      std::vector<Extent> extents;
-      for (int64_t i = 0; i < count; ++i) {
-        files.push_back(directory.write(std::to_string(k) + "_" + std::to_string(i),
-                                        counting(1, expected(k, i))));
-        extents.push_back({i, 0, 1, 4});
-      }
-      stores.push_back(std::make_unique<FeatureStore>(1, DType::Float32, files, extents));
-    }
-  }
-
-  static float expected(int64_t store, int64_t row) { return static_cast<float>(1000 * store + row); }
-
-  bool all_equal(int64_t store) const {
-    return gather(*stores[store], rows) == counting(rows.size(), expected(store, 0));
-  }
-};
-
-/// Sets the limit of descriptors until the end of the scope.
-class DescriptorLimit {
- public:
-  explicit DescriptorLimit(rlim_t soft) {
-    getrlimit(RLIMIT_NOFILE, &before_);
-    const rlimit low{soft, before_.rlim_max};
-    setrlimit(RLIMIT_NOFILE, &low);
-  }
-  ~DescriptorLimit() { setrlimit(RLIMIT_NOFILE, &before_); }
-
- private:
-  rlimit before_;
-};
-
-TEST(all_stores_together_keep_a_quarter_of_the_descriptors) {
-  const ManyFiles files(3, 60);
-  const DescriptorLimit limit(80);
-  for (int repeat = 0; repeat < 2; ++repeat) {
-    for (int64_t store = 0; store < 3; ++store) {
-      CHECK(files.all_equal(store));
-      CHECK(Descriptor::count() <= 20);
-    }
-  }
-  CHECK(count_mappings(files.directory.path("")) == 180);  // none had to be mapped anew
-}
-
-TEST(threads_that_open_files_at_once_keep_to_the_budget) {
-  const ManyFiles files(4, 60);
-  const DescriptorLimit limit(120);
-  std::vector<std::thread> readers;
-  for (int64_t store = 0; store < 4; ++store) {
-    readers.emplace_back([&, store] {
-      for (int repeat = 0; repeat < 20; ++repeat) CHECK(files.all_equal(store));
-    });
-  }
-  for (std::thread& reader : readers) reader.join();
-  CHECK(Descriptor::count() <= 30);
-}
-
-TEST(a_process_without_descriptors_reads_on_without_them) {
-  const ManyFiles files(2, 60);
-  CHECK(files.all_equal(0));
-  const DescriptorLimit limit(static_cast<rlim_t>(Descriptor::count()) + 1);  // of 0 to 59 and some others
-  CHECK(files.all_equal(1));  // drops those of the first one
-}
-
-TEST(a_file_without_a_descriptor_is_looked_up_by_its_path) {
-  const ManyFiles files(2, 60);
-  const std::string path = files.directory.path("0_7");
-  const DescriptorLimit limit(80);
-  CHECK(files.all_equal(0) && files.all_equal(1));  // the first store's have gone
-  std::filesystem::resize_file(path, 3);
-  CHECK(throws(ErrorKind::Shrunk, path, [&] { gather(*files.stores[0], {7}); }));
-  std::filesystem::resize_file(path, 4);
-  gather(*files.stores[0], {7});
-  std::filesystem::remove(files.directory.path("0_8"));
-  CHECK(gather(*files.stores[0], {8}) == std::vector<float>{8});  // still mapped
-  std::filesystem::copy_file(files.directory.path("1_1"), files.directory.path("0_8"));
-  std::filesystem::resize_file(files.directory.path("0_8"), 1);
-  CHECK(gather(*files.stores[0], {8}) == std::vector<float>{8});  // another file has the path now
 }
 
 TEST(rows_that_left_the_page_cache_are_read_ahead) {
