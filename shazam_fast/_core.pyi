@@ -20,8 +20,7 @@ class StoreError(Exception):
         "missing"      no such file
         "truncated"    a file is shorter than its extents need
         "shrunk"       a file was long enough when it was opened, and no longer is
-        "changed"      another file has taken the path of one that was read before, or a file was
-                       written while it was read
+        "changed"      a file was written, or replaced by another one, after it was first opened
         "unsupported"  a directory, a pipe or a device in place of a file
         "bounds"       a row, an extent, an array shape or a number outside what it refers to
         "dtype"        an unknown dtype, or an array whose dtype or memory layout does not fit
@@ -38,8 +37,8 @@ class FeatureStore:
     contiguous values in a row; the rows may be any distance apart, as in a column slice of a wider
     buffer. After an error its contents are unspecified.
 
-    Every call checks each file that it touches, before and after it has read: a file that has become
-    too short raises "shrunk", one that was written in the meantime "changed". All stores of a process
+    Every call checks each file that it touches after it has read: a file that has become too short
+    raises "shrunk", one that was written since it was opened "changed". All stores of a process
     together keep at most a quarter of the file descriptors that it may have.
     """
 

@@ -56,37 +56,28 @@ void FileTable::require(int64_t file, int64_t bytes) {
   files_[file].required_bytes = std::max(files_[file].required_bytes, bytes);
 }
 
-FileTable::Opened FileTable::open(int64_t file) {
-  const int64_t bytes = files_[file].required_bytes;
-  bool seen = false;
-  auto mapping = find(file, seen);
-  if (mapping) {
-    const int64_t modified = mapping->require(bytes);
-    return {std::move(mapping), bytes, modified};
-  }
-  mapping = map(files_[file].path);
-  const int64_t modified = mapping->require(bytes, seen ? ErrorKind::Shrunk : ErrorKind::Truncated);
-  return {insert(file, std::move(mapping)), bytes, modified};
+std::shared_ptr<const MappedFile> FileTable::open(int64_t file) {
+  if (auto mapping = find(file)) return mapping;
+  return insert(file, map(files_[file].path, files_[file].required_bytes));
 }
 
-std::shared_ptr<MappedFile> FileTable::find(int64_t file, bool& seen) {
+std::shared_ptr<MappedFile> FileTable::find(int64_t file) {
   const std::lock_guard lock(registry().mutex);
   File& entry = files_[file];
   if (entry.mapping) recent_.splice(recent_.begin(), recent_, entry.recency);
-  seen = entry.seen;
   return entry.mapping;
 }
 
-std::shared_ptr<MappedFile> FileTable::map(const std::string& path) {
+std::shared_ptr<MappedFile> FileTable::map(const std::string& path, int64_t required_bytes) {
   const int64_t budget = descriptor_budget();
   // Some more than needed at a time: each call looks at all files.
   if (Descriptor::count() >= budget) drop_idle_descriptors(budget * 3 / 4);
   std::shared_ptr<MappedFile> mapping;
   try {
-    mapping = std::make_shared<MappedFile>(path);
+    mapping = std::make_shared<MappedFile>(path, required_bytes);
   } catch (const TooManyOpenFiles&) {
     drop_idle_descriptors(0);
-    mapping = std::make_shared<MappedFile>(path);
+    mapping = std::make_shared<MappedFile>(path, required_bytes);
   }
   if (Descriptor::count() > budget) mapping->drop_descriptor();
   return mapping;
@@ -98,12 +89,12 @@ std::shared_ptr<MappedFile> FileTable::insert(int64_t file, std::shared_ptr<Mapp
   File& entry = files_[file];
   if (entry.mapping) return entry.mapping;  // another thread was faster
 
-  // A copy or a re-creation has another inode and another time. Either alone proves nothing:
-  // `touch` changes the time, and some network file systems number inodes anew.
+  // A new file has another time too, unless it is a copy that keeps the time. The inode proves
+  // nothing: some network file systems number inodes anew.
   const MappedFile::Identity now = mapping->identity();
-  if (entry.seen && now.inode != entry.identity.inode &&
-      now.modified_ns != entry.identity.modified_ns) {
-    throw StoreError(ErrorKind::Changed, entry.path + ": was replaced by another file");
+  if (entry.seen && now.modified_ns != entry.identity.modified_ns) {
+    throw StoreError(ErrorKind::Changed,
+                     entry.path + ": was written or replaced after it was first opened");
   }
   entry.seen = true;
   entry.identity = now;

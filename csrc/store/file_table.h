@@ -30,19 +30,11 @@ class FileTable {
   /// Declares that the first `bytes` bytes of a file will be read. Call before the first `open`.
   void require(int64_t file, int64_t bytes);
 
-  struct Opened {
-    std::shared_ptr<const MappedFile> file;
-    int64_t required_bytes;
-    int64_t modified_ns;  // when the file was last written
-
-    /// Throws Shrunk or Changed unless the file is as it was.
-    void require_unchanged() const { file->require_unchanged(required_bytes, modified_ns); }
-  };
-
-  /// The mapped file, checked at this moment to hold what `require` declared. Throws Missing,
-  /// Truncated, Shrunk, Changed (another file has taken its path since the first `open`),
-  /// Unsupported or System.
-  Opened open(int64_t file);
+  /// The mapped file. A new mapping is checked to hold what `require` declared; whether a file has
+  /// stayed as it was is for `MappedFile::require_unchanged` to say, after the reading. Throws
+  /// Missing, Truncated, Changed (the file was written, or another one has taken its path, since the
+  /// first `open`), Unsupported or System.
+  std::shared_ptr<const MappedFile> open(int64_t file);
 
   /// How the files will be read: those that are open now, and those opened later.
   void advise(Access access);
@@ -57,8 +49,8 @@ class FileTable {
     std::list<int64_t>::iterator recency;  // valid while mapping is set
   };
 
-  std::shared_ptr<MappedFile> find(int64_t file, bool& seen);
-  static std::shared_ptr<MappedFile> map(const std::string& path);
+  std::shared_ptr<MappedFile> find(int64_t file);
+  static std::shared_ptr<MappedFile> map(const std::string& path, int64_t required_bytes);
   std::shared_ptr<MappedFile> insert(int64_t file, std::shared_ptr<MappedFile> mapping);
   static void drop_idle_descriptors(int64_t keep);
 

@@ -36,6 +36,12 @@ int64_t modified_ns(const struct stat& status) {
   return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
 }
 
+[[noreturn]] void throw_short(ErrorKind kind, const std::string& path, int64_t expected,
+                              int64_t found) {
+  throw StoreError(kind, path + ": expected at least " + std::to_string(expected) +
+                             " bytes, found " + std::to_string(found));
+}
+
 const char* type_name(mode_t mode) {
   if (S_ISDIR(mode)) return "a directory";
   if (S_ISFIFO(mode)) return "a named pipe";
@@ -61,14 +67,17 @@ Descriptor::~Descriptor() {
 TooManyOpenFiles::TooManyOpenFiles(const std::string& path)
     : StoreError(ErrorKind::System, path + ": too many open files; raise `ulimit -n`") {}
 
-MappedFile::MappedFile(const std::string& path)
-    : path_(path), descriptor_(std::make_unique<Descriptor>(path)) {
+MappedFile::MappedFile(const std::string& path, int64_t required_bytes)
+    : path_(path),
+      descriptor_(std::make_unique<Descriptor>(path)),
+      required_bytes_(required_bytes) {
   const struct stat status = status_of(path, descriptor_->get());
   if (!S_ISREG(status.st_mode)) {
     throw StoreError(ErrorKind::Unsupported,
                      path + ": expected a file, found " + type_name(status.st_mode));
   }
   size_ = status.st_size;
+  if (size_ < required_bytes) throw_short(ErrorKind::Truncated, path, required_bytes, size_);
   identity_ = {status.st_dev, status.st_ino, modified_ns(status)};
   writable_ = access(path.c_str(), W_OK) == 0;
   visited_ = std::make_unique<std::atomic<bool>[]>(size_ / kBlockBytes + 1);
@@ -83,32 +92,20 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 
-/// Of the file as it is now; as it was when that cannot be known, because there is no descriptor and
-/// the path leads to another file or to none.
-MappedFile::State MappedFile::state() const {
-  struct stat status;
+void MappedFile::require_unchanged() const {
+  struct stat now;
   if (descriptor_) {
-    status = status_of(path_, descriptor_->get());
-  } else if (stat(path_.c_str(), &status) != 0 || status.st_dev != identity_.device ||
-             status.st_ino != identity_.inode) {
-    return {size_, identity_.modified_ns};
+    now = status_of(path_, descriptor_->get());
+  } else if (stat(path_.c_str(), &now) != 0 || now.st_dev != identity_.device ||
+             now.st_ino != identity_.inode) {
+    return;  // the path leads to another file or to none: ours cannot be asked any more
   }
-  return {status.st_size, modified_ns(status)};
-}
-
-int64_t MappedFile::require(int64_t bytes, ErrorKind if_short) const {
-  const State now = state();
-  const int64_t readable = std::min(size_, now.bytes);
-  if (readable >= bytes) return now.modified_ns;
-  throw StoreError(size_ < bytes ? if_short : ErrorKind::Shrunk,
-                   path_ + ": expected at least " + std::to_string(bytes) + " bytes, found " +
-                       std::to_string(readable));
-}
-
-void MappedFile::require_unchanged(int64_t bytes, int64_t modified_ns) const {
-  if (require(bytes) == modified_ns) return;
+  if (now.st_size < required_bytes_) {
+    throw_short(ErrorKind::Shrunk, path_, required_bytes_, now.st_size);
+  }
+  if (modified_ns(now) == identity_.modified_ns) return;
   throw StoreError(ErrorKind::Changed,
-                   path_ + ": was written while it was read; wait until it is complete");
+                   path_ + ": was written after it was opened; open it again when it is complete");
 }
 
 bool MappedFile::is_cached(const std::byte* address) const {
@@ -150,6 +147,7 @@ void MappedFile::read(const std::byte* begin, int64_t bytes, std::byte* target) 
   while (bytes > 0) {
     const ssize_t count = pread(descriptor_->get(), target, bytes, offset);
     if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EFAULT) throw_output_lost();
     if (count < 0) throw_system_error(path_, errno);
     if (count == 0) throw StoreError(ErrorKind::Shrunk, path_ + ": shrank while it was read");
     bytes -= count;

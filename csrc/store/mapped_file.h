@@ -43,10 +43,11 @@ class Descriptor {
 /// `run_guarded` only. A file that is renamed away or unlinked stays readable as it was.
 ///
 /// The descriptor can be dropped, which leaves the mapping. The file is then looked up by its path
-/// to see whether it has shrunk, and first visits are served by the mapping.
+/// to see whether it is as it was, and first visits are served by the mapping.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path);
+  /// Throws Missing, Unsupported, System, and Truncated unless the file has `required_bytes`.
+  explicit MappedFile(const std::string& path, int64_t required_bytes = 0);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -58,12 +59,9 @@ class MappedFile {
     return data_ <= address && address < data_ + size_;
   }
 
-  /// Throws `if_short` unless the first `bytes` bytes are mapped, and Shrunk unless they are still
-  /// in the file. Returns when the file was last written.
-  int64_t require(int64_t bytes, ErrorKind if_short = ErrorKind::Truncated) const;
-
-  /// Throws Shrunk, or Changed when the file was written after what `require` returned.
-  void require_unchanged(int64_t bytes, int64_t modified_ns) const;
+  /// Throws Shrunk when the file has become shorter than required, and Changed when it was written
+  /// since it was opened. What was read before this returns is what the file held when it was opened.
+  void require_unchanged() const;
 
   /// Whether this byte can be read without waiting for the disk; false where the file system does
   /// not tell. If not, the question itself may start the reading of its page.
@@ -96,18 +94,13 @@ class MappedFile {
   Identity identity() const { return identity_; }
 
  private:
-  struct State {
-    int64_t bytes;
-    int64_t modified_ns;
-  };
-
-  State state() const;
   std::byte* page_of(const std::byte* address) const;
 
   std::string path_;
   std::unique_ptr<Descriptor> descriptor_;
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+  int64_t required_bytes_;
   Identity identity_;
   bool writable_ = false;
   std::unique_ptr<std::atomic<bool>[]> visited_;  // by block

@@ -9,7 +9,7 @@ enum class ErrorKind {
   Missing,      // no such file
   Truncated,    // a file is shorter than its extents need
   Shrunk,       // a file was long enough when it was opened, and no longer is
-  Changed,      // a file was replaced since it was first opened, or written while it was read
+  Changed,      // a file was written or replaced after it was first opened
   Unsupported,  // a directory, a pipe or a device in place of a file
   Bounds,       // a row, an extent or an array size outside what it refers to
   Dtype,        // an unknown dtype, or an array whose dtype or memory layout does not fit
@@ -41,5 +41,10 @@ class StoreError : public std::runtime_error {
  private:
   ErrorKind kind_;
 };
+
+[[noreturn]] inline void throw_output_lost() {
+  throw StoreError(ErrorKind::System, "the memory of the output cannot be written; if it is mapped, "
+                                      "its file has shrunk or its disk is full");
+}
 
 }  // namespace shazam

@@ -93,10 +93,10 @@ int64_t Window::find_extent(int64_t row, int64_t position) const {
 /// Null when the window has as many files as it may have, or as the process may have.
 const MappedFile* Window::open(int64_t file) {
   const auto found = files_.find(file);
-  if (found != files_.end()) return found->second.file.get();
+  if (found != files_.end()) return found->second.get();
   if (static_cast<int64_t>(files_.size()) == store_.files_.max_open()) return nullptr;
   try {
-    return files_.emplace(file, store_.files_.open(file)).first->second.file.get();
+    return files_.emplace(file, store_.files_.open(file)).first->second.get();
   } catch (const TooManyOpenFiles&) {
     if (files_.empty()) throw;
     return nullptr;
@@ -172,25 +172,25 @@ template <typename Work>
 void Window::read_guarded(const Work& work) const {
   const void* const address = run_guarded(work);
   if (address == nullptr) return;
-  for (const auto& [index, opened] : files_) {
-    if (!opened.file->contains(address)) continue;
-    const std::string& path = opened.file->path();
+  for (const auto& [index, file] : files_) {
+    if (!file->contains(address)) continue;
+    const std::string& path = file->path();
     try {
-      opened.require_unchanged();
+      file->require_unchanged();
     } catch (const StoreError&) {
       throw StoreError(ErrorKind::Shrunk, path + ": shrank while it was read");
     }
-    throw StoreError(ErrorKind::System, path + ": cannot be read from the disk at byte " +
-                                            std::to_string(static_cast<const std::byte*>(address) -
-                                                           opened.file->data()));
+    throw StoreError(ErrorKind::System,
+                     path + ": cannot be read from the disk at byte " +
+                         std::to_string(static_cast<const std::byte*>(address) - file->data()));
   }
-  throw StoreError(ErrorKind::System, "the memory of the output cannot be written; if it is mapped, "
-                                      "its file has shrunk or its disk is full");
+  throw_output_lost();
 }
 
-/// A file that shrinks by less than a page reads as zeros, and one that is written as a mixture.
+/// The rest of the last page of a file that has shrunk reads as zeros, without a signal, and a file
+/// that is written reads as a mixture.
 void Window::require_unchanged() const {
-  for (const auto& [index, opened] : files_) opened.require_unchanged();
+  for (const auto& [index, file] : files_) file->require_unchanged();
 }
 
 }  // namespace shazam

@@ -52,7 +52,7 @@ class Window {
   void require_unchanged() const;
 
   const FeatureStore& store_;
-  std::unordered_map<int64_t, FileTable::Opened> files_;
+  std::unordered_map<int64_t, std::shared_ptr<const MappedFile>> files_;
   std::vector<Piece> pieces_;
   int64_t bytes_ = 0;
   int64_t last_extent_ = 0;  // what the last piece was taken from

@@ -98,7 +98,8 @@ TEST(a_file_without_a_descriptor_is_looked_up_by_its_path) {
   std::filesystem::resize_file(path, 3);
   CHECK(throws(ErrorKind::Shrunk, path, [&] { gather(*files.stores[0], {7}); }));
   std::filesystem::resize_file(path, 4);
-  gather(*files.stores[0], {7});
+  postdate(path);
+  CHECK(throws(ErrorKind::Changed, path, [&] { gather(*files.stores[0], {7}); }));
   std::filesystem::remove(files.directory.path("0_8"));
   CHECK(gather(*files.stores[0], {8}) == std::vector<float>{8});  // still mapped
   std::filesystem::copy_file(files.directory.path("1_1"), files.directory.path("0_8"));

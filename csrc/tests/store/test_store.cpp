@@ -43,15 +43,16 @@ void evict(const std::string& path) {
 TEST(mapped_file_reads_and_notices_a_shrunk_file) {
   const TemporaryDirectory directory;
   const std::string path = directory.write("a", counting(100));
-  const MappedFile file(path);
+  const MappedFile file(path, 300);
   CHECK(std::memcmp(file.data(), counting(100).data(), 400) == 0);
-  file.require(400);
+  file.require_unchanged();
   CHECK(throws(ErrorKind::Truncated, "expected at least 401 bytes, found 400",
-               [&] { file.require(401); }));
-  std::filesystem::resize_file(path, 399);
-  CHECK(throws(ErrorKind::Shrunk, "found 399", [&] { file.require(400); }));
-  std::filesystem::resize_file(path, 8000);  // more than is mapped
-  CHECK(throws(ErrorKind::Truncated, "found 400", [&] { file.require(401); }));
+               [&] { MappedFile(path, 401); }));
+  std::filesystem::resize_file(path, 299);
+  CHECK(throws(ErrorKind::Shrunk, "found 299", [&] { file.require_unchanged(); }));
+  std::filesystem::resize_file(path, 400);
+  postdate(path);
+  CHECK(throws(ErrorKind::Changed, path, [&] { file.require_unchanged(); }));
 }
 
 TEST(mapped_file_names_what_it_cannot_open) {
@@ -65,7 +66,7 @@ TEST(mapped_file_names_what_it_cannot_open) {
   CHECK(refused("found a directory", directory.path("")));
   CHECK(refused("found a named pipe", pipe));
   CHECK(refused("found a device", "/dev/zero"));
-  MappedFile(directory.write<float>("empty", {})).require(0);
+  MappedFile(directory.write<float>("empty", {})).require_unchanged();
 }
 
 TEST(extents_are_joined_in_order) {
@@ -183,8 +184,7 @@ TEST(a_file_replaced_behind_the_store_is_refused_when_reopened) {
   const FeatureStore store(2, DType::Float32, files, {{0, 0, 1, 8}, {1, 0, 1, 8}}, 1);
   gather(store, {0});
   const std::string other = directory.write("other", counting(2, 50));
-  std::filesystem::last_write_time(other, std::filesystem::file_time_type::clock::now() +
-                                              std::chrono::hours(1));
+  postdate(other);
   std::filesystem::rename(other, files[0]);
   CHECK(gather(store, {0}) == counting(2));  // still mapped
   gather(store, {1});                        // evicts it
