@@ -1,142 +1,94 @@
-"""Rows of several teachers joined by slide and coordinates, never by hope."""
+"""Align the rows of one slide's teachers by coordinates; any mismatch is an error."""
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MismatchError
-from ..formats.pieces import Contents, DTypeName, Extents, Piece, Source
-from ..runtime.progress import Progress
+from ..errors import MismatchError, NotInPlaceError
+from ..formats.geometry import Geometry, merge_geometry
+from ..formats.pieces import SPLITS, Piece, Source
+from .matrices import Loads
 
 logger = logging.getLogger("shazam_fast")
 
-
-def join(path: Path, sources: Sequence[Source], slides: Sequence[str] | None = None) -> Contents:
-    """One archive from every teacher's files.
-
-    Rows of a slide are joined by coordinates where files have them, in whatever order, and by row number where
-    one has none and the counts match. `slides` names the slides to open; all of them by default.
-
-    Raises MismatchError naming both files, the first row that differs and the counts, when two teachers do not hold
-    the same patches; ArchiveError when a file cannot be read in place.
-    """
-    by_teacher: dict[str, dict[str, Source]] = {}
-    for source in sources:
-        by_teacher.setdefault(source.teacher, {})[source.slide] = source
-    names = _common_slides(path, by_teacher, slides)
-    matrices = {teacher: _Matrix(teacher) for teacher in by_teacher}
-    rows, coords, labels = [], [], []
-    with Progress(f"opening {path.name}", len(names), "slides") as progress:
-        for slide in names:
-            joined = _join_slide([by_teacher[teacher][slide] for teacher in by_teacher])
-            for teacher, piece in zip(by_teacher, joined.pieces, strict=True):
-                matrices[teacher].append(by_teacher[teacher][slide].file, piece)
-            rows.append(joined.pieces[0].n_rows)
-            coords.append(joined.coords)
-            labels.append(joined.labels)
-            progress.advance(1)
-    if sum(rows) == 0:
-        raise MismatchError(f"{path}: no patches: all {len(names)} slides are empty")
-    blocks = tuple(matrix.extents() for matrix in matrices.values())
-    known: dict[str, NDArray[Any]] = {}
-    if names != [""]:
-        known["slide"] = np.repeat(np.arange(len(names), dtype=np.int32), rows)
-    if any(c is not None for c in coords):
-        known["coords"] = _concatenate(coords, rows, (2,))
-    if any(c is not None for c in labels):
-        known["label"] = _concatenate(labels, rows, ())
-    return Contents(
-        path=path,
-        teachers={teacher: block.columns for teacher, block in zip(by_teacher, blocks, strict=True)},
-        blocks=blocks,
-        fingerprint=_fingerprint(blocks),
-        classes=tuple(str(c) for c in range(int(known["label"].max()) + 1)) if "label" in known else (),
-        slides=tuple(names) if names != [""] else (),
-        columns={name: constant(column) for name, column in known.items()},
-    )
+FIELDS = {"label": "labels", "split": "splits", "group": "groups"}  # column -> attribute of Piece
+NOTHING: Mapping[str, Any] = {"label": -1, "split": SPLITS["none"], "group": ""}  # what stands for unknown
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """A slide's pieces, one a teacher, brought into the same order of rows."""
+class Joined:
+    """A slide's pieces, one per teacher, brought into the same order of rows, and what they say of the rows."""
 
-    pieces: list[Piece]
+    pieces: Mapping[str, Piece]
+    n_rows: int
     coords: NDArray[np.generic] | None
-    labels: NDArray[np.int64] | None
+    columns: Mapping[str, NDArray[Any] | None]  # label, split, group
+    geometry: Geometry
 
 
-class _Matrix:
-    """Extents of one teacher, slide after slide."""
+def join_slide(sources: Mapping[str, Source], loads: Loads | None) -> Joined:
+    """The slide's pieces in the order of the first teacher's rows.
 
-    def __init__(self, teacher: str) -> None:
-        self._teacher = teacher
-        self._files: list[str] = []
-        self._tables: list[NDArray[np.int64]] = []
-        self._like: tuple[Path, int, DTypeName] | None = None
+    Args:
+        sources: teacher -> its file of the slide.
+        loads: None where files that cannot be mapped are an error.
 
-    def append(self, file: Path, piece: Piece) -> None:
-        if piece.n_rows == 0:
-            return  # an empty slide; it may not even say how wide it would be
-        if self._like is None:
-            self._like = (file, piece.columns, piece.dtype)
-        first, columns, dtype = self._like
-        if (piece.columns, piece.dtype) != (columns, dtype):
-            raise MismatchError(
-                f"teacher {self._teacher!r}: {first} holds {columns} columns of {dtype}, "
-                f"{file} {piece.columns} of {piece.dtype}; were they made by the same encoder?"
-            )
-        index = np.full((len(piece.runs), 1), len(self._files), dtype=np.int64)
-        self._files.append(os.fspath(file))
-        self._tables.append(np.concatenate([index, piece.runs], axis=1))
-
-    def extents(self) -> Extents:
-        assert self._like is not None, "join refuses archives without rows"
-        _, columns, dtype = self._like
-        return Extents(columns, dtype, tuple(self._files), np.concatenate(self._tables))
-
-
-def _common_slides(
-    path: Path, by_teacher: Mapping[str, Mapping[str, Source]], slides: Sequence[str] | None
-) -> list[str]:
-    first, *others = by_teacher
-    if slides is not None:
-        for teacher, found in by_teacher.items():
-            missing = [slide for slide in slides if slide not in found]
-            if missing:
-                raise MismatchError(f"{path}: teacher {teacher!r} has no slide {missing[0]!r} ({len(missing)} missing)")
-        return list(slides)
+    Raises MismatchError when the files do not hold the same patches; ArchiveError when one cannot be read.
+    """
+    pieces = {teacher: _read(source, loads) for teacher, source in sources.items()}
+    base, *others = sources
+    geometry = pieces[base].geometry
     for other in others:
-        left, right = by_teacher[first], by_teacher[other]
-        lone = sorted(left.keys() ^ right.keys())
-        if lone:
-            slide = lone[0]
-            has, lacks = (first, other) if slide in left else (other, first)
+        merged = merge_geometry(geometry, pieces[other].geometry)
+        if isinstance(merged, str):
             raise MismatchError(
-                f"{path}: slides of two teachers do not match: {first!r} has {len(left)}, {other!r} has {len(right)}; "
-                f"{by_teacher[has][slide].file} has no counterpart of {lacks!r} ({len(lone)} such slides). "
-                "Extract the missing ones, or choose with slides=[...]"
+                f"{sources[base].file} ({base!r}) and {sources[other].file} ({other!r}) hold other patches of one "
+                f"slide: {merged}; open teachers together that were extracted with the same patches"
             )
-    return sorted(by_teacher[first])
-
-
-def _join_slide(sources: Sequence[Source]) -> _Joined:
-    pieces = [source.read() for source in sources]
-    base, *others = range(len(pieces))
-    for other in others:
+        geometry = merged
         pieces[other] = _align(sources[base], pieces[base], sources[other], pieces[other])
-    labelled = [(source, piece) for source, piece in zip(sources, pieces, strict=True) if piece.labels is not None]
-    for source, piece in labelled[1:]:
-        if not np.array_equal(piece.labels, labelled[0][1].labels):  # type: ignore[arg-type]
-            raise MismatchError(f"labels in {labelled[0][0].file} and {source.file} differ")
-    coords = next((piece.coords for piece in pieces if piece.coords is not None), None)
-    return _Joined(pieces, coords, labelled[0][1].labels if labelled else None)
+    return Joined(
+        pieces,
+        pieces[base].n_rows,
+        next((piece.coords for piece in pieces.values() if piece.coords is not None), None),
+        {name: _agreed(name, field, sources, pieces) for name, field in FIELDS.items()},
+        geometry,
+    )
+
+
+def _read(source: Source, loads: Loads | None) -> Piece:
+    try:
+        return source.read()
+    except NotInPlaceError:
+        if loads is None or source.load is None:
+            raise
+        return source.load()
+
+
+def _agreed(name: str, field: str, sources: Mapping[str, Source], pieces: Mapping[str, Piece]) -> NDArray[Any] | None:
+    """What the files say of the rows; a row may be unknown to some, but not different."""
+    column: NDArray[Any] | None = None
+    first = ""
+    for teacher, piece in pieces.items():
+        given = getattr(piece, field)
+        if given is None:
+            continue
+        if column is None:
+            column, first = given, teacher
+            continue
+        differ = np.flatnonzero((column != given) & (column != NOTHING[name]) & (given != NOTHING[name]))
+        if differ.size:
+            row = differ[0]
+            raise MismatchError(
+                f"{field} in {sources[first].file} and {sources[teacher].file} differ: {column[row]!s} and "
+                f"{given[row]!s} in row {row}"
+            )
+        column = np.where(column == NOTHING[name], given, column)
+    return column
 
 
 def _align(base: Source, reference: Piece, source: Source, piece: Piece) -> Piece:
@@ -152,8 +104,16 @@ def _align(base: Source, reference: Piece, source: Source, piece: Piece) -> Piec
         raise _rows_differ(base, reference, source, piece, _first_difference(reference.coords, piece.coords))
     if np.array_equal(order, np.arange(len(order))):
         return piece
-    labels = None if piece.labels is None else piece.labels[order]
-    return Piece(piece.columns, piece.dtype, _reorder(piece.runs, order), piece.coords[order], labels)
+    runs, files = _reorder(piece, order)
+    return replace(
+        piece,
+        runs=runs,
+        files=files,
+        coords=piece.coords[order],
+        labels=None if piece.labels is None else piece.labels[order],
+        splits=None if piece.splits is None else piece.splits[order],
+        groups=None if piece.groups is None else piece.groups[order],
+    )
 
 
 def _matching_order(reference: NDArray[np.generic], coords: NDArray[np.generic]) -> NDArray[np.int64] | None:
@@ -174,15 +134,19 @@ def _matching_order(reference: NDArray[np.generic], coords: NDArray[np.generic])
     return order
 
 
-def _reorder(runs: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The runs' rows in another order, as few runs as that allows."""
-    first, rows, stride = runs.T
+def _reorder(piece: Piece, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The piece's runs and their files with its rows in another order, as few runs as that allows."""
+    first, rows, stride = piece.runs.T
+    run = np.repeat(np.arange(len(rows)), rows)
     within = np.arange(rows.sum()) - np.repeat(rows.cumsum() - rows, rows)
-    offsets = (np.repeat(first, rows) + within * np.repeat(stride, rows))[order]
+    offsets, run = (first[run] + within * stride[run])[order], run[order]
     step = int(stride[0])
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(offsets) != step) + 1])
+    names = dict.fromkeys(piece.files)
+    file = np.array([list(names).index(name) for name in piece.files] or [0] * len(rows))[run]
+    starts = np.concatenate([[0], np.flatnonzero((np.diff(offsets) != step) | (np.diff(file) != 0)) + 1])
     lengths = np.diff(np.append(starts, len(offsets)))
-    return np.stack([offsets[starts], lengths, np.full(len(starts), step)], axis=1)
+    runs = np.stack([offsets[starts], lengths, np.full(len(starts), step)], axis=1)
+    return runs, tuple(piece.files[index] for index in run[starts]) if piece.files else ()
 
 
 def _first_difference(reference: NDArray[np.generic], coords: NDArray[np.generic]) -> str:
@@ -210,29 +174,3 @@ def _say_joined_by_number(base: str, other: str) -> None:
     if (base, other) not in _said:
         _said.add((base, other))
         logger.warning("%r or %r has no coordinates: their rows are joined by number", base, other)
-
-
-def _concatenate(
-    parts: Sequence[NDArray[np.generic] | None], rows: Sequence[int], shape: tuple[int, ...]
-) -> NDArray[Any]:
-    """Columns of all slides one after another, -1 where a slide has none; integers as int32 where they fit."""
-    filled = [np.full((n, *shape), -1) if part is None else part for part, n in zip(parts, rows, strict=True)]
-    column = np.concatenate([part for part in filled if len(part)])
-    narrow = column.astype(np.int32 if shape else np.int64)
-    return narrow if np.array_equal(narrow, column) else column.astype(np.float32)
-
-
-def constant(column: NDArray[Any]) -> Callable[[], NDArray[Any]]:
-    """A column that is in memory already, as `Contents.columns` wants it."""
-    return lambda: column
-
-
-def _fingerprint(blocks: Sequence[Extents]) -> str:
-    """Changes when a file is written anew or the rows are put together in another way."""
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block.table.tobytes())
-        for file in block.files:
-            status = os.stat(file)
-            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import MismatchError
-from ..formats.pieces import Contents
+from ..formats.pieces import Contents, InMemory
 from ..runtime.tables import GROUP_COLUMNS, LABEL_COLUMNS, SLIDE_COLUMNS, SPLIT_COLUMNS, column_of, read_csv, stem
-from .alignment import constant
 from .columns import encode_labels, encode_names, encode_splits, infer_classes
 from .splits import GroupedSplit, require_whole_groups
 
@@ -48,10 +47,10 @@ def annotate(
         columns["group"] = np.full(rows, -1, dtype=np.int32)
         columns["group"][group_names != ""] = codes
         contents = replace(contents, groups=tuple(unique.tolist()))
-    contents = replace(contents, columns={**contents.columns, **{n: constant(c) for n, c in columns.items()}})
+    contents = replace(contents, columns={**contents.columns, **{n: InMemory(c) for n, c in columns.items()}})
     if splits is not None:
         column = _splits(contents, archive, splits, rows)
-        contents = replace(contents, columns={**contents.columns, "split": constant(column)})
+        contents = replace(contents, columns={**contents.columns, "split": InMemory(column)})
     return contents
 
 
@@ -87,7 +86,7 @@ class _Rows:
     def values(self, given: Any, columns: tuple[str, ...], what: str) -> NDArray[Any]:
         """One value a row, "" where there is none; numbers stay numbers where an array was given."""
         if isinstance(given, str) and given == FOLDER:
-            return self._by_slide({slide: file.parent.name for slide, file in self._files().items()}, what, FOLDER)
+            return self.contents.folders()
         if isinstance(given, str | Path):
             return self._from_csv(Path(given), columns, what)
         if isinstance(given, Mapping):
@@ -138,12 +137,6 @@ class _Rows:
         if not all(found):
             logger.warning("%d of %d patches have no %s in %s", found.count(""), len(found), what, where)
         return np.array(found)
-
-    def _files(self) -> dict[str, Path]:
-        """The file of every slide that has rows, of the first teacher."""
-        block = self.contents.blocks[0]
-        filled: list[int] = np.unique(self.contents.columns["slide"]()).tolist() if self.contents.slides else []
-        return {stem(self.contents.slides[s]): Path(f) for s, f in zip(filled, block.files, strict=True)}
 
 
 def _encode(

@@ -19,6 +19,7 @@ from ..formats.native import StoredColumn
 from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
+from .rows import as_rows, describe_row
 
 VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # that a stream gathers while one is worked on
@@ -38,8 +39,21 @@ class Batch:
 class FeatureArchive:
     """Features of N teachers for the same patches, opened in place; made by `shazam_fast.open`.
 
-    The teachers' features of a patch lie side by side, in the order of `teachers` (name -> dim).
-    Nothing is read until it is asked for; per-patch columns are read whole on first use.
+    The teachers' features of a patch lie side by side, in the order of `teachers`. Nothing is read until it is asked
+    for; per-patch columns are read whole on first use. An archive can be pickled and sent to other processes.
+
+    Attributes:
+        path: what was opened.
+        teachers: name -> dim.
+        dtype: of the stored features; "float32" where teachers are stored in several.
+        n_rows: number of patches.
+        classes: class names in label order.
+        slides: slide names.
+        groups: names of groups (patients).
+        geometry: slide -> where its patches lie (unit, patch size, level, mpp, reader), "" where the archive names no
+            slides; slides of which nothing is known are absent.
+        left_out: slide -> why it was left out (`on_error="skip"`).
+        fingerprint: changes with the content.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -56,6 +70,7 @@ class FeatureArchive:
         self.slides = contents.slides
         self.groups = contents.groups
         self.geometry = contents.geometry
+        self.left_out = contents.left_out
         self.fingerprint = contents.fingerprint
 
     def __len__(self) -> int:
@@ -86,34 +101,42 @@ class FeatureArchive:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
-        labels = self.column("label", 0, self.n_rows)
-        bad = np.flatnonzero((labels < -1) | (labels >= len(self.classes)))
-        if bad.size:
-            raise ArchiveError(
-                f"{self.path}: label {labels[bad[0]]} in row {bad[0]} is out of range: "
-                f"the archive has {len(self.classes)} classes"
-            )
-        return labels
+        return self._indices("label", len(self.classes), "classes")
 
     @cached_property
     def splits(self) -> NDArray[np.uint8]:
-        """Split code of every patch: 0 train, 1 val, 2 test, 255 none. [rows]."""
-        return self.column("split", 0, self.n_rows)
+        """Split code of every patch: 0 train, 1 val, 2 test, 255 none. [rows]. Raises ArchiveError for another code."""
+        splits = self.column("split", 0, self.n_rows)
+        bad = np.flatnonzero(~np.isin(splits, list(SPLITS.values())))
+        if bad.size:
+            raise ArchiveError(f"{self.path}: split {splits[bad[0]]} in row {bad[0]}; codes are {SPLITS}")
+        return splits
 
     @cached_property
     def slide_index(self) -> NDArray[np.int32]:
         """Index into `slides` of every patch, -1 unknown. [rows]."""
-        return self.column("slide", 0, self.n_rows)
+        return self._indices("slide", len(self.slides), "slides")
 
     @cached_property
     def group_index(self) -> NDArray[np.int32]:
         """Index into `groups` (patients) of every patch, -1 unknown. [rows]."""
-        return self.column("group", 0, self.n_rows)
+        return self._indices("group", len(self.groups), "groups")
 
     @cached_property
-    def coords(self) -> NDArray[np.int32]:
-        """x and y of every patch at level 0 in pixels, -1 unknown. [rows, 2]."""
+    def coords(self) -> NDArray[np.int32] | NDArray[np.float32]:
+        """x and y of every patch, -1 unknown, in the unit that `geometry` says. int32 or float32 [rows, 2]."""
         return self.column("coords", 0, self.n_rows)
+
+    def _indices(self, column: str, count: int, what: str) -> NDArray[Any]:
+        """A column of indices. Raises ArchiveError when one is out of range."""
+        indices = self.column(column, 0, self.n_rows)
+        bad = np.flatnonzero((indices < -1) | (indices >= count))
+        if bad.size:
+            raise ArchiveError(
+                f"{self.path}: {column} {indices[bad[0]]} in row {bad[0]} is out of range: "
+                f"the archive has {count} {what}"
+            )
+        return indices
 
     def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Row numbers of the split "train", "val", "test" or "none", of those in [start, stop).
@@ -135,6 +158,8 @@ class FeatureArchive:
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) of "label", "split", "slide", "group" or "coords" as stored; reads no others if it can."""
+        if not 0 <= start <= stop <= self.n_rows:
+            raise MismatchError(f"{self.path}: rows {start} to {stop} of {self.n_rows} rows")
         stored = self._contents.columns.get(name)
         if stored is None:
             return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
@@ -162,9 +187,11 @@ class FeatureArchive:
             out: where to write: float32, or `dtype` (bfloat16 as uint16). A new float32 array by default.
             threads: how many may work on it; as many as there are processors by default.
 
-        Raises ArchiveError when a row does not exist or a file is missing, truncated, or has shrunk.
+        Raises:
+            MismatchError: `rows` is a mask or no list of whole numbers, or `out` does not fit.
+            ArchiveError: a row does not exist, or a file is missing, truncated, or has shrunk.
         """
-        index = np.ascontiguousarray(rows, dtype=np.int64)
+        index = as_rows(rows)
         if out is None:
             out = np.empty((len(index), self.width), dtype=np.float32)
         if out.shape != (len(index), self.width):
@@ -184,7 +211,7 @@ class FeatureArchive:
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
         """The given rows (default: all, in order) as float32 batches; the last may be short."""
-        rows = np.arange(self.n_rows) if rows is None else rows
+        rows = np.arange(self.n_rows) if rows is None else as_rows(rows)
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             yield Batch(chosen, self.gather(chosen), self.labels[chosen])
@@ -200,7 +227,7 @@ class FeatureArchive:
         A batch's features are valid until the next batch is asked for. `buffers`, at least two of [batch_size, width],
         are used where the caller wants the features in memory of its own, such as page-locked memory.
         """
-        rows = np.arange(self.n_rows) if rows is None else np.ascontiguousarray(rows, dtype=np.int64)
+        rows = np.arange(self.n_rows) if rows is None else as_rows(rows)
         bounds = np.append(np.arange(0, len(rows), batch_size), len(rows))
         size = min(batch_size, len(rows))
         if buffers is None:
@@ -241,14 +268,15 @@ class FeatureArchive:
                 progress.advance((stop - start) * self.row_bytes)
 
     def require_finite(self, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:
-        """Raise NonFiniteError naming the teacher and the row of the first NaN or infinity in gathered features."""
+        """Raise NonFiniteError, naming teacher, slide, file and row, for the first NaN or infinity in features."""
         finite = np.isfinite(features)
         if finite.all():
             return
         position, column = np.argwhere(~finite)[0]
         teacher = next(name for name in self.teachers if column < self.columns_of(name).stop)
+        row = int(rows[position])
         raise NonFiniteError(
-            f"{self.path}: teacher {teacher!r}, row {rows[position]}: "
+            f"{self.path}: teacher {teacher!r}, row {row} ({describe_row(self._contents, teacher, row)}): "
             f"the feature is {features[position, column]}; extract this patch again or leave it out"
         )
 

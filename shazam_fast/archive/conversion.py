@@ -14,6 +14,7 @@ from ..errors import NonFiniteError
 from ..runtime.progress import Progress
 from .annotations import Given
 from .columns import first_refused
+from .opening import OnError
 from .reader import Readable
 from .resuming import ResumableWriter, read_finished
 from .splits import GroupedSplit
@@ -75,6 +76,8 @@ def convert(
     groups: Given = None,
     classes: Sequence[str] | None = None,
     teachers: Sequence[str] | None = None,
+    slides: Sequence[str] | None = None,
+    on_error: OnError = "raise",
 ) -> ConversionReport:
     """Pack features into one native archive, the teachers of a patch side by side.
 
@@ -88,7 +91,7 @@ def convert(
         source: a path, or {teacher: path}.
         out: directory of the archive.
         dtype: "float16", or "float32" for features beyond 65504 or to keep every bit.
-        labels, splits, groups, classes, teachers: as in `shazam_fast.open`.
+        labels, splits, groups, classes, teachers, slides, on_error: as in `shazam_fast.open`.
 
     Raises:
         NonFiniteError: a feature is NaN, infinite, or too large for float16; names teacher and row, leaves nothing.
@@ -97,7 +100,7 @@ def convert(
         ArchiveError: a file is missing, damaged, or would have to be unpickled with code execution allowed.
         ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
     """
-    readable = Readable(source, labels, splits, groups, classes, teachers)
+    readable = Readable(source, labels, splits, groups, classes, teachers, slides, on_error)
     job = {**readable.identity(), "teachers": readable.archive.teachers, "dtype": dtype}
     manifest = read_finished(Path(out), job)
     if manifest is None:

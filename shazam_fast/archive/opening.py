@@ -1,18 +1,26 @@
-"""Opening features where they lie: which layout a path has, and the archive that comes of it."""
+"""Opening features where they lie: which layout a path has, and the archive that is made of it."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from ..errors import ArchiveError, MismatchError
-from ..formats.discovery import find_sources
+from ..formats.foreign import refuse_foreign
+from ..formats.layouts import find_features
 from ..formats.native import is_native, read_contents
-from ..formats.pieces import Source
-from .alignment import join
+from ..formats.pieces import Contents, Source
+from ..formats.selection import sources_of, take_slides, take_teachers
+from ..runtime.slide_names import choose_slides
 from .annotations import Given, annotate
 from .archive import FeatureArchive
+from .joining import join
+from .matrices import Loads
 from .splits import GroupedSplit
 
 ArchiveLike = str | Path | Mapping[str, str | Path] | FeatureArchive
+OnError = Literal["raise", "skip"]
 
 
 def open_archive(
@@ -24,49 +32,118 @@ def open_archive(
     splits: Given | GroupedSplit = None,
     groups: Given = None,
     classes: Sequence[str] | None = None,
+    on_error: OnError = "raise",
 ) -> FeatureArchive:
     """Open features in place, whichever tool wrote them; headers are read, features are not.
 
     Args:
-        path: a native archive; a TRIDENT job, CLAM, STAMP, AtlasPatch or slide2vec directory; a .h5, .pt, .npy or
-            .safetensors file, or a directory with one such file a slide; or {teacher: path}, one path a teacher.
-            A FeatureArchive is passed through.
+        path: a native archive; a directory of TRIDENT, CLAM, STAMP, AtlasPatch, slide2vec or torchmil; a .h5, .pt,
+            .npy or .safetensors file, or a directory with one such file per slide; or {teacher: path}, one path per
+            teacher, native archives included. A FeatureArchive is passed through.
         teachers: which teachers to take, in this order; all by default.
-        slides: which slides to take; all by default.
-        labels: a CSV (slide, or slide with x and y, and label), {slide: label}, one label a patch, or "folder" for
+        slides: which slides to take, in this order; all, sorted, by default.
+        labels: a table (slide, or slide with x and y, and label), {slide: label}, one label per patch, or "folder" for
             the name of the folder that a slide's file is in.
-        splits: a CSV (slide and split, or CLAM's splits_*.csv), {slide: split}, one split a patch, or a `GroupedSplit`.
-        groups: patients, which must stay in one split: a CSV, {slide: patient} or one name a patch; taken from
-            the labels' CSV where it has such a column.
+        splits: a table (slide and split, or CLAM's splits_*.csv), {slide: split}, one split per patch, or a
+            `GroupedSplit`.
+        groups: patients, which must stay in one split: a table, {slide: patient} or one name per patch; taken from
+            the labels' table where it has such a column.
         classes: class names in label order; sorted names by default.
+        on_error: "raise", or "skip" to leave out slides that cannot be read or joined, for all teachers;
+            `FeatureArchive.left_out` says which and why.
+
+    Returns the archive.
 
     Raises:
         ArchiveError: a file is missing, truncated, corrupt, or cannot be read in place (says what to do).
         MismatchError: teachers whose slides or rows differ (names both files, the first difference and the counts),
             labels that fit no slide, a split that cuts a group.
+
+    >>> import numpy as np, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/s1.npy", np.ones((3, 8), np.float32))
+    >>> open_archive({"uni": folder}, labels={"s1": "tumour"}).classes
+    ('tumour',)
     """
     given = {"labels": labels, "splits": splits, "groups": groups, "classes": classes}
     if isinstance(path, FeatureArchive):
         if teachers is not None or slides is not None or any(value is not None for value in given.values()):
             raise MismatchError("an archive that is open already cannot be given labels, splits or a selection")
         return path
-    if not isinstance(path, Mapping) and is_native(Path(path)):
-        contents = read_contents(Path(path))
-        if teachers is not None or slides is not None:
-            raise MismatchError(f"{path}: a native archive is opened whole; teachers= and slides= select among files")
-    else:
-        name, sources = _find(path)
-        contents = join(name, choose_teachers(name, sources, teachers), slides)
+    contents = read_features(path, teachers, slides, on_error)
     return FeatureArchive(annotate(contents, labels, splits, groups, classes))
 
 
-def _find(path: str | Path | Mapping[str, str | Path]) -> tuple[Path, list[Source]]:
+def read_features(
+    path: str | Path | Mapping[str, str | Path],
+    teachers: Sequence[str] | None,
+    slides: Sequence[str] | None,
+    on_error: OnError,
+    loads: Loads | None = None,
+) -> Contents:
+    """What lies at a path, with the teachers and slides chosen; see `open_archive`.
+
+    loads: filled with how to open what cannot be mapped; None where everything must be.
+    """
+    if on_error not in ("raise", "skip"):
+        raise MismatchError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+    for name, chosen in (("teachers", teachers), ("slides", slides)):
+        if isinstance(chosen, str):
+            raise MismatchError(f"{name}: a list of names expected, found the text {chosen!r}; write [{chosen!r}]")
     if isinstance(path, Mapping):
-        if not path:
-            raise ArchiveError("{teacher: path} names no teacher")
-        sources = [source for teacher, place in path.items() for source in find_sources(Path(place), teacher)]
-        return Path(next(iter(path.values()))), sources
-    return Path(path), find_sources(Path(path))
+        where, sources, classes = _find_all(path)
+    else:
+        where = Path(path)
+        refuse_foreign(where)
+        if is_native(where):
+            return _select(_read_native(where), teachers, slides)
+        sources, classes = find_features(where), ()
+    wanted = choose_teachers(where, sources, teachers)
+    return join(where, wanted, slides, classes=classes, loads=loads, skip=on_error == "skip")
+
+
+def _read_native(path: Path) -> Contents:
+    """The contents with absolute paths of files, so that they are found after a change of directory."""
+    return replace(read_contents(Path(os.path.abspath(path))), path=path)
+
+
+def _select(contents: Contents, teachers: Sequence[str] | None, slides: Sequence[str] | None) -> Contents:
+    if teachers is not None:
+        contents = take_teachers(contents, teachers)
+    if slides is not None:
+        contents = take_slides(contents, choose_slides(contents.slides, slides, str(contents.path)))
+    return contents
+
+
+def _find_all(paths: Mapping[str, str | Path]) -> tuple[Path, list[Source], tuple[str, ...]]:
+    """The sources at {teacher: path}, and the names of the classes that native archives among them have."""
+    if not paths:
+        raise ArchiveError("{teacher: path} names no teacher")
+    natives = {}
+    for teacher, place in paths.items():
+        refuse_foreign(Path(place))
+        if is_native(Path(place)):
+            natives[teacher] = _one_teacher(_read_native(Path(place)), teacher)
+    codes: dict[str, int] = {}
+    for contents in natives.values():
+        for name in contents.classes:
+            codes.setdefault(name, len(codes))
+    sources = []
+    for teacher, place in paths.items():
+        if teacher in natives:
+            sources += sources_of(natives[teacher], codes)
+        else:
+            sources += find_features(Path(place), teacher)
+    return Path(next(iter(paths.values()))), sources, tuple(codes)
+
+
+def _one_teacher(contents: Contents, teacher: str) -> Contents:
+    """The teacher of that name in a native archive, or its only one under that name."""
+    if teacher in contents.teachers:
+        return take_teachers(contents, [teacher])
+    if len(contents.teachers) > 1:
+        raise MismatchError(f"{contents.path}: teacher {teacher!r} not found; it holds {', '.join(contents.teachers)}")
+    return replace(contents, teachers=dict.fromkeys([teacher], *contents.teachers.values()))
 
 
 def choose_teachers(path: Path, sources: Sequence[Source], teachers: Sequence[str] | None) -> Sequence[Source]:
@@ -76,4 +153,6 @@ def choose_teachers(path: Path, sources: Sequence[Source], teachers: Sequence[st
     found = {source.teacher for source in sources}
     if absent := [teacher for teacher in teachers if teacher not in found]:
         raise MismatchError(f"{path}: no teacher {absent[0]!r}; found {', '.join(sorted(found))}")
+    if len(set(teachers)) < len(teachers):
+        raise MismatchError(f"teachers: {list(teachers)} names one twice")
     return sorted((s for s in sources if s.teacher in teachers), key=lambda s: teachers.index(s.teacher))

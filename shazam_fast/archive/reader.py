@@ -3,8 +3,6 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import ArchiveError, MismatchError
-from ..formats.native import is_native, read_contents
-from ..formats.pieces import ITEM_BYTES, Contents, Extents, Piece, Source
-from ..formats.tools import Found, find_features
-from ..formats.unmapped import Matrix, Unmapped, reading
-from .alignment import join
+from ..errors import ArchiveError
+from ..formats.pieces import ITEM_BYTES, Contents, Extents
+from ..formats.unmapped import Matrix, reading
 from .annotations import Given, annotate
 from .archive import FeatureArchive
-from .columns import encode_splits
-from .opening import choose_teachers
+from .matrices import Loads
+from .opening import OnError, read_features
 from .splits import GroupedSplit
-
-Loads = dict[tuple[str, str], Callable[[], Matrix]]  # (teacher, file) -> how to open what cannot be mapped
 
 
 class Readable:
@@ -41,8 +34,11 @@ class Readable:
         groups: Given,
         classes: Sequence[str] | None,
         teachers: Sequence[str] | None,
+        slides: Sequence[str] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        contents, loads = _gather(source, teachers)
+        loads: Loads = {}
+        contents = read_features(source, teachers, slides, on_error, loads)
         self._contents = contents = annotate(contents, labels, splits, groups, classes)
         self.archive = FeatureArchive(contents)
         names = list(contents.teachers) if loads else [""] * len(contents.blocks)
@@ -86,46 +82,6 @@ class Readable:
         for column in (archive.labels, archive.splits, archive.slide_index, archive.group_index, archive.coords):
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
-
-
-def _gather(source: str | Path | Mapping[str, str | Path], teachers: Sequence[str] | None) -> tuple[Contents, Loads]:
-    if not isinstance(source, Mapping):
-        if is_native(Path(source)):
-            if teachers is not None:
-                raise MismatchError(f"{source}: a native archive is converted whole; teachers= selects among files")
-            return read_contents(Path(source)), {}
-        places: list[tuple[str | None, Path]] = [(None, Path(source))]
-    else:
-        places = [(teacher, Path(path)) for teacher, path in source.items()]
-    if not places:
-        raise ArchiveError("{teacher: path} names no teacher")
-    found = [find_features(path, teacher) for teacher, path in places]
-    path = places[0][1]
-    loads: Loads = {}
-    sources = choose_teachers(path, [s for f in found for s in f.sources], teachers)
-    contents = join(path, [replace(s, read=partial(_read_noting, s, loads)) for s in sources])
-    return _add_what_tools_know(contents, found), loads
-
-
-def _read_noting(source: Source, loads: Loads) -> Piece:
-    piece = source.read()
-    if isinstance(piece, Unmapped):
-        loads[source.teacher, os.fspath(source.file)] = piece.load
-    return piece
-
-
-def _add_what_tools_know(contents: Contents, found: Sequence[Found]) -> Contents:
-    columns = dict(contents.columns)
-    known = {slide: split for one in found for slide, split in one.splits.items()}
-    if known and contents.slides:
-        codes = encode_splits([known.get(slide, "none") for slide in contents.slides])
-        assert codes is not None
-        split = codes.astype(np.uint8)[columns["slide"]().astype(np.int64)]
-        columns["split"] = lambda: split
-    if not all(one.slides for one in found):
-        columns.pop("slide", None)
-        contents = replace(contents, slides=())
-    return replace(contents, columns=columns)
 
 
 def _fingerprint_files(contents: Contents) -> str:

@@ -1,139 +1,156 @@
-"""Directories with one file of features per slide, as most tools write them."""
+"""The one directory walker: which feature files lie below a path, and what was passed over.
 
+Links to directories are followed, each directory once; hidden and temporary names are passed over and counted. No file
+is opened.
+"""
+
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ArchiveError, MismatchError
-from . import hdf5, npy, torch_zip
-from . import safetensors as safetensors_file
-from .hdf5 import find_atlaspatch, find_hdf5_directory, find_trident
-from .pieces import Piece, Source
+from ..errors import ArchiveError
 
-READERS: dict[str, Callable[[Path], Piece]] = {
-    ".npy": npy.read_piece,
-    ".safetensors": safetensors_file.read_piece,
-    ".pt": torch_zip.read_piece,
-    ".pth": torch_zip.read_piece,
-}
-TEMPORARY = (".tmp", ".lock", ".unfinished")  # what tools call a file that is being written
+logger = logging.getLogger("shazam_fast")
+
+# suffix in lower case -> kind of file
+KINDS = {
+    ".h5": ".h5", ".hdf5": ".h5", ".pt": ".pt", ".pth": ".pt", ".npy": ".npy", ".safetensors": ".safetensors",
+    ".npz": ".npz", ".txt": ".txt", ".json": ".json",
+}  # fmt: skip
+MAPPED_KINDS = (".h5", ".pt", ".npy", ".safetensors")
+TEMPORARY = (".tmp", ".lock", ".unfinished", ".part", ".partial")  # what tools call a file that is being written
+LOCK = ".lock"  # beside a slide that TRIDENT is at work on
+ARCHIVES = ("archive.json", "part-00000.safetensors")  # in a directory that is a native archive, finished or not
+STORE = ".zarr"  # suffix of a directory that is one slide of LazySlide
 
 
-def _walk(path: str, suffix: str) -> Iterator[tuple[str, str]]:
-    """(stem, path) of the files below `path`; links to directories are not followed, as they may lead in circles."""
-    pending = [path]
+@dataclass(frozen=True, slots=True)
+class File:
+    """A feature file below the directory that was opened.
+
+    `folder` is the path from there, "" for the directory itself; `kind` is one of KINDS' values; `locked` tells that a
+    lock lies beside it.
+    """
+
+    folder: str
+    name: str
+    kind: str
+    path: Path
+    locked: bool = False
+
+    @property
+    def stem(self) -> str:
+        """The name without the suffix."""
+        return os.path.splitext(self.name)[0]
+
+
+@dataclass
+class Listing:
+    """What lies below a directory.
+
+    `files` are sorted by folder and name; `stores` are zarr directories, `archives` native archives, which are not
+    entered; `passed` counts why files were passed over that could be features by their suffix.
+    """
+
+    root: Path
+    files: list[File] = field(default_factory=list)
+    stores: list[Path] = field(default_factory=list)
+    archives: list[Path] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)
+    first_passed: str = ""
+
+    def pass_over(self, path: str, why: str) -> None:
+        """Count a file that is left out."""
+        self.first_passed = self.first_passed or path
+        self.passed[why] += 1
+
+    def report(self) -> None:
+        """Say once what was passed over."""
+        if self.passed:
+            counts = ", ".join(f"{n} {why}" for why, n in sorted(self.passed.items()))
+            logger.warning("%s: passed over %s (first: %s)", self.root, counts, self.first_passed)
+
+    def folders(self) -> list[str]:
+        """The folders that hold feature files, sorted."""
+        return list(dict.fromkeys(file.folder for file in self.files))
+
+
+def kind_of(name: str) -> str:
+    """The kind of a file by its suffix, "" for what is no feature file.
+
+    >>> kind_of("a.H5"), kind_of("a.svs")
+    ('.h5', '')
+    """
+    return KINDS.get(os.path.splitext(name)[1].lower(), "")
+
+
+def walk(root: Path) -> Listing:
+    """Every feature file at or below a directory, in folders of any depth.
+
+    Raises ArchiveError when a directory cannot be listed.
+    """
+    listing = Listing(root)
+    pending: deque[tuple[str, str]] = deque([(os.fspath(root), "")])
+    seen: set[tuple[int, int]] = set()
     while pending:
+        place, folder = pending.popleft()
         try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    elif entry.name.endswith(suffix):
-                        yield entry.name.removesuffix(suffix), entry.path
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                continue  # a link to a directory that is listed already
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as entries:
+                pending.extend(_list_folder(listing, folder, sorted(entries, key=lambda entry: entry.name)))
         except OSError as error:
-            raise ArchiveError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+            raise ArchiveError(f"{error.filename}: cannot be listed: {error.strerror}", "system") from None
+    listing.files.sort(key=lambda file: (file.folder, file.name))
+    return listing
 
 
-def find_directory(path: Path, teacher: str, suffix: str) -> list[Source]:
-    """One source per file that ends in `suffix`, anywhere below `path`, by slide; the file's stem is the slide.
-
-    Hidden and temporary names are left out. Opens no file.
-    """
-    reader = READERS[suffix]
-    files: dict[str, str] = {}
-    for slide, file in _walk(os.fspath(path), suffix):
-        if slide.endswith(TEMPORARY):
-            continue
-        if slide in files:
-            raise ArchiveError(
-                f"{path}: two files for slide {slide!r}: {files[slide]} and {file}; leave one, or open one of their "
-                "directories"
-            )
-        files[slide] = file
-    if not files:
-        raise ArchiveError(f"{path}: no file ends in {suffix!r} there or below it")
-    ordered = [(slide, Path(files[slide])) for slide in sorted(files)]
-    return [Source(teacher, slide, file, partial(reader, file)) for slide, file in ordered]
+def _list_folder(listing: Listing, folder: str, entries: Sequence[os.DirEntry[str]]) -> Iterator[tuple[str, str]]:
+    """Add a folder's files to the listing; the folders in it that are to be listed, links last."""
+    locks = {entry.name.removesuffix(LOCK) for entry in entries if entry.name.endswith(LOCK)}
+    inner = []
+    for entry in entries:
+        if entry.is_dir():
+            if _is_left_to_others(listing, entry):
+                continue
+            inner.append((entry.is_symlink(), (entry.path, f"{folder}/{entry.name}".lstrip("/"))))
+        elif why := _reason_to_pass(entry.name):
+            listing.pass_over(entry.path, why)
+        elif kind := kind_of(entry.name):
+            listing.files.append(File(folder, entry.name, kind, Path(entry.path), entry.name in locks))
+            locks.discard(entry.name)
+    for name in sorted(locks):  # a slide that is being written and is not there yet
+        if (kind := kind_of(name)) in MAPPED_KINDS and not name.startswith("."):
+            listing.files.append(File(folder, name, kind, listing.root / folder / name, locked=True))
+    return iter([place for _, place in sorted(inner)])
 
 
-FILES: Mapping[str, Callable[[Path], Piece]] = {**READERS, ".h5": hdf5.read_piece}
+def _is_left_to_others(listing: Listing, entry: os.DirEntry[str]) -> bool:
+    """Whether a directory is not to be entered; stores and native archives are noted."""
+    if entry.name.startswith("."):
+        return True
+    if entry.name.lower().endswith(STORE):
+        listing.stores.append(Path(entry.path))
+        return True
+    if any(os.path.exists(os.path.join(entry.path, name)) for name in ARCHIVES):
+        listing.archives.append(Path(entry.path))
+        return True
+    return False
 
 
-def find_sources(path: Path, teacher: str | None = None) -> list[Source]:
-    """The feature files at a path; `teacher` names what they hold unless the layout itself does.
-
-    Raises ArchiveError when nothing there looks like features.
-    """
-    if path.is_file():
-        return _split_levels(_find_file(path, teacher or path.stem))
-    if not path.is_dir():
-        raise ArchiveError(f"{path}: no such file or directory")
-    find = _layout_naming_teachers(path)
-    return select_teacher(find(path), teacher) if find else _find_one_teacher(path, teacher or path.name)
-
-
-def _layout_naming_teachers(path: Path) -> Callable[[Path], list[Source]] | None:
-    """TRIDENT (a job, or the directory above its only one) or AtlasPatch, if the directory is one of theirs."""
-    names = {entry.name for entry in path.iterdir()}
-    jobs = (path / name for name in names if name.endswith("_overlap"))
-    if any(name.startswith("features_") for name in (path.name, *names)):
-        return find_trident
-    if any(next(job.glob("features_*"), None) for job in jobs):
-        return find_trident
-    return find_atlaspatch if "patches" in (path.name, *names) else None
-
-
-def _find_one_teacher(path: Path, teacher: str) -> list[Source]:
-    """A directory with one file a slide, in the folders that CLAM and slide2vec make or as it is."""
-    if (path / "h5_files").is_dir():  # CLAM's pt_files beside it hold the same features without coordinates
-        return find_hdf5_directory(path, teacher)
-    for folder in (path / "pt_files", path / "tile_embeddings"):
-        path = folder if folder.is_dir() else path
-    suffixes = {suffix for _, _, files in os.walk(path) for file in files if (suffix := Path(file).suffix) in FILES}
-    if len(suffixes) != 1:
-        found = f"files of several kinds ({', '.join(sorted(suffixes))})" if suffixes else "none of its files"
-        raise ArchiveError(
-            f"{path}: {found} could be features; a native archive or files in one of {', '.join(FILES)} expected"
-        )
-    suffix = suffixes.pop()
-    if suffix == ".h5":
-        return find_hdf5_directory(path, teacher)
-    return _split_levels(find_directory(path, teacher, suffix))
-
-
-def _find_file(path: Path, teacher: str) -> list[Source]:
-    if path.suffix not in FILES:
-        raise ArchiveError(f"{path}: features are read from {', '.join(FILES)}, not from {path.suffix or 'this'}")
-    return [Source(teacher, "", path, partial(FILES[path.suffix], path))]
-
-
-def _split_levels(sources: list[Source]) -> list[Source]:
-    """Files of Shazam's encoders hold three levels of one teacher: three teachers then, all others as they are."""
-    if sources[0].file.suffix not in (".pt", ".pth"):
-        return sources
-    try:
-        levels = list(torch_zip.read_levels(sources[0].file))
-    except ArchiveError:  # another content, or a file that reading the piece will refuse with better words
-        return sources
-    return [
-        Source(f"{source.teacher}-{level}", source.slide, source.file, partial(_read_level, source.file, level))
-        for level in levels
-        for source in sources
-    ]
-
-
-def _read_level(file: Path, level: str) -> Piece:
-    return torch_zip.read_levels(file)[level]
-
-
-def select_teacher(sources: list[Source], teacher: str | None) -> list[Source]:
-    """Sources of a layout that names its teachers: a name from the user chooses one, or renames the only one."""
-    found = {source.teacher for source in sources}
-    if teacher is None or teacher in found:
-        return [source for source in sources if teacher in (None, source.teacher)]
-    if len(found) > 1:
-        raise MismatchError(f"{sources[0].file.parent.parent}: teacher {teacher!r} not found among {sorted(found)}")
-    return [Source(teacher, source.slide, source.file, source.read) for source in sources]
+def _reason_to_pass(name: str) -> str:
+    """Why a file that could be features is passed over; "" if it is not, or could not be."""
+    stem, suffix = os.path.splitext(name)
+    unfinished = suffix.lower() in TEMPORARY and suffix != LOCK
+    if kind_of(stem if unfinished else name) not in MAPPED_KINDS:
+        return ""
+    if name.startswith("."):
+        return "hidden"
+    if unfinished or os.path.splitext(stem)[1].lower() in TEMPORARY:
+        return "temporary or half-written"
+    return ""

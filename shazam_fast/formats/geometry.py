@@ -1,9 +1,11 @@
-"""Where the patches of a slide lie: the unit of their positions, their size, level and resolution, and who read them."""
+"""Where the patches of a slide lie: unit of their positions, size, level, resolution, and the reader of the slide."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 Unit = Literal["pixels", "micrometres"]
 
@@ -38,6 +40,71 @@ class Geometry:
                 raise ValueError(f"{name} is a positive number, not {value!r}")
         if self.level is not None and self.level < 0:
             raise ValueError(f"level is 0 or more, not {self.level!r}")
+
+
+NOT_KNOWN = Geometry()
+
+
+def read_attributes(attributes: Mapping[str, object]) -> Geometry:
+    """What the attributes of coordinates say, as TRIDENT, CLAM and AtlasPatch write them.
+
+    The size at level 0 is `patch_size_level0`, or `patch_size` x the downsample of `patch_level` x `custom_downsample`
+    (older CLAM, Fishing-Rod), or unknown where the downsample of a level above 0 is not given.
+
+    Args:
+        attributes: name -> number, or array of equal numbers.
+
+    Raises ValueError when one is not a positive number.
+
+    >>> read_attributes({"patch_size": 256, "patch_level": 0, "custom_downsample": 2}).patch_size
+    512.0
+    """
+    level, size = _number(attributes, "patch_level"), _number(attributes, "patch_size_level0")
+    if size is None and level is not None:
+        read = _number(attributes, "patch_size")
+        downsample = 1.0 if level == 0 else _number(attributes, "downsample")
+        custom = _number(attributes, "custom_downsample")
+        if read is not None and downsample is not None:
+            size = read * downsample * (1.0 if custom is None else custom)
+    if size is None and level is None:
+        return NOT_KNOWN
+    return Geometry("pixels", size, None if level is None else int(level))
+
+
+def _number(attributes: Mapping[str, object], name: str) -> float | None:
+    if name not in attributes:
+        return None
+    try:
+        numbers = np.asarray(attributes[name]).astype(np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.array([])
+    if not numbers.size or not np.isfinite(numbers).all() or numbers.min() < 0:
+        raise ValueError(f"{name} is {attributes[name]!r:.50}, a number was expected")
+    return float(numbers[0])
+
+
+def merge_geometry(known: Geometry, other: Geometry) -> Geometry | str:
+    """What two teachers know together of one slide; words for the difference where they contradict each other.
+
+    Unit, patch size and level must agree where both are known, and the resolution to 1 %. Two readers are both named.
+
+    >>> merge_geometry(Geometry("pixels", 256), Geometry("pixels", 1024))
+    'patch_size 256 and 1024 pixels'
+    >>> merge_geometry(Geometry("pixels", 256), Geometry(level=0))
+    Geometry(unit='pixels', patch_size=256, level=0, mpp=None, reader=None)
+    """
+    merged = asdict(known)
+    for name, value in asdict(other).items():
+        mine = merged[name]
+        if mine is None:
+            merged[name] = value
+        elif value is not None and value != mine:
+            if name == "reader":
+                merged[name] = ", ".join(sorted({*mine.split(", "), *value.split(", ")}))
+            elif name != "mpp" or not math.isclose(mine, value, rel_tol=0.01):
+                unit = f" {known.unit}" if name == "patch_size" and known.unit else ""
+                return f"{name} {mine} and {value}{unit}".replace(".0 ", " ")
+    return Geometry(**merged)
 
 
 def describe_geometry(geometry: Mapping[str, Geometry]) -> dict[str, dict[str, Any]]:

@@ -2,28 +2,28 @@
 
 h5py finds the datasets and says where their rows lie; the features themselves are never read through it.
 
-    TRIDENT     {mag}x_{px}px_{ov}px_overlap/features_{encoder}/{slide}.h5: features, coords int64 [n, 2]
-    CLAM        h5_files/{slide}.h5: features, coords int32 [n, 2]
-    STAMP       {extractor}-{hash}/{slide}.h5: feats (older: patch_embeddings), coords float32 [n, 2] in micrometres
-    AtlasPatch  patches/{slide}.h5: features/{encoder} for all encoders, coords int32 [n, 5] of x, y, w, h, level
+    TRIDENT     features, coords int64 [n, 2]; attributes of coords: patch_size_level0; of features: encoder
+    CLAM        features, coords int32 [n, 2]; patches/{slide}.h5 beside: coords with patch_size and patch_level
+    STAMP       feats (older: patch_embeddings), coords float32 [n, 2]; attributes: unit "um", tile_size_um, extractor
+    AtlasPatch  features/{encoder} for all encoders, coords int32 [n, 5] of x, y, w, h, level
 
 Published features may have a leading axis of 1 (UNI2-h), which is dropped.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError, ShazamError
+from .geometry import NOT_KNOWN, Geometry, read_attributes
 from .hdf5_chunks import locate_rows, mapping_obstacle, read_matrix
-from .pieces import DTypeName, Piece, Source
+from .pieces import DTypeName, Piece
 
 FEATURE_DATASETS = ("features", "feats", "patch_embeddings")
 DTYPES: dict[str, DTypeName] = {"<f2": "float16", "<f4": "float32"}
@@ -44,105 +44,6 @@ def read_piece(path: Path, dataset: str | None = None) -> Piece:
         return _read_features(path, file, dataset)
 
 
-def find_trident(path: Path) -> list[Source]:
-    """Slides of a TRIDENT job (or of the one job in `path`, or of one of its features_{encoder} directories).
-
-    A teacher is called as its encoder. slide_features_{encoder} directories hold no patches and are left out.
-    """
-    return [
-        Source(folder.absolute().name.removeprefix("features_"), slide, file, partial(read_piece, file))
-        for folder in _encoder_folders(path)
-        for slide, file in _slide_files(folder).items()
-    ]
-
-
-def find_hdf5_directory(path: Path, teacher: str) -> list[Source]:
-    """Slides of one teacher, a .h5 file each, in `path` and its subfolders: CLAM, or one STAMP extractor."""
-    folder = path / "h5_files"
-    slides = _slide_files(folder if folder.is_dir() else path)
-    return [Source(teacher, slide, file, partial(read_piece, file)) for slide, file in slides.items()]
-
-
-def find_atlaspatch(path: Path) -> list[Source]:
-    """Slides of an AtlasPatch output directory, of its `patches` directory, or of one of its files.
-
-    The encoders of the first file are the teachers; a slide with others raises ArchiveError when it is read.
-    """
-    folder = path / "patches"
-    slides = {path.stem: path} if path.is_file() else _slide_files(folder if folder.is_dir() else path)
-    first = next(iter(slides.values()))
-    with opened(first) as file:
-        encoders = _encoders(first, file)
-    return [
-        Source(encoder, slide, file, partial(_read_encoder, file, encoder, encoders))
-        for encoder in encoders
-        for slide, file in slides.items()
-    ]
-
-
-# Directories
-def _encoder_folders(path: Path) -> list[Path]:
-    if path.absolute().name.startswith("features_"):
-        return [path]
-    if here := _features_folders(path):
-        return here
-    jobs = {folder: found for folder in _subfolders(path) if (found := _features_folders(folder))}
-    if not jobs:
-        raise ArchiveError(f"{path}: no directory features_{{encoder}} with patch features here or one level below")
-    if len(jobs) > 1:
-        raise ArchiveError(f"{path}: several TRIDENT jobs, open one of them: {', '.join(job.name for job in jobs)}")
-    return next(iter(jobs.values()))
-
-
-def _features_folders(path: Path) -> list[Path]:
-    return [folder for folder in _subfolders(path) if folder.name.startswith("features_")]
-
-
-def _subfolders(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        _refuse_listing(error)
-
-
-def _slide_files(folder: Path) -> dict[str, Path]:
-    """Slide -> .h5 file, sorted, of all such files in `folder` and below; at least one."""
-    slides: dict[str, Path] = {}
-    seen = set()
-    for place, subfolders, names in os.walk(folder, onerror=_refuse_listing, followlinks=True):
-        seen.add(os.path.realpath(place))
-        # links to class folders are followed, but not in circles
-        subfolders[:] = [
-            name
-            for name in sorted(subfolders)
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
-        ]
-        for name in names:
-            slide, extension = os.path.splitext(name)
-            if name.startswith("."):
-                continue
-            if name.endswith(".h5.lock"):  # TRIDENT has one beside each slide that it is at work on
-                raise ArchiveError(
-                    f"{os.path.join(place, name)}: the slide is still being written; wait until it is done, "
-                    "or, if the extraction was killed, delete the lock and the slide and extract it again"
-                )
-            if extension != ".h5" or slide.endswith(".tmp"):
-                continue
-            file = Path(place, name)
-            if slide in slides:
-                raise ArchiveError(f"two files of slide {slide!r} for one teacher: {slides[slide]} and {file}")
-            slides[slide] = file
-    if not slides:
-        raise ArchiveError(f"{folder}: no .h5 files here or below")
-    return dict(sorted(slides.items()))
-
-
-def _refuse_listing(error: OSError) -> NoReturn:
-    raise ArchiveError(f"{error.filename}: cannot list the directory: {error.strerror}") from error
-
-
-# Files
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """The h5py.File at `path`; whatever h5py raises on it becomes an ArchiveError."""
@@ -152,19 +53,48 @@ def opened(path: Path) -> Iterator[Any]:
         raise ShazamError("h5py is needed to open .h5 files: pip install 'shazam_fast[hdf5]'") from None
     try:
         if not path.is_file():
-            raise ArchiveError(f"{path}: no such file")
+            raise ArchiveError(f"{path}: no such file, or not a regular one", "missing")
         with h5py.File(path, "r") as file:
             yield file
     except H5PY_ERRORS as error:
         raise ArchiveError(f"{path}: HDF5 cannot read it, it is corrupt or still being written: {error}") from error
 
 
-def _read_encoder(path: Path, encoder: str, encoders: tuple[str, ...]) -> Piece:
+@dataclass(frozen=True)
+class Probe:
+    """What one file says of the teachers in it: AtlasPatch's encoders, or the name of the only one, "" if not given."""
+
+    encoders: tuple[str, ...] = ()
+    encoder: str = ""
+
+
+def probe(path: Path) -> Probe:
+    """Look at one file. Raises ArchiveError when it cannot be read."""
+    import h5py
+
+    with opened(path) as file:
+        if isinstance(file.get("features", getlink=True), h5py.HardLink) and isinstance(file["features"], h5py.Group):
+            return Probe(encoders=_encoders(path, file))
+        name = _name_of_features(file)
+        return Probe(encoder=_encoder(file, file[name]) if has_member(file, name) else "")
+
+
+def read_encoder(path: Path, encoder: str, encoders: tuple[str, ...]) -> Piece:
     """One teacher of an AtlasPatch file, which must have `encoders` and no others."""
     with opened(path) as file:
         if (found := _encoders(path, file)) != encoders:
-            raise ArchiveError(f"{path}: the encoders {found} differ from those of the first slide, {encoders}")
+            raise ArchiveError(
+                f"{path}: its encoders are {', '.join(found)}, those of the first slide {', '.join(encoders)}; extract "
+                "the missing ones, or leave the slide out with on_error='skip'"
+            )
         return _read_features(path, file, f"features/{encoder}")
+
+
+def read_coords_file(path: Path) -> tuple[int, Geometry]:
+    """Rows and geometry of a file of coordinates without features, as CLAM has in patches/."""
+    with opened(path) as file:
+        coords = _dataset(path, file, "coords")
+        return matrix_shape(path, coords)[0], _read_geometry(path, file, coords, None)
 
 
 def _encoders(path: Path, file: Any) -> tuple[str, ...]:
@@ -176,20 +106,36 @@ def _encoders(path: Path, file: Any) -> tuple[str, ...]:
     return tuple(sorted(features))
 
 
+def _encoder(file: Any, features: Any) -> str:
+    """The teacher's name that the file gives: TRIDENT's attribute of the features, STAMP's of the file."""
+    name = features.attrs.get("encoder", None) or file.attrs.get("extractor", None)
+    return name.decode(errors="replace") if isinstance(name, bytes) else name if isinstance(name, str) else ""
+
+
+def _name_of_features(file: Any) -> str:
+    return next((name for name in FEATURE_DATASETS if has_member(file, name)), FEATURE_DATASETS[0])
+
+
 def _read_features(path: Path, file: Any, name: str | None) -> Piece:
-    name = name or next((n for n in FEATURE_DATASETS if has_member(file, n)), FEATURE_DATASETS[0])
+    name = name or _name_of_features(file)
     features = _dataset(path, file, name)
     rows, columns = matrix_shape(path, features)
     runs = np.empty((0, 3), np.int64)
     if rows:
         _check_mappable(path, features)
         runs = locate_rows(path, features)
-    coords = read_coords(path, file, rows) if has_member(file, "coords") else None
-    return Piece(columns, DTYPES.get(features.dtype.str, "float32"), runs, coords)
+    coords, geometry = read_positions(path, file, rows)
+    dtype = DTYPES.get(features.dtype.str, "float32")
+    return Piece(columns, dtype, runs, coords, geometry=geometry, encoder=_encoder(file, features))
 
 
 def _check_mappable(path: Path, features: Any) -> None:
     obstacle = mapping_obstacle(features)
+    if features.dtype.kind not in "fV":
+        raise ArchiveError(
+            f"{path}: dataset {features.name!r} is {features.dtype}; features are float16 or float32: save them so",
+            "dtype",
+        )
     if features.dtype.str not in DTYPES:
         order = "big-endian " if features.dtype.byteorder == ">" else ""
         obstacle = f"{order}{features.dtype.name}, neither float16 nor float32"
@@ -197,9 +143,16 @@ def _check_mappable(path: Path, features: Any) -> None:
         raise NotInPlaceError(f"{path}: dataset {features.name!r} is {obstacle}; {CONVERT}")
 
 
-def read_coords(path: Path, file: Any, rows: int) -> NDArray[np.generic]:
-    """x, y [rows, 2] in the stored dtype, native byte order."""
-    coords = _dataset(path, file, "coords")
+def read_positions(
+    path: Path, file: Any, rows: int, follow: bool = False
+) -> tuple[NDArray[np.generic] | None, Geometry]:
+    """x, y [rows, 2] in the stored dtype, native byte order, and what they mean; None and nothing known without coords.
+
+    follow: whether a link to another file is followed.
+    """
+    if not has_member(file, "coords"):
+        return None, NOT_KNOWN
+    coords = file["coords"] if follow else _dataset(path, file, "coords")
     found, width = matrix_shape(path, coords)
     if found != rows:
         raise ArchiveError(f"{path}: {rows} rows of features but {found} of coords; extract the slide again")
@@ -207,10 +160,32 @@ def read_coords(path: Path, file: Any, rows: int) -> NDArray[np.generic]:
         raise ArchiveError(f"{path}: coords are {coords.dtype}; numbers were expected")
     native = coords.dtype.newbyteorder("=")
     if rows == 0:
-        return np.empty((0, 2), native)
+        return np.empty((0, 2), native), _read_geometry(path, file, coords, None)
     if width < 2:
         raise ArchiveError(f"{path}: coords have {width} column; x and y were expected")
-    return np.ascontiguousarray(read_matrix(path, coords)[:, :2], dtype=native)
+    values = read_matrix(path, coords)
+    geometry = _read_geometry(path, file, coords, values if width == 5 else None)
+    return np.ascontiguousarray(values[:, :2], dtype=native), geometry
+
+
+ATTRIBUTES = ("patch_size_level0", "patch_level", "patch_size", "downsample", "custom_downsample")
+
+
+def _read_geometry(path: Path, file: Any, coords: Any, boxes: NDArray[np.generic] | None) -> Geometry:
+    """What the attributes say of the patches, and AtlasPatch's `boxes` [rows, 5] of x, y, w, h, level."""
+    try:
+        if file.attrs.get("unit", None) in ("um", b"um"):  # STAMP
+            size = file.attrs.get("tile_size_um", None)
+            return Geometry("micrometres", None if size is None else float(size))
+        holders = [held for held in (file.attrs, coords.attrs) if len(held)]
+        geometry = read_attributes({name: held[name] for held in holders for name in ATTRIBUTES if name in held})
+        if boxes is None:
+            return geometry
+        side, height, level = (int(v[0]) if (v == v[0]).all() else None for v in boxes[:, 2:].T)
+        size = geometry.patch_size or (side if level == 0 and side == height else None)
+        return Geometry("pixels", size, level)
+    except (ValueError, TypeError) as error:
+        raise ArchiveError(f"{path}: attributes of the coordinates: {error}") from None
 
 
 def matrix_shape(path: Path, dataset: Any) -> tuple[int, int]:
@@ -221,7 +196,7 @@ def matrix_shape(path: Path, dataset: Any) -> tuple[int, int]:
     if shape is not None and len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
     if shape is None or len(shape) != 2 or (shape[0] and not shape[1]):
-        raise ArchiveError(f"{path}: {dataset.name!r} has the shape {dataset.shape}; one row a patch was expected")
+        raise ArchiveError(f"{path}: {dataset.name!r} has the shape {dataset.shape}; one row per patch was expected")
     return shape[0], shape[1]
 
 
@@ -231,7 +206,7 @@ def _dataset(path: Path, file: Any, name: str) -> Any:
 
     found = _member(path, file, name)
     if isinstance(found, h5py.Group):
-        raise ArchiveError(f"{path}: {name!r} is a group, of {_names(found)}: open it as AtlasPatch, or name a dataset")
+        raise ArchiveError(f"{path}: {name!r} is a group, of {_names(found)}; a dataset was expected")
     if not isinstance(found, h5py.Dataset):
         raise ArchiveError(f"{path}: {name!r} is no dataset")
     properties = found.id.get_create_plist()

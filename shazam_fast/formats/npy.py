@@ -13,7 +13,11 @@ MAGIC = b"\x93NUMPY"
 LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # version -> width of the header's length
 MAX_HEADER_BYTES = 10_000  # the limit of numpy.load; only structured arrays need more
 MAX_AXES = 64  # NumPy's own limit
-DTYPES = {"<f2": ("float16", 2), "<f4": ("float32", 4), "<f8": ("float64", 8)}
+DTYPES = {
+    "<f2": ("float16", 2), "<f4": ("float32", 4), "<f8": ("float64", 8), "|b1": ("bool", 1), "|i1": ("int8", 1),
+    "|u1": ("uint8", 1), "<i2": ("int16", 2), "<u2": ("uint16", 2), "<i4": ("int32", 4), "<u4": ("uint32", 4),
+    "<i8": ("int64", 8), "<u8": ("uint64", 8),
+}  # fmt: skip
 
 
 def _read_header(path: Path) -> tuple[str, int, int]:
@@ -58,14 +62,14 @@ def _check_dtype(path: Path, descr: object) -> tuple[str, int]:
         return DTYPES[descr]
     if isinstance(descr, str) and "O" in descr:
         raise ArchiveError(f"{path}: holds pickled Python objects; refused: save an array of numbers with numpy.save")
-    raise NotInPlaceError(
-        f"{path}: the array has dtype {repr(descr)[:80]}, expected little-endian float16 '<f2' or float32 '<f4': "
-        "convert the file with shazam_fast.convert"
-    )
+    expected = f"{path}: the array has dtype {repr(descr)[:80]}, expected little-endian float16 '<f2' or float32 '<f4'"
+    if isinstance(descr, str) and descr[1:2] == "f":
+        raise NotInPlaceError(f"{expected}: convert the file with shazam_fast.convert")
+    raise ArchiveError(f"{expected}: save it so with numpy.save", "dtype")
 
 
-def read_piece(path: Path) -> Piece:
-    """Features [rows, columns] or [1, rows, columns], float16 or float32 in C order; reads the header only."""
+def read_tensor(path: Path) -> StoredTensor:
+    """Where the array lies; numbers of any usual dtype, in C order. Reads the header only."""
     text, start, size = _read_header(path)
     descr, fortran, shape = _parse_header(path, text)
     dtype, item = _check_dtype(path, descr)
@@ -78,4 +82,9 @@ def read_piece(path: Path) -> Piece:
     if size != expected:
         kind = "truncated" if size < expected else "overlong"
         raise ArchiveError(f"{path}: {kind} file: {expected} bytes expected, {size} found")
-    return feature_piece(path, "the array", StoredTensor(dtype, shape, contiguous(shape), start))
+    return StoredTensor(dtype, shape, contiguous(shape), start)
+
+
+def read_piece(path: Path) -> Piece:
+    """Features [rows, columns] or [1, rows, columns], float16 or float32 in C order; reads the header only."""
+    return feature_piece(path, "the array", read_tensor(path))

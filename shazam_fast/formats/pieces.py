@@ -3,6 +3,7 @@
 A layout finds `Source`s, cheap to list by the hundred thousand; reading one opens its file and gives a `Piece`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import Geometry
+from .geometry import NOT_KNOWN, Geometry
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
 ITEM_BYTES: Mapping[DTypeName, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -23,8 +24,11 @@ class Piece:
 
     `runs` is int64 [n, 3]: byte offset, rows and row stride in bytes of rows that lie evenly; the piece is the runs'
     rows one after another. `columns` is 0 where an empty slide does not say how wide it would be.
-    `coords` [rows, 2] (x, y as the tool stores them, pixels at level 0 or micrometres) and `labels` int64 [rows] are
-    None where the file has none.
+    `coords` [rows, 2] (x, y as the tool stores them), `labels` int64 [rows] (-1 unknown), `splits` uint8 [rows] (codes
+    of SPLITS) and `groups` str [rows] ("" unknown) are None where the file has none. `geometry` says what the
+    coordinates mean; `encoder` is the name of the teacher that the file itself gives, "" where it gives none.
+    `files` is the file of each run where they lie in several (a native archive's parts), empty where all lie in the
+    source's file.
     """
 
     columns: int
@@ -32,6 +36,11 @@ class Piece:
     runs: NDArray[np.int64]
     coords: NDArray[np.generic] | None = None
     labels: NDArray[np.int64] | None = None
+    splits: NDArray[np.uint8] | None = None
+    groups: NDArray[np.str_] | None = None
+    geometry: Geometry = NOT_KNOWN
+    encoder: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -43,13 +52,18 @@ class Piece:
 class Source:
     """Where one teacher's features of one slide are; `slide` is "" where the layout knows no slides.
 
-    `read` opens the file and raises ArchiveError, naming it, when it is not what the layout says.
+    `part` tells several files of one slide apart: the class folder of an annotation, an image of the slide.
+    `read` opens the file and raises ArchiveError, naming it, when it is not what the layout says, and NotInPlaceError
+    when its rows cannot be mapped. `load` reads it in that case: an `Unmapped`, from unmapped.py; None for files that
+    are read by their suffix.
     """
 
     teacher: str
     slide: str
     file: Path
     read: Callable[[], Piece]
+    part: str = ""
+    load: Callable[[], Piece] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Contents:
     The columns of `blocks`, in order, are those of `teachers` (name -> dim), in order. `columns` maps a column name
     (label, split, slide, coords, group) to a function that reads it whole; one that is missing is unknown for all rows.
     `geometry` maps slides to where their patches lie, "" to it where the archive names no slides; slides of which
-    nothing is known are absent.
+    nothing is known are absent. `left_out` maps slides that could not be read or joined to the reason.
     """
 
     path: Path
@@ -85,7 +99,26 @@ class Contents:
     groups: tuple[str, ...] = ()
     columns: Mapping[str, Callable[[], NDArray[np.generic]]] = field(default_factory=dict)
     geometry: Mapping[str, Geometry] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def folders(self) -> NDArray[np.str_]:
+        """The name of the folder that the file of each row is in, of the first teacher. [rows]."""
+        block = self.blocks[0]
+        names = np.array([os.path.basename(os.path.dirname(file)) for file in block.files])
+        return np.repeat(names[block.table[:, 0]], block.table[:, 2])
+
     checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A column that is in memory already, as `Contents.columns` wants it."""
+
+    column: NDArray[np.generic]
+
+    def __call__(self) -> NDArray[np.generic]:
+        """All rows."""
+        return self.column
 
 
 # column -> (dtype in the parts, trailing shape); written by writer.py, read here

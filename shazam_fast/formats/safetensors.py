@@ -145,6 +145,13 @@ def read_tensors(path: Path) -> dict[str, Piece]:
     return {name: _make_piece(path, name, tensors) for name in _matrices(tensors)}
 
 
+def list_teachers(path: Path) -> list[str]:
+    """Names of the matrices in a file that holds several and none called as features are; otherwise none."""
+    tensors = _read_places(path)
+    names = _matrices(tensors)
+    return names if len(names) > 1 and not any(name in tensors for name in FEATURES) else []
+
+
 def read_piece(path: Path, name: str | None = None) -> Piece:
     """The matrix called `name`; without one, `features`, else `feats`, else the only matrix in the file."""
     tensors = _read_places(path)

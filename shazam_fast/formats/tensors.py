@@ -3,7 +3,10 @@
 Shared by the layouts whose files hold whole tensors: .npy, safetensors, torch.save.
 """
 
+import errno
 import io
+import os
+import stat
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -14,7 +17,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArchiveError, NotInPlaceError
+from ..errors import ArchiveError, ArchiveErrorKind, NotInPlaceError
 from .pieces import ITEM_BYTES, DTypeName, Piece
 
 INTEGERS = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"})
@@ -48,11 +51,17 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def open_file(path: Path) -> io.FileIO:
-    """The file, open for unbuffered reading: headers take one or two reads."""
+    """The regular file, open for unbuffered reading: headers take one or two reads. A pipe or a device is refused."""
     try:
-        return path.open("rb", buffering=0)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not block
     except OSError as error:
-        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from None
+        kinds: dict[int, ArchiveErrorKind] = {errno.ENOENT: "missing", errno.EACCES: "permission"}
+        kind = kinds.get(error.errno or 0, "system")
+        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}", kind) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ArchiveError(f"{path}: a file of features was expected, not a directory, pipe or device", "system")
+    return io.FileIO(descriptor)
 
 
 def read_values(path: Path, tensor: StoredTensor) -> NDArray[np.generic]:
@@ -132,6 +141,10 @@ def feature_piece(
     """
     if features.dtype not in ITEM_BYTES and 0 in features.shape:
         features = replace(features, dtype="float32")
+    if features.dtype in INTEGERS or features.dtype == "uint64":
+        raise ArchiveError(
+            f"{path}: {name} is {features.dtype}; features are float16, bfloat16 or float32: save them so", "dtype"
+        )
     if features.dtype not in ITEM_BYTES:
         raise NotInPlaceError(
             f"{path}: {name} is {features.dtype}; features are float16, bfloat16 or float32: "

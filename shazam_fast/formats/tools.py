@@ -1,14 +1,14 @@
 """Outputs of tools whose features cannot be mapped: which teachers, slides, labels and splits a directory holds.
 
-eva         manifest.csv (origin, embeddings, target, split) and a .pt for each image, a list of tensors
-THUNDER     {dataset}/{model}/{split}/embeddings.h5, a dataset for each patch, and labels.h5
-LazySlide   {slide}.zarr, a SpatialData store: tables/{model}_tiles/X, positions in shapes/tiles/shapes.parquet
-slide2vec   tile_embeddings/{slide}.npz; other directories of .npz likewise
-FuseCPath   {slide}.txt, JSON
+eva         manifest.csv (origin, embeddings, target, split, maybe wsi_id) and a .pt per image, a list of tensors
+THUNDER     {dataset}/{model}/{split}/embeddings.h5, a dataset per patch, and labels.h5
+LazySlide   {slide}.zarr, a SpatialData store: tables/{model}_{tiles}/X, positions in shapes/{tiles}/shapes.parquet
+tiatoolbox  {slide}.zarr with the arrays features and coordinates
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,83 +16,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArchiveError, NotInPlaceError, ShazamError
+from ..errors import ArchiveError, MismatchError, NotInPlaceError, ShazamError
+from ..runtime.slide_names import name_slides
 from ..runtime.tables import read_csv
-from .discovery import FILES, find_sources, select_teacher
+from .discovery import Listing
+from .geometry import NOT_KNOWN, Geometry
 from .hdf5 import opened
 from .pieces import SPLITS, Piece, Source
-from .unmapped import Arrays, Unmapped, describe, load_tensors, read_unmapped, reading, to_numpy, whole
+from .unmapped import Arrays, Unmapped, describe, load_tensors, reading, to_numpy, whole
 
 EVA_MANIFEST = "manifest.csv"
 EVA_COLUMNS = ("origin", "embeddings", "target", "split")
+EVA_SLIDE = "wsi_id"
 THUNDER_FILE = "embeddings.h5"
-TABLE_SUFFIX = "_tiles"  # what LazySlide appends to a model's name
-TEXT_SUFFIXES = (".txt", ".json")
+THUNDER_LABELS = "labels.h5"
+TABLE_SUFFIX = "_tiles"  # what LazySlide appends to a model's name, and maybe more: the key of the tiles
 
 
-@dataclass(frozen=True)
-class Found:
-    """The feature files at a path, mappable or not.
-
-    `splits` names the split of each slide where the tool has one; `slides` is False where no slides are known, and what
-    stands for them in `sources` is to be forgotten.
-    """
-
-    sources: Sequence[Source]
-    splits: Mapping[str, str] = field(default_factory=dict)
-    slides: bool = True
+def find_tool(listing: Listing) -> list[Source]:
+    """The sources of eva, THUNDER or LazySlide; nothing in a directory of none of them."""
+    if (listing.root / EVA_MANIFEST).is_file():
+        return _find_eva(listing.root)
+    if any(file.name == THUNDER_FILE for file in listing.files):
+        return _find_thunder(listing)
+    return find_stores(listing.root, sorted(listing.stores)) if listing.stores else []
 
 
-def find_features(path: Path, teacher: str | None = None) -> Found:
-    """Everything `shazam_fast.open` finds at a path, and what it does not know or would refuse to map.
-
-    `teacher` names what is there, or chooses among several. Raises ArchiveError when nothing looks like features.
-    """
-    find = _tool_of(path)
-    found = find(path) if find else Found(find_sources(path, teacher))
-    sources = select_teacher(list(found.sources), teacher) if find else found.sources
-    return replace(found, sources=[replace(source, read=partial(_read, source)) for source in sources])
+def _source(teacher: str, slide: str, file: Path, load: partial[Unmapped], tool: str, part: str = "") -> Source:
+    return Source(teacher, slide, file, partial(_refuse_mapping, file, tool), part, load)
 
 
-def _read(source: Source) -> Piece:
-    try:
-        return source.read()
-    except NotInPlaceError:
-        return read_unmapped(source.file, source.teacher)
-
-
-def _tool_of(path: Path) -> Callable[[Path], Found] | None:
-    """Who wrote a path, as far as `shazam_fast.open` does not know; None for all that it knows."""
-    if path.is_file():
-        return _find_files if path.suffix in (".npz", *TEXT_SUFFIXES) else None
-    if (path / EVA_MANIFEST).is_file():
-        return _find_eva
-    if _thunder_files(path):
-        return _find_thunder
-    if path.suffix == ".zarr" or next(path.glob("*.zarr"), None):
-        return _find_lazyslide
-    suffixes = {entry.suffix for entry in _slide_folder(path).glob("*")}
-    only_text = suffixes == {".txt"}  # other tools write logs and settings beside their folders
-    return _find_files if only_text or (".npz" in suffixes and not suffixes & FILES.keys()) else None
-
-
-def _slide_folder(path: Path) -> Path:
-    inner = path / "tile_embeddings"
-    return inner if inner.is_dir() else path
-
-
-def _find_files(path: Path) -> Found:
-    """A .npz or text file for each slide, or one file."""
-    if path.is_file():
-        return Found([Source(path.stem, "", path, partial(read_unmapped, path, path.stem))])
-    folder = _slide_folder(path)
-    files = sorted(folder.glob("*.npz")) or sorted(folder.glob("*.txt"))
-    teacher = path.absolute().name
-    return Found([Source(teacher, file.stem, file, partial(read_unmapped, file, teacher)) for file in files])
+def _refuse_mapping(file: Path, tool: str) -> Piece:
+    raise NotInPlaceError(
+        f"{file}: embeddings of {tool} cannot be opened in place, but shazam_fast.convert can read them"
+    )
 
 
 # eva
-def _find_eva(path: Path) -> Found:
+def _find_eva(path: Path) -> list[Source]:
     table = read_csv(path / EVA_MANIFEST)
     if missing := [name for name in EVA_COLUMNS if name not in table]:
         raise ArchiveError(f"{path / EVA_MANIFEST}: no column {missing[0]!r}; found {', '.join(table)}")
@@ -100,13 +61,26 @@ def _find_eva(path: Path) -> Found:
     if len(set(origins)) != len(origins):
         twice = next(origin for i, origin in enumerate(origins) if origin in origins[:i])
         raise ArchiveError(f"{path / EVA_MANIFEST}: image {twice!r} is listed twice")
-    labels = _eva_labels(targets)
+    slides = table.get(EVA_SLIDE, origins)
+    parts = origins if EVA_SLIDE in table else [""] * len(origins)
+    _require_whole_slides(path / EVA_MANIFEST, slides, splits)
     teacher = path.absolute().name
-    sources = [
-        Source(teacher, origin, path / name, partial(_read_eva, path / name, label))
-        for origin, name, label in zip(origins, names, labels, strict=True)
+    return [
+        _source(teacher, slide, path / name, partial(_read_eva, path / name, label, split), "eva", part)
+        for slide, part, name, label, split in sorted(
+            zip(slides, parts, names, _eva_labels(targets), splits, strict=True), key=lambda row: row[:2]
+        )
     ]
-    return Found(sources, {origin: split for origin, split in zip(origins, splits, strict=True) if split})
+
+
+def _require_whole_slides(manifest: Path, slides: Sequence[str], splits: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for row, (slide, split) in enumerate(zip(slides, splits, strict=True), start=2):
+        if split and first.setdefault(slide, split) != split:
+            raise MismatchError(
+                f"{manifest}, row {row}: slide {slide!r} is in the splits {first[slide]!r} and {split!r}; "
+                "its patches must be in one"
+            )
 
 
 def _eva_labels(targets: list[str]) -> Sequence[int | None]:
@@ -118,28 +92,39 @@ def _eva_labels(targets: list[str]) -> Sequence[int | None]:
     return [int(v) for v in values] if all(v.is_integer() and v >= 0 for v in values) else [None] * len(targets)
 
 
-def _read_eva(file: Path, label: int | None) -> Unmapped:
-    def read(file: Path) -> Arrays:
-        content = load_tensors(file)
-        tensors = content if isinstance(content, list) else [content]
-        features = np.stack([to_numpy(tensor) for tensor in tensors])
-        return {"features": features} | ({} if label is None else {"labels": np.full(len(features), label)})
+def _read_eva(file: Path, label: int | None, split: str) -> Unmapped:
+    piece = whole(file, partial(_load_eva, label))
+    return replace(piece, splits=_codes(file, split, piece.n_rows))
 
-    return whole(file, read)
+
+def _load_eva(label: int | None, file: Path) -> Arrays:
+    content = load_tensors(file)
+    tensors = content if isinstance(content, list) else [content]
+    features = np.stack([to_numpy(tensor) for tensor in tensors])
+    return {"features": features} | ({} if label is None else {"labels": np.full(len(features), label)})
+
+
+def _codes(file: Path, split: str, n_rows: int) -> NDArray[np.uint8] | None:
+    """The split of all rows of a file; None for "". Raises MismatchError for an unknown name."""
+    if not split:
+        return None
+    if split not in SPLITS:
+        raise MismatchError(f"{file}: its split is called {split!r}; splits are {', '.join(SPLITS)}")
+    return np.full(n_rows, SPLITS[split], dtype=np.uint8)
 
 
 # THUNDER
-def _thunder_files(path: Path) -> list[Path]:
-    """One for each split: at a split, a model or a data set of several models."""
-    found = (sorted(path.absolute().glob(pattern + THUNDER_FILE)) for pattern in ("", "*/", "*/*/"))
-    return next((files for files in found if files), [])
-
-
-def _find_thunder(path: Path) -> Found:
-    files = _thunder_files(path)
-    splits = {file.parent.name: file.parent.name for file in files if file.parent.name in SPLITS}
-    sources = [Source(f.parent.parent.name, f.parent.name, f, partial(_read_thunder, f)) for f in files]
-    return Found(sources, splits, slides=False)
+def _find_thunder(listing: Listing) -> list[Source]:
+    """One file per split: at a split, a model or a data set of several models."""
+    files = [file for file in listing.files if file.name == THUNDER_FILE]
+    for file in listing.files:
+        if file.kind == ".h5" and file.name not in (THUNDER_FILE, THUNDER_LABELS):
+            listing.pass_over(str(file.path), "not called as THUNDER calls its files")
+    found = []
+    for file in files:
+        split, model = (folder.name for folder in file.path.absolute().parents[:2])
+        found.append(_source(model, "", file.path, partial(_read_thunder, file.path, split), "THUNDER", split))
+    return found
 
 
 class _Stack:
@@ -155,63 +140,141 @@ class _Stack:
         return np.stack([self._content[str(row)][()] for row in range(*rows.indices(self.n_rows))])
 
 
-def _read_thunder(file: Path) -> Unmapped:
+def _read_thunder(file: Path, split: str) -> Unmapped:
     with opened(file):
         features = _Stack(file)
         first = features[:1]  # [1, columns]
     labels = None
-    if (beside := file.parent / "labels.h5").is_file():
+    if (beside := file.parent / THUNDER_LABELS).is_file():
         with opened(beside):
             stored = _Stack(beside)
             labels = stored[:].reshape(-1).astype(np.int64)
         if stored.n_rows != features.n_rows:
             raise ArchiveError(f"{beside}: {stored.n_rows} labels for {features.n_rows} patches in {file.name}")
     shape = (features.n_rows, *first.shape[1:])
-    return describe(file, (shape, first.dtype), partial(_Stack, file), labels=labels)
+    piece = describe(file, (shape, first.dtype), partial(_Stack, file), labels=labels)
+    return replace(piece, splits=_codes(file, split, piece.n_rows) if split in SPLITS else None)
 
 
 # LazySlide
-def _find_lazyslide(path: Path) -> Found:
-    stores = [path] if path.suffix == ".zarr" else sorted(path.glob("*.zarr"))
-    tables = [table for store in stores for table in sorted(store.glob(f"tables/*{TABLE_SUFFIX}"))]
-    if not tables:
-        raise ArchiveError(f"{path}: no table *{TABLE_SUFFIX} as LazySlide writes them in {len(stores)} zarr stores")
-    return Found(
-        [
-            Source(
-                table.name.removesuffix(TABLE_SUFFIX), table.parents[1].stem, table / "X", partial(_read_table, table)
+def find_stores(root: Path, stores: Sequence[Path]) -> list[Source]:
+    """The tables of tiles in LazySlide's stores, one store per slide.
+
+    A model with tables of several keys of tiles is several teachers, called as their tables.
+    """
+    slides = dict(zip(stores, name_slides(stores, root), strict=True))
+    if plain := [store for store in stores if (store / "features").is_dir()]:
+        teacher = root.absolute().name.removesuffix(".zarr")
+        return [
+            _source(
+                teacher,
+                "" if root == store else slides[store],
+                store / "features",
+                partial(_read_plain, store),
+                "tiatoolbox",
             )
-            for table in tables
+            for store in plain
         ]
-    )
+    tables = [(store, table, *split) for store in stores for table in _tables(store) if (split := _split_name(table))]
+    if not tables:
+        raise ArchiveError(f"{root}: no table *{TABLE_SUFFIX} as LazySlide writes them in {len(stores)} zarr stores")
+    keys: dict[str, set[str]] = {}
+    for _, _, model, key in tables:
+        keys.setdefault(model, set()).add(key)
+    found = []
+    for store, table, model, key in tables:
+        teacher = model if len(keys[model]) == 1 else table.name
+        slide = "" if root == store else slides[store]
+        found.append(_source(teacher, slide, table / "X", partial(_read_table, store, table, key), "LazySlide"))
+    return found
 
 
-def _read_table(table: Path) -> Unmapped:
-    features = table / "X"
+def _read_plain(store: Path) -> Unmapped:
+    features = store / "features"
     with reading(features):
-        array = _open_zarr(features)
-        if array.nchunks_initialized < array.nchunks:  # zarr reads chunks that are missing as zeros
-            raise ArchiveError(
-                f"{features}: {array.nchunks_initialized} of {array.nchunks} chunks are there: copy it again"
-            )
-        coords = _tile_positions(table)
+        array = _open_whole(features)
+        coords = _open_whole(store / "coordinates")[:] if (store / "coordinates").is_dir() else None
+        if coords is not None and (coords.ndim != 2 or len(coords) != array.shape[0] or coords.shape[1] < 2):
+            raise ArchiveError(f"{store}: coordinates of shape {coords.shape} for {array.shape[0]} rows of features")
+        coords = None if coords is None else coords[:, :2]
     return describe(features, (array.shape, array.dtype), partial(_open_zarr, features), coords)
 
 
-def _tile_positions(table: Path) -> NDArray[np.generic] | None:
-    """x, y [rows, 2] of the table's tiles, None where the store does not say."""
+def _tables(store: Path) -> list[Path]:
+    return sorted(path for path in store.glob("tables/*") if (path / "X").is_dir())
+
+
+def _split_name(table: Path) -> tuple[str, str] | None:
+    """Model and key of the tiles in a table's name; None for a table of something else than tiles."""
+    shapes = sorted((path.name for path in table.parents[1].glob("shapes/*")), key=len, reverse=True)
+    for key in [*shapes, TABLE_SUFFIX.removeprefix("_")]:
+        if table.name.endswith(f"_{key}") and key not in ("tissues", "annotations"):
+            return table.name.removesuffix(f"_{key}"), key
+    model, suffix, rest = table.name.partition(TABLE_SUFFIX)
+    return (model, (suffix + rest)[1:]) if suffix else None
+
+
+def _read_table(store: Path, table: Path, key: str) -> Unmapped:
+    features = table / "X"
+    with reading(features):
+        array = _open_whole(features)
+        coords, geometry = _tile_positions(store / "shapes" / key / "shapes.parquet", table, array.shape[0])
+    return describe(features, (array.shape, array.dtype), partial(_open_zarr, features), coords, geometry=geometry)
+
+
+def _tile_positions(shapes: Path, table: Path, n_rows: int) -> tuple[NDArray[np.generic] | None, Geometry]:
+    """Corners [rows, 2] of a table's tiles, and their size; (None, nothing known) where the store has no shapes."""
     import pyarrow.parquet as pq
 
-    shapes = table.parents[1] / "shapes" / TABLE_SUFFIX.removeprefix("_") / "shapes.parquet"
-    if not shapes.is_file() or not {"tile_id", "x", "y"} <= set(pq.read_schema(shapes).names):
-        return None
-    tile, x, y = (column.to_numpy() for column in pq.read_table(shapes, columns=["tile_id", "x", "y"]).columns)
-    wanted = _open_zarr(table / "obs" / "tile_id")[:]
+    if not shapes.is_file():
+        return None, NOT_KNOWN
+    columns = pq.read_table(shapes)
+    tile = columns["tile_id"].to_numpy() if "tile_id" in columns.column_names else np.arange(columns.num_rows)
+    boxes = _bounds(columns["geometry"].to_pylist()) if "geometry" in columns.column_names else None
+    if {"x", "y"} <= set(columns.column_names):
+        corners = np.stack([columns["x"].to_numpy(), columns["y"].to_numpy()], axis=1)
+    elif boxes is not None:
+        corners = _whole(boxes[:, :2])
+    else:
+        raise ArchiveError(f"{shapes}: neither x and y nor polygons of the tiles; write the tiles again")
+    ids = table / "obs" / "tile_id"
+    wanted = _open_zarr(ids)[:] if ids.exists() else np.arange(n_rows)
+    if len(tile) == 0 or (not ids.exists() and len(tile) != n_rows):
+        raise ArchiveError(f"{shapes}: {len(tile)} tiles for {n_rows} rows of {table}")
     order = np.argsort(tile, kind="stable")
     found = order[np.searchsorted(tile[order], wanted).clip(max=len(tile) - 1)]
     if not np.array_equal(tile[found], wanted):
         raise ArchiveError(f"{table}: its tiles are not all in {shapes}")
-    return np.stack([x[found], y[found]], axis=1)
+    sides = np.unique(np.rint(boxes[:, 2:] - boxes[:, :2])) if boxes is not None else np.array([])
+    return corners[found], Geometry("pixels", float(sides[0]) if len(sides) == 1 and sides[0] > 0 else None)
+
+
+def _bounds(polygons: Sequence[object]) -> NDArray[np.float64] | None:
+    """Minimum and maximum x and y [n, 4] of polygons in WKB; None where one is not."""
+    boxes = np.empty((len(polygons), 4))
+    for row, content in enumerate(polygons):
+        if not isinstance(content, bytes) or len(content) < 13:
+            return None
+        order = "<" if content[0] == 1 else ">"
+        kind, rings, points = struct.unpack_from(f"{order}3I", content, 1)
+        if kind != 3 or rings < 1 or 13 + 16 * points > len(content) or points < 3:
+            return None
+        ring = np.frombuffer(content, f"{order}f8", 2 * points, 13).reshape(-1, 2)
+        boxes[row] = [*ring.min(axis=0), *ring.max(axis=0)]
+    return boxes
+
+
+def _whole(corners: NDArray[np.float64]) -> NDArray[np.generic]:
+    """Corners as integers where they are whole."""
+    rounded = np.rint(corners)
+    return rounded.astype(np.int64) if np.array_equal(rounded, corners) else corners
+
+
+def _open_whole(path: Path) -> Any:
+    array = _open_zarr(path)
+    if array.nchunks_initialized < array.nchunks:  # zarr reads chunks that are missing as zeros
+        raise ArchiveError(f"{path}: {array.nchunks_initialized} of {array.nchunks} chunks are there: copy it again")
+    return array
 
 
 def _open_zarr(path: Path) -> Any:

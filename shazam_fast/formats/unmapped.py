@@ -5,9 +5,10 @@ mapped ones; `load` opens the rows themselves. Nothing is unpickled with code ex
 """
 
 import json
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError
-from .hdf5 import FEATURE_DATASETS, has_member, matrix_shape, opened, read_coords
+from .discovery import kind_of
+from .geometry import NOT_KNOWN, Geometry
+from .hdf5 import FEATURE_DATASETS, has_member, matrix_shape, opened, read_positions
 from .pieces import ITEM_BYTES, DTypeName, Piece
+from .tensors import open_file
 from .torch_zip import FEATURES, LABELS
 
+POSITION = re.compile(r"\(\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*\)")  # FuseCPath's key of a patch
 # What NumPy, torch, zarr, zipfile and json raise on files that are damaged or not theirs.
-READ_ERRORS = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 Arrays = Mapping[str, NDArray[Any]]  # "features", and "coords" and "labels" where the file has them
+PIXELS = Geometry("pixels")  # of positions that are level-0 pixels in all files of a tool
 
 
 class Matrix(Protocol):
@@ -45,13 +53,11 @@ def read_unmapped(file: Path, teacher: str) -> Unmapped:
 
     Raises ArchiveError when they cannot be read, or are not numbers.
     """
-    if file.suffix == ".h5":
+    kind = kind_of(file.name)
+    if kind == ".h5":
         return _read_hdf5(file, teacher)
-    if file.suffix not in READERS:
-        raise ArchiveError(
-            f"{file}: features are read from .h5, {', '.join(READERS)}, not from {file.suffix or 'this'}"
-        )
-    return whole(file, READERS[file.suffix])
+    open_file(file).close()  # refuses pipes and devices
+    return whole(file, READERS[kind], PIXELS if kind in (".txt", ".json") else NOT_KNOWN)
 
 
 def describe(
@@ -60,10 +66,11 @@ def describe(
     load: Callable[[], Matrix],
     coords: NDArray[np.generic] | None = None,
     labels: NDArray[np.int64] | None = None,
+    geometry: Geometry = NOT_KNOWN,
 ) -> Unmapped:
     """The piece of features of the given shape [rows, columns] and dtype.
 
-    Raises ArchiveError unless they are floating-point numbers, one row a patch.
+    Raises ArchiveError unless they are floating-point numbers, one row per patch.
     """
     shape, dtype = features
     if len(shape) != 2 or (shape[0] and not shape[1]) or dtype.kind != "f":
@@ -73,10 +80,10 @@ def describe(
     rows, columns = shape
     stored: DTypeName = "float16" if dtype.itemsize == 2 else "float32"
     runs = np.array([[0, rows, columns * ITEM_BYTES[stored]]] if rows else [], dtype=np.int64).reshape(-1, 3)
-    return Unmapped(columns, stored, runs, coords, labels, load=load)
+    return Unmapped(columns, stored, runs, coords, labels, geometry=geometry, load=load)
 
 
-def whole(file: Path, read: Callable[[Path], Arrays]) -> Unmapped:
+def whole(file: Path, read: Callable[[Path], Arrays], geometry: Geometry = NOT_KNOWN) -> Unmapped:
     """The piece of a file that can only be read as a whole, which happens once here and once when its rows are due."""
     with reading(file):
         arrays = read(file)
@@ -94,7 +101,11 @@ def whole(file: Path, read: Callable[[Path], Arrays]) -> Unmapped:
             raise ArchiveError(f"{file}: labels of shape {list(labels.shape)} for {rows} rows of features")
         labels = labels.astype(np.int64)
     shape = (features.shape, features.dtype)
-    return describe(file, shape, lambda: _drop_leading_axis(read(file)["features"]), coords, labels)
+    return describe(file, shape, partial(_load, read, file), coords, labels, geometry)
+
+
+def _load(read: Callable[[Path], Arrays], file: Path) -> NDArray[Any]:
+    return _drop_leading_axis(read(file)["features"])
 
 
 @contextmanager
@@ -127,8 +138,9 @@ def _read_hdf5(file: Path, teacher: str) -> Unmapped:
         dataset = content[name]
         rows, columns = matrix_shape(file, dataset)
         _require_written(file, dataset)
-        coords = read_coords(file, content, rows) if has_member(content, "coords") else None
-        return describe(file, ((rows, columns), dataset.dtype), partial(_open_hdf5, file, name), coords)
+        coords, geometry = read_positions(file, content, rows, follow=True)
+        load = partial(_open_hdf5, file, name)
+        return describe(file, ((rows, columns), dataset.dtype), load, coords, geometry=geometry)
 
 
 def _open_hdf5(file: Path, name: str) -> Matrix:
@@ -168,14 +180,32 @@ def _require_written(file: Path, dataset: Any) -> None:
 
 # Files that are read whole
 def _read_json(file: Path) -> Arrays:
-    """FuseCPath's text: a list of features, or one dictionary {patch: feature} a line."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """FuseCPath's text: a list of features, or one dictionary {"(x, y)": feature} per line."""
+    lines = [
+        json.loads(line, object_pairs_hook=_unique)
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
     if len(lines) == 1 and isinstance(lines[0], list):
         return {"features": np.array(lines[0], dtype=np.float32)}
     if not all(isinstance(line, dict) for line in lines):
-        raise ArchiveError(f"{file}: a JSON list of features, or a dictionary {{patch: feature}} a line, expected")
-    patches = {patch: feature for line in lines for patch, feature in line.items()}
-    return {"features": np.array(list(patches.values()), dtype=np.float32)}
+        raise ArchiveError(f"{file}: a JSON list of features, or a dictionary {{patch: feature}} per line, expected")
+    pairs = [pair for line in lines for pair in line.items()]
+    arrays = {"features": np.array([feature for _, feature in pairs], dtype=np.float32)}
+    positions = [POSITION.fullmatch(patch) for patch, _ in pairs]
+    if any(positions):
+        if not all(positions):
+            lone = next(patch for (patch, _), at in zip(pairs, positions, strict=True) if at is None)
+            raise ArchiveError(f"{file}: key {lone!r:.50} is no position (x, y), as others are")
+        arrays["coords"] = np.array([[int(at[1]), int(at[2])] for at in positions if at], dtype=np.int64)
+    return arrays
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a patch is there twice")
+    return found
 
 
 def load_tensors(file: Path) -> Any:
@@ -249,12 +279,20 @@ def _drop_leading_axis(features: NDArray[Any]) -> NDArray[Any]:
     return features[0] if features.ndim == 3 and len(features) == 1 else features
 
 
+def read_npz(file: Path, names: Sequence[str]) -> Arrays:
+    """Some arrays of a .npz file. Raises ArchiveError when it cannot be read, or one is missing."""
+    open_file(file).close()
+    with reading(file), np.load(file, allow_pickle=False) as content:
+        if missing := [name for name in names if name not in content.files]:
+            raise ArchiveError(f"{file}: no array {missing[0]!r}; it holds {', '.join(content.files)}")
+        return {name: content[name] for name in names}
+
+
 READERS: Mapping[str, Callable[[Path], Arrays]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
-    ".pth": _read_torch,
     ".json": _read_json,
     ".txt": _read_json,
 }

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import shazam_fast as sf
-from shazam_fast.archive.alignment import join
 from shazam_fast.archive.archive import FeatureArchive
+from shazam_fast.archive.joining import join
 from shazam_fast.formats.pieces import Piece, Source
 
 
@@ -124,11 +124,11 @@ def test_slides_that_only_one_teacher_has(files):
     files.add("uni", "b", grid(5))
     files.add("virchow", "a", grid(5))
     with pytest.raises(
-        sf.MismatchError, match=r"'uni' has 2, 'virchow' has 1; .*uni-b.raw has no counterpart of 'virchow'"
+        sf.MismatchError, match=r"uni-b.raw has no counterpart of 'virchow': 'uni' has 2 slides, 'virchow' 1 "
     ):
         files.open()
     assert files.open(slides=["a"]).slides == ("a",)
-    with pytest.raises(sf.MismatchError, match="teacher 'virchow' has no slide 'b'"):
+    with pytest.raises(sf.MismatchError, match=r"uni-b.raw has no counterpart of 'virchow'"):
         files.open(slides=["a", "b"])
 
 
@@ -141,18 +141,18 @@ def test_empty_slides_are_slides_without_rows(files):
     assert archive.n_rows == 5
     for source in (files.sources[1], files.sources[3]):
         assert source.slide == "empty"
-    with pytest.raises(sf.MismatchError, match="no patches: all 1 slides are empty"):
+    with pytest.raises(sf.MismatchError, match="no patches: 1 slides are empty"):
         files.open(slides=["empty"])
 
 
 def test_one_teacher_of_two_widths_or_dtypes(files):
     files.add("uni", "a", grid(5))
     files.add("uni", "b", grid(5), dim=8)
-    with pytest.raises(sf.MismatchError, match=r"uni-a.raw holds 4 columns of float32, .*uni-b.raw 8 of float32"):
+    with pytest.raises(sf.MismatchError, match=r"uni-a.raw holds 4 columns, .*uni-b.raw 8; .*one encoder"):
         files.open()
     files.sources.pop()
     files.add("uni", "b", grid(5), dtype=np.float16)
-    with pytest.raises(sf.MismatchError, match="same encoder"):
+    with pytest.raises(sf.MismatchError, match=r"uni-a.raw holds float32, .*uni-b.raw float16; shazam_fast.convert"):
         files.open()
 
 
@@ -185,6 +185,7 @@ def test_a_file_written_anew_changes_the_fingerprint(files):
     files.add("uni", "a", grid(5))
     before = files.open().fingerprint
     assert files.open().fingerprint == before
+    files.sources.clear()
     files.add("uni", "a", grid(5))
     assert files.open().fingerprint != before
 

@@ -88,8 +88,12 @@ def test_repacking_a_native_archive(tmp_path, archive, patches):
         np.testing.assert_array_equal(getattr(again, column), getattr(archive, column))
     assert (again.teachers, again.classes, again.slides) == (archive.teachers, archive.classes, archive.slides)
     assert report.max_error == dict.fromkeys(TEACHERS, 0.0)
-    with pytest.raises(sf.MismatchError, match="a native archive is converted whole"):
-        sf.convert(archive.path, tmp_path / "chosen", teachers=["uni"])
+    sf.convert(archive.path, tmp_path / "chosen", teachers=["uni"], slides=["slide-003", "slide-001"])
+    chosen = sf.open(tmp_path / "chosen")
+    wanted = np.concatenate([np.flatnonzero(archive.slide_index == index) for index in (3, 1)])
+    np.testing.assert_array_equal(chosen.gather(np.arange(50)), archive.gather(wanted)[:, archive.columns_of("uni")])
+    np.testing.assert_array_equal(chosen.labels, archive.labels[wanted])
+    assert chosen.slides == ("slide-003", "slide-001")
 
 
 def test_choosing_teachers(tmp_path):

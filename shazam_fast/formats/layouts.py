@@ -1,0 +1,295 @@
+"""Which tool wrote a directory, and with it the teachers and slides that it holds.
+
+TRIDENT     {job}/features_{encoder}/{slide}.h5, .pt or .npy; torchmil likewise, with coords/ beside
+CLAM        h5_files/{slide}.h5; pt_files/{slide}.pt, written last; patches/{slide}.h5 with the geometry
+slide2vec   tile_embeddings/[{class}/]{slide}.pt and .meta.json; tiles/[{class}/]{slide}.coordinates.npz (hs2p)
+STAMP       {extractor}-{hash}/{slide}.h5
+AtlasPatch  patches/{slide}.h5 with all encoders
+any other   one file per slide, all of one kind, in folders of any names
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..errors import ArchiveError, MismatchError, NotInPlaceError
+from ..runtime.slide_names import name_slides, show
+from . import beside, hdf5, npy, tools, torch_zip
+from . import safetensors as safetensors_file
+from .discovery import KINDS, MAPPED_KINDS, File, Listing, kind_of, walk
+from .pieces import Piece, Source
+from .unmapped import read_unmapped
+
+READERS: Mapping[str, Callable[[Path], Piece]] = {
+    ".h5": hdf5.read_piece,
+    ".pt": torch_zip.read_piece,
+    ".npy": npy.read_piece,
+    ".safetensors": safetensors_file.read_piece,
+}
+CONTAINERS = ("h5_files", "pt_files", "tile_embeddings")  # folders of one teacher, which is the folder above them
+FEATURES = "features_"  # prefix of TRIDENT's and torchmil's folders
+OTHER_FOLDERS = frozenset({
+    "patches", "coords", "labels", "patch_labels", "tiles", "slide_embeddings", "slide_latents", "patient_embeddings",
+    "hierarchical_embeddings", "patient_features", "image_embeddings", "dense_embeddings", "masks", "stitches",
+    "preview",
+})  # of the same tools, without patch features  # fmt: skip
+
+
+def find_features(path: Path, teacher: str | None = None) -> list[Source]:
+    """The feature files at a path: a file, or a directory in any tool's layout.
+
+    Args:
+        path: what was given to `shazam_fast.open` or `shazam_fast.convert`.
+        teacher: which teacher to take, or the name of the only one; None for all under their own names.
+
+    Returns one source per teacher, slide and part. Raises ArchiveError when nothing there looks like features.
+    """
+    if not path.exists():
+        raise ArchiveError(f"{path}: no such file or directory", "missing")
+    if path.is_dir():
+        sources = tools.find_stores(path, [path]) if path.suffix.lower() == ".zarr" else _find_in(walk(path))
+    else:
+        sources = _find_file(path)
+    return _select(path, sources, teacher)
+
+
+def _select(path: Path, sources: list[Source], teacher: str | None) -> list[Source]:
+    """A name from the user chooses a teacher, or renames the only one, or gives its levels another name."""
+    found = list(dict.fromkeys(source.teacher for source in sources))
+    if teacher is None or teacher in found:
+        return [source for source in sources if teacher in (None, source.teacher)]
+    if len(found) == 1:
+        return [replace(source, teacher=teacher) for source in sources]
+    if len({name.rpartition(":")[0] for name in found}) == 1 and ":" in found[0]:
+        return [replace(source, teacher=f"{teacher}:{source.teacher.rpartition(':')[2]}") for source in sources]
+    raise MismatchError(f"{path}: teacher {teacher!r} not found; it holds {', '.join(found)}")
+
+
+def _find_file(path: Path) -> list[Source]:
+    kind = kind_of(path.name)
+    if not kind:
+        raise ArchiveError(f"{path}: features are read from {', '.join(KINDS)}, not from {path.suffix or 'this'}")
+    file = File("", path.name, kind, path)
+    if kind == ".h5":
+        return _find_hdf5([file], {path: ""}, path.stem)
+    return _split_levels([_source(path.stem, "", file)])
+
+
+def _find_in(listing: Listing) -> list[Source]:
+    """The sources of a directory."""
+    if listing.archives:
+        raise MismatchError(
+            f"{listing.root}: it holds native archives ({show([a.name for a in listing.archives])}); open one of them, "
+            "or several as {teacher: path}"
+        )
+    sources = tools.find_tool(listing) or _find_named_folders(listing) or _find_folder(listing)
+    listing.report()
+    return sources
+
+
+# Folders that name a teacher
+def _find_named_folders(listing: Listing) -> list[Source]:
+    """CLAM, slide2vec, TRIDENT and torchmil, one or several teachers; nothing when there is none of their folders."""
+    homes: dict[Path, list[tuple[str, str, File]]] = {}
+    others = []
+    for file in listing.files:
+        if place := _home_of(listing.root, file.folder):
+            home, container, inner = place
+            homes.setdefault(home, []).append((container, inner, file))
+        elif file.kind in MAPPED_KINDS and not _is_other(file.folder):
+            others.append(file)
+    homes = {home: found for home, found in homes.items() if any(f.kind in (*MAPPED_KINDS, ".npz") for *_, f in found)}
+    jobs = sorted({home.parent for home in homes if home.name.startswith(FEATURES)})
+    if len(jobs) > 1:
+        raise ArchiveError(
+            f"{listing.root}: several jobs of TRIDENT; open one of them, or several teachers as {{teacher: path}}: "
+            f"{show([os.path.relpath(job, listing.root) for job in jobs])}"
+        )
+    if homes:
+        for file in others:
+            listing.pass_over(os.fspath(file.path), "outside the teachers' folders")
+    by_teacher: dict[str, Path] = {}
+    sources: list[Source] = []
+    for home, found in sorted(homes.items()):
+        some = _find_teacher(home, found)
+        for name in dict.fromkeys(source.teacher for source in some):
+            if name in by_teacher:
+                raise MismatchError(
+                    f"{by_teacher[name]} and {home} both hold teacher {name!r}; open them as {{teacher: path}}"
+                )
+            by_teacher[name] = home
+        sources += some
+    return sources
+
+
+def _is_other(folder: str) -> bool:
+    return any(name in OTHER_FOLDERS or name.startswith("slide_features_") for name in folder.split("/"))
+
+
+def _home_of(root: Path, folder: str) -> tuple[Path, str, str] | None:
+    """(the teacher's folder, the folder in it that holds the features, the rest) of a folder below `root`."""
+    parts = folder.split("/") if folder else []
+    base = Path(os.path.abspath(root))  # "." has no name
+    above = [base.name] if base.name in CONTAINERS or base.name.startswith(FEATURES) else []
+    if above:
+        root, parts = root.parent if root.name == base.name else base.parent, above + parts
+    for last in range(len(parts) - 1, -1, -1):
+        if parts[last] in CONTAINERS:
+            return root.joinpath(*parts[:last]), parts[last], "/".join(parts[last + 1 :])
+        if parts[last].startswith(FEATURES):
+            return root.joinpath(*parts[: last + 1]), "", "/".join(parts[last + 1 :])
+    return None
+
+
+def _find_teacher(home: Path, found: Sequence[tuple[str, str, File]]) -> list[Source]:
+    """The sources of one teacher's folder; `found` is (container, folders in it, file)."""
+    containers = {container for container, _, _ in found}
+    name = Path(os.path.abspath(home)).name.removeprefix(FEATURES)
+    for container in ("h5_files", "tile_embeddings", "pt_files", ""):
+        if container not in containers:
+            continue
+        files = [(inner, file) for here, inner, file in found if here == container]
+        match container:
+            case "h5_files":
+                return beside.add_clam(_find_kind(home / container, [f for _, f in files], name), home)
+            case "tile_embeddings":
+                return beside.find_slide2vec(home, files, name, _source)
+            case _:
+                sources = _find_kind(home / container, [file for _, file in files], name)
+                return beside.add_torchmil(sources, home)
+    raise AssertionError("every file of a teacher's folder is in one of its containers")
+
+
+# Folders of any name
+def _find_folder(listing: Listing) -> list[Source]:
+    """One file per slide in folders of any name: one teacher, or STAMP's several, or AtlasPatch."""
+    patches = [file for file in listing.files if file.folder.split("/")[0] == "patches" and file.kind == ".h5"]
+    name = Path(os.path.abspath(listing.root)).name
+    return _find_kind(listing.root, patches or listing.files, name)
+
+
+def _find_kind(root: Path, files: Sequence[File], teacher: str) -> list[Source]:
+    """One file per slide, all of one kind."""
+    kinds = sorted({file.kind for file in files if file.kind in MAPPED_KINDS})
+    if not kinds:
+        kinds = [kind for kind in (".npz", ".txt") if any(file.kind == kind for file in files)][:1]
+    if len(kinds) != 1:
+        what = f"files of several kinds ({', '.join(kinds)})" if kinds else "none of its files"
+        raise ArchiveError(
+            f"{root}: {what} could be features; a native archive or files in one of {', '.join(KINDS)} expected"
+        )
+    files = [file for file in files if file.kind == kinds[0]]
+    slides = name_slides([file.path for file in files], root)
+    named = {file.path: slide for file, slide in zip(files, slides, strict=True)}
+    if kinds[0] == ".h5":
+        return _find_hdf5(files, named, teacher)
+    return _split_levels(_in_order([_source(teacher, named[file.path], file) for file in files]))
+
+
+def _find_hdf5(files: Sequence[File], slides: Mapping[Path, str], teacher: str) -> list[Source]:
+    """AtlasPatch, STAMP's extractors, or one teacher, by what the first file of each folder says of itself."""
+    first = _probe(files)
+    if first.encoders:
+        ordered = sorted(files, key=lambda file: slides[file.path])
+        return [
+            _atlaspatch(slides[file.path], file, name, first.encoders) for name in first.encoders for file in ordered
+        ]
+    if not first.encoder:
+        return _in_order([_source(teacher, slides[file.path], file) for file in files])
+    homes: dict[str, list[File]] = {}
+    for file in files:
+        homes.setdefault(file.folder.split("/")[0], []).append(file)
+    by_encoder: dict[str, list[File]] = {}
+    for found in homes.values():
+        by_encoder.setdefault(_probe(found).encoder or teacher, []).extend(found)
+    sources = []
+    for encoder, found in sorted(by_encoder.items()):
+        names = slides if len(by_encoder) == 1 else _own_names(found)
+        sources += _in_order([_source(encoder, names[file.path], file) for file in found])
+    return sources
+
+
+def _atlaspatch(slide: str, file: File, encoder: str, encoders: tuple[str, ...]) -> Source:
+    read = partial(hdf5.read_encoder, file.path, encoder, encoders)
+    return replace(_source(encoder, slide, file), read=_read_of(file, read))
+
+
+def _own_names(files: Sequence[File]) -> dict[Path, str]:
+    """Names of slides among the files of one of several teachers."""
+    names = name_slides([file.path for file in files], os.path.commonpath([file.path.parent for file in files]))
+    return {file.path: name for file, name in zip(files, names, strict=True)}
+
+
+def _probe(files: Sequence[File]) -> hdf5.Probe:
+    """What the first readable one of a few files says; nothing when none can be read."""
+    for file in files[:3]:
+        try:
+            return hdf5.probe(file.path)
+        except ArchiveError:
+            continue  # reading it will refuse it, or leave it out
+    return hdf5.Probe()
+
+
+def _in_order(sources: list[Source]) -> list[Source]:
+    return sorted(sources, key=lambda source: (source.slide, source.part))
+
+
+# One file
+def _source(teacher: str, slide: str, file: File, part: str = "") -> Source:
+    read = READERS.get(file.kind, _refuse_mapping)
+    load = partial(read_unmapped, file.path, teacher)
+    return Source(teacher, slide, file.path, _read_of(file, partial(read, file.path)), part, load)
+
+
+def _read_of(file: File, read: Callable[[], Piece]) -> Callable[[], Piece]:
+    return partial(_refuse_locked, file.path) if file.locked else read
+
+
+def _refuse_locked(path: Path) -> Piece:
+    raise ArchiveError(
+        f"{path}: the slide is still being written ({path.name}.lock is beside it); wait until it is done, or, if the "
+        "extraction was killed, delete the lock and the slide and extract it again"
+    )
+
+
+def _refuse_mapping(path: Path) -> Piece:
+    raise NotInPlaceError(
+        f"{path}: {path.suffix} files cannot be opened in place, but shazam_fast.convert can read them"
+    )
+
+
+def _split_levels(sources: list[Source]) -> list[Source]:
+    """Files of Shazam's encoders hold three levels of one teacher: three teachers then, all others as they are."""
+    kind = kind_of(sources[0].file.name)
+    if kind == ".safetensors":
+        return _split_matrices(sources)
+    if kind != ".pt":
+        return sources
+    try:
+        levels = list(torch_zip.read_levels(sources[0].file))
+    except ArchiveError:  # another content, or a file that reading the piece will refuse with better words
+        return sources
+    return [
+        replace(source, teacher=f"{source.teacher}:{level}", read=partial(_read_level, source.file, level), load=None)
+        for level in levels
+        for source in sources
+    ]
+
+
+def _split_matrices(sources: list[Source]) -> list[Source]:
+    """Files with several matrices of other names than features hold as many teachers."""
+    try:
+        names = safetensors_file.list_teachers(sources[0].file)
+    except ArchiveError:
+        return sources
+    return [
+        replace(source, teacher=name, read=partial(safetensors_file.read_piece, source.file, name), load=None)
+        for name in names
+        for source in sources
+    ] or sources
+
+
+def _read_level(file: Path, level: str) -> Piece:
+    return torch_zip.read_levels(file)[level]
