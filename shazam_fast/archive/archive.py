@@ -19,6 +19,7 @@ from ..formats.native import StoredColumn
 from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
+from .columns import check_indices
 from .rows import as_rows, describe_row
 
 VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
@@ -101,7 +102,7 @@ class FeatureArchive:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
-        return self._indices("label", len(self.classes), "classes")
+        return self.column("label", 0, self.n_rows)
 
     @cached_property
     def splits(self) -> NDArray[np.uint8]:
@@ -115,28 +116,17 @@ class FeatureArchive:
     @cached_property
     def slide_index(self) -> NDArray[np.int32]:
         """Index into `slides` of every patch, -1 unknown. [rows]."""
-        return self._indices("slide", len(self.slides), "slides")
+        return self.column("slide", 0, self.n_rows)
 
     @cached_property
     def group_index(self) -> NDArray[np.int32]:
         """Index into `groups` (patients) of every patch, -1 unknown. [rows]."""
-        return self._indices("group", len(self.groups), "groups")
+        return self.column("group", 0, self.n_rows)
 
     @cached_property
     def coords(self) -> NDArray[np.int32] | NDArray[np.float32]:
         """x and y of every patch, -1 unknown, in the unit that `geometry` says. int32 or float32 [rows, 2]."""
         return self.column("coords", 0, self.n_rows)
-
-    def _indices(self, column: str, count: int, what: str) -> NDArray[Any]:
-        """A column of indices. Raises ArchiveError when one is out of range."""
-        indices = self.column(column, 0, self.n_rows)
-        bad = np.flatnonzero((indices < -1) | (indices >= count))
-        if bad.size:
-            raise ArchiveError(
-                f"{self.path}: {column} {indices[bad[0]]} in row {bad[0]} is out of range: "
-                f"the archive has {count} {what}"
-            )
-        return indices
 
     def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Row numbers of the split "train", "val", "test" or "none", of those in [start, stop).
@@ -164,9 +154,16 @@ class FeatureArchive:
         if stored is None:
             return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
         try:
-            return stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
+            column = stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
         except OSError as error:
             raise ArchiveError(f"{self.path}: column {name!r} cannot be read: {error}") from error
+        names = {"label": self.classes, "slide": self.slides, "group": self.groups}
+        if name in names:
+            check_indices(self.path, name, column, len(names[name]), start)
+        elif name == "split" and not (known := np.isin(column, list(SPLITS.values()))).all():
+            row = int(np.argmin(known))
+            raise ArchiveError(f"{self.path}: split {column[row]} in row {start + row} is none of {dict(SPLITS)}")
+        return column
 
     def identity(self) -> str:
         """Changes when a file of the archive is written anew, even in place, or its rows are put together otherwise."""

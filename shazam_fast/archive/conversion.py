@@ -78,6 +78,7 @@ def convert(
     teachers: Sequence[str] | None = None,
     slides: Sequence[str] | None = None,
     on_error: OnError = "raise",
+    label_column: str | None = None,
 ) -> ConversionReport:
     """Pack features into one native archive, the teachers of a patch side by side.
 
@@ -91,7 +92,7 @@ def convert(
         source: a path, or {teacher: path}.
         out: directory of the archive.
         dtype: "float16", or "float32" for features beyond 65504 or to keep every bit.
-        labels, splits, groups, classes, teachers, slides, on_error: as in `shazam_fast.open`.
+        labels, splits, groups, classes, teachers, slides, on_error, label_column: as in `shazam_fast.open`.
 
     Raises:
         NonFiniteError: a feature is NaN, infinite, or too large for float16; names teacher and row, leaves nothing.
@@ -100,7 +101,7 @@ def convert(
         ArchiveError: a file is missing, damaged, or would have to be unpickled with code execution allowed.
         ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
     """
-    readable = Readable(source, labels, splits, groups, classes, teachers, slides, on_error)
+    readable = Readable(source, labels, splits, groups, classes, teachers, slides, on_error, label_column)
     job = {**readable.identity(), "teachers": readable.archive.teachers, "dtype": dtype}
     manifest = read_finished(Path(out), job)
     if manifest is None:

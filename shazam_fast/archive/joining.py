@@ -16,11 +16,10 @@ from ..formats.pieces import UNKNOWN, Contents, Extents, InMemory, Source
 from ..runtime.progress import Progress
 from ..runtime.slide_names import choose_slides, match_slides
 from .alignment import FIELDS, NOTHING, Joined, join_slide
+from .columns import encode_labels
 from .matrices import Loads, Matrix
 
 logger = logging.getLogger("shazam_fast")
-
-MAX_CLASSES = 1 << 16  # that labels in files may name; more is damage
 
 Key = tuple[str, str]  # slide and part
 
@@ -184,7 +183,7 @@ def _assemble(
     if "group" in known:
         groups, known["group"] = _encode_groups(known["group"])
     if "label" in known and not classes:
-        classes = _number_classes(path, known["label"])
+        classes, known["label"] = encode_labels(known["label"], None, f"{path}: labels in its files: row {{}}".format)
     return Contents(
         path=path,
         teachers={teacher: block.columns for teacher, block in zip(matrices, blocks, strict=True)},
@@ -207,14 +206,6 @@ def _geometry_of_slides(path: Path, joined: Mapping[Key, Joined]) -> dict[str, G
             raise MismatchError(f"{path}: slide {slide!r}: the patches of {part!r} differ from those before: {merged}")
         known[slide] = merged
     return {slide: geometry for slide, geometry in known.items() if geometry != NOT_KNOWN}
-
-
-def _number_classes(path: Path, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    row = int(labels.argmax())
-    if labels[row] >= MAX_CLASSES or labels.min() < -1:
-        row = row if labels[row] >= MAX_CLASSES else int(labels.argmin())
-        raise ArchiveError(f"{path}: label {labels[row]} in row {row}; -1 (unknown) to {MAX_CLASSES - 1} expected")
-    return tuple(str(code) for code in range(int(labels[row]) + 1))
 
 
 def _encode_groups(names: NDArray[np.str_]) -> tuple[tuple[str, ...], NDArray[np.int32]]:

@@ -32,6 +32,7 @@ def open_archive(
     splits: Given | GroupedSplit = None,
     groups: Given = None,
     classes: Sequence[str] | None = None,
+    label_column: str | None = None,
     on_error: OnError = "raise",
 ) -> FeatureArchive:
     """Open features in place, whichever tool wrote them; headers are read, features are not.
@@ -42,13 +43,16 @@ def open_archive(
             teacher, native archives included. A FeatureArchive is passed through.
         teachers: which teachers to take, in this order; all by default.
         slides: which slides to take, in this order; all, sorted, by default.
-        labels: a table (slide, or slide with x and y, and label), {slide: label}, one label per patch, or "folder" for
-            the name of the folder that a slide's file is in.
-        splits: a table (slide and split, or CLAM's splits_*.csv), {slide: split}, one split per patch, or a
-            `GroupedSplit`.
-        groups: patients, which must stay in one split: a table, {slide: patient} or one name per patch; taken from
-            the labels' table where it has such a column.
-        classes: class names in label order; sorted names by default.
+        labels: a table (CSV with commas, semicolons or tabs; .xlsx; a pandas DataFrame) of slide and label, of slide,
+            x, y and label, or of patient and label; {slide: label} or a Series with slides as its index; one label per
+            patch; or "folder" for the name of the folder that a slide's file is in. The table's columns of patients
+            and splits are used too, unless groups= or splits= are given.
+        splits: a table of slide (or patient) and split; CLAM's splits_k.csv or splits_k_bool.csv; "path:column", such
+            as "k=all.tsv:fold_0" of Patho-Bench; {slide: split}; one split per patch; or a `GroupedSplit`.
+        groups: patients, which must stay in one split: a table of slide and patient, {slide: patient} or one name per
+            patch. Needed where labels or splits are given by patient.
+        classes: class names in label order; names in natural order ("2" before "10") by default.
+        label_column: the column of the labels' table that holds the labels, where it has no usual name.
         on_error: "raise", or "skip" to leave out slides that cannot be read or joined, for all teachers;
             `FeatureArchive.left_out` says which and why.
 
@@ -65,13 +69,13 @@ def open_archive(
     >>> open_archive({"uni": folder}, labels={"s1": "tumour"}).classes
     ('tumour',)
     """
-    given = {"labels": labels, "splits": splits, "groups": groups, "classes": classes}
+    given = {"labels": labels, "splits": splits, "groups": groups, "classes": classes, "label_column": label_column}
     if isinstance(path, FeatureArchive):
         if teachers is not None or slides is not None or any(value is not None for value in given.values()):
             raise MismatchError("an archive that is open already cannot be given labels, splits or a selection")
         return path
     contents = read_features(path, teachers, slides, on_error)
-    return FeatureArchive(annotate(contents, labels, splits, groups, classes))
+    return FeatureArchive(annotate(contents, labels, splits, groups, classes, label_column))
 
 
 def read_features(

@@ -36,10 +36,11 @@ class Readable:
         teachers: Sequence[str] | None,
         slides: Sequence[str] | None = None,
         on_error: OnError = "raise",
+        label_column: str | None = None,
     ) -> None:
         loads: Loads = {}
         contents = read_features(source, teachers, slides, on_error, loads)
-        self._contents = contents = annotate(contents, labels, splits, groups, classes)
+        self._contents = contents = annotate(contents, labels, splits, groups, classes, label_column)
         self.archive = FeatureArchive(contents)
         names = list(contents.teachers) if loads else [""] * len(contents.blocks)
         self._readers = [

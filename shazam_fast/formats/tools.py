@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError, ShazamError
 from ..runtime.slide_names import name_slides
-from ..runtime.tables import read_csv
+from ..runtime.tables import read_table
 from .discovery import Listing
 from .geometry import NOT_KNOWN, Geometry
 from .hdf5 import opened
@@ -54,7 +54,7 @@ def _refuse_mapping(file: Path, tool: str) -> Piece:
 
 # eva
 def _find_eva(path: Path) -> list[Source]:
-    table = read_csv(path / EVA_MANIFEST)
+    table = read_table(path / EVA_MANIFEST).columns
     if missing := [name for name in EVA_COLUMNS if name not in table]:
         raise ArchiveError(f"{path / EVA_MANIFEST}: no column {missing[0]!r}; found {', '.join(table)}")
     origins, names, targets, splits = (table[name] for name in EVA_COLUMNS)
@@ -109,7 +109,7 @@ def _codes(file: Path, split: str, n_rows: int) -> NDArray[np.uint8] | None:
     if not split:
         return None
     if split not in SPLITS:
-        raise MismatchError(f"{file}: its split is called {split!r}; splits are {', '.join(SPLITS)}")
+        raise MismatchError(f"{file}: unknown split {split!r}; splits are {', '.join(SPLITS)}")
     return np.full(n_rows, SPLITS[split], dtype=np.uint8)
 
 

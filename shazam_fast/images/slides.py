@@ -21,7 +21,7 @@ from PIL import Image
 from ..errors import ArchiveError, ImageError, MismatchError, ShazamError
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS
-from ..runtime.tables import IMAGE_SUFFIXES
+from ..runtime.slide_names import IMAGE_SUFFIXES
 from .decoding import PILLOW_ERRORS, WHITE, to_rgb
 from .table import ImageTable
 
