@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..errors import ArchiveError, NotInPlaceError, ShazamError
 from .geometry import NOT_KNOWN, Geometry, read_attributes
 from .hdf5_chunks import locate_rows, mapping_obstacle, read_matrix
+from .hdf5_text import read_texts
 from .pieces import DTypeName, Piece
 
 FEATURE_DATASETS = ("features", "feats", "patch_embeddings")
@@ -76,7 +77,7 @@ def probe(path: Path) -> Probe:
         if isinstance(file.get("features", getlink=True), h5py.HardLink) and isinstance(file["features"], h5py.Group):
             return Probe(encoders=_encoders(path, file))
         name = _name_of_features(file)
-        return Probe(encoder=_encoder(file, file[name]) if has_member(file, name) else "")
+        return Probe(encoder=_encoder(path, file, file[name]) if has_member(file, name) else "")
 
 
 def read_encoder(path: Path, encoder: str, encoders: tuple[str, ...]) -> Piece:
@@ -106,10 +107,11 @@ def _encoders(path: Path, file: Any) -> tuple[str, ...]:
     return tuple(sorted(features))
 
 
-def _encoder(file: Any, features: Any) -> str:
+def _encoder(path: Path, file: Any, features: Any) -> str:
     """The teacher's name that the file gives: TRIDENT's attribute of the features, STAMP's of the file."""
-    name = features.attrs.get("encoder", None) or file.attrs.get("extractor", None)
-    return name.decode(errors="replace") if isinstance(name, bytes) else name if isinstance(name, str) else ""
+    return read_texts(path, features, ("encoder",)).get("encoder") or read_texts(path, file, ("extractor",)).get(
+        "extractor", ""
+    )
 
 
 def _name_of_features(file: Any) -> str:
@@ -126,7 +128,7 @@ def _read_features(path: Path, file: Any, name: str | None) -> Piece:
         runs = locate_rows(path, features)
     coords, geometry = read_positions(path, file, rows)
     dtype = DTYPES.get(features.dtype.str, "float32")
-    return Piece(columns, dtype, runs, coords, geometry=geometry, encoder=_encoder(file, features))
+    return Piece(columns, dtype, runs, coords, geometry=geometry, encoder=_encoder(path, file, features))
 
 
 def _check_mappable(path: Path, features: Any) -> None:
@@ -174,7 +176,7 @@ ATTRIBUTES = ("patch_size_level0", "patch_level", "patch_size", "downsample", "c
 def _read_geometry(path: Path, file: Any, coords: Any, boxes: NDArray[np.generic] | None) -> Geometry:
     """What the attributes say of the patches, and AtlasPatch's `boxes` [rows, 5] of x, y, w, h, level."""
     try:
-        if file.attrs.get("unit", None) in ("um", b"um"):  # STAMP
+        if read_texts(path, file, ("unit",)).get("unit") == "um":  # STAMP
             size = file.attrs.get("tile_size_um", None)
             return Geometry("micrometres", None if size is None else float(size))
         holders = [held for held in (file.attrs, coords.attrs) if len(held)]

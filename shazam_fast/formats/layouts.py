@@ -202,8 +202,14 @@ def _find_hdf5(files: Sequence[File], slides: Mapping[Path, str], teacher: str) 
     for file in files:
         homes.setdefault(file.folder.split("/")[0], []).append(file)
     by_encoder: dict[str, list[File]] = {}
-    for found in homes.values():
-        by_encoder.setdefault(_probe(found).encoder or teacher, []).extend(found)
+    run_of: dict[str, str] = {}  # STAMP's folder {extractor}-{hash} of an encoder
+    for home, found in homes.items():
+        encoder = _probe(found).encoder or teacher
+        if home.startswith(encoder) and run_of.setdefault(encoder, home) != home:
+            raise MismatchError(
+                f"the folders {run_of[encoder]} and {home} both hold {encoder!r}; open them as {{teacher: path}}"
+            )
+        by_encoder.setdefault(encoder, []).extend(found)
     sources = []
     for encoder, found in sorted(by_encoder.items()):
         names = slides if len(by_encoder) == 1 else _own_names(found)

@@ -17,7 +17,8 @@ from ..errors import ArchiveError
 from ..runtime.files import UNFINISHED, file_checksum
 from .geometry import Geometry, describe_geometry, parse_geometry
 from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents
-from .safetensors import HeaderEntry, read_header
+from .safetensors import read_header
+from .tensors import StoredTensor
 
 FORMAT = "shazam_fast archive"
 VERSION = 1
@@ -33,7 +34,7 @@ class StoredColumn:
 
     name: str
     files: tuple[str, ...]
-    tensors: tuple[HeaderEntry, ...]
+    tensors: tuple[StoredTensor, ...]
 
     def __call__(self) -> NDArray[np.generic]:
         """All rows."""
@@ -63,7 +64,7 @@ class StoredColumn:
 
 def is_native(path: Path) -> bool:
     """Whether the directory is a native archive, or what an interrupted writing left of one."""
-    return (path / MANIFEST).exists() or any(path.glob("part-[0-9][0-9][0-9][0-9][0-9].*"))
+    return (path / MANIFEST).exists() or any(path.glob("part-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
 def read_contents(path: Path) -> Contents:
@@ -127,12 +128,12 @@ def _check_manifest(path: Path, teachers: dict[str, int], dtype: str, rows: int,
         raise ArchiveError(f"{path / MANIFEST}: {rows} rows stated, the parts hold {sum(part_rows)}")
 
 
-def _read_part(file: Path, rows: int, size: int, width: int, dtype: str) -> dict[str, HeaderEntry]:
+def _read_part(file: Path, rows: int, size: int, width: int, dtype: str) -> dict[str, StoredTensor]:
     tensors = read_header(file)
     if file.stat().st_size != size:
         raise ArchiveError(f"{file}: {file.stat().st_size} bytes, the manifest states {size}: part replaced?")
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {"features": (SAFETENSORS_NAMES[dtype], (rows, width))}
-    expected |= {name: (SAFETENSORS_NAMES[str(d)], (rows, *shape)) for name, (d, shape) in COLUMNS.items()}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {"features": (dtype, (rows, width))}
+    expected |= {name: (str(d), (rows, *shape)) for name, (d, shape) in COLUMNS.items()}
     for name, (stored_dtype, shape) in expected.items():
         if name not in tensors:
             raise ArchiveError(f"{file}: tensor {name!r} is missing; found {sorted(tensors)}")

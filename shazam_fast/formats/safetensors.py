@@ -3,88 +3,80 @@
 Format: 8 bytes little-endian header length, JSON header, tensor data (github.com/huggingface/safetensors).
 """
 
-import json
-from dataclasses import dataclass
+import os
 from itertools import islice
-from math import prod
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from ..errors import ArchiveError
-from .pieces import ITEM_BYTES as FEATURE_ITEM_BYTES
-from .pieces import Piece
-from .tensors import StoredTensor, contiguous, feature_piece
+from .pieces import ITEM_BYTES, Piece
+from .tensors import StoredTensor, contiguous, feature_piece, open_file
 
-ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
-ITEM_BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+}  # fmt: skip
 MAX_AXES = 64
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+METADATA = "__metadata__"
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-@dataclass(frozen=True)
-class HeaderEntry:
-    """Where one tensor lies: dtype in the format's spelling, shape, absolute byte offset in the file."""
+class _Entry(msgspec.Struct):
+    """A tensor in the header."""
 
     dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return prod(self.shape) * ITEM_BYTES[self.dtype]
+    shape: Annotated[list[Size], msgspec.Meta(max_length=MAX_AXES)]
+    data_offsets: tuple[Size, Size]
 
 
-def read_header(path: Path) -> dict[str, HeaderEntry]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     """Name -> place of every tensor in the file at `path`.
 
     Raises ArchiveError when the file is missing, truncated, overlong, or its header is corrupt.
     """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise ArchiveError(
+                f"{path}: the header claims {length} bytes but the file has {size}; "
+                "it is truncated or not a safetensors file",
+                "truncated",
+            )
+        content = file.read(length)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise ArchiveError(
-                    f"{path}: the header claims {length} bytes but the file has {size}; "
-                    "it is truncated or not a safetensors file"
-                )
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: file not found") from None
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        header = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ArchiveError(f"{path}: corrupt safetensors header: {error}") from None
-    if not isinstance(header, dict):
-        raise ArchiveError(f"{path}: corrupt safetensors header: a JSON object was expected")
-    header.pop("__metadata__", None)
+    header.pop(METADATA, None)
     tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_coverage(path, tensors, 8 + length, size)
     return tensors
 
 
-def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> HeaderEntry:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]}:
-            pass
-        case _:
-            raise ArchiveError(f"{path}: corrupt header entry of tensor {name!r}")
-    if dtype not in ITEM_BYTES:
-        raise ArchiveError(f"{path}: tensor {name!r} has unknown dtype {dtype!r}")
-    if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
-        raise ArchiveError(f"{path}: tensor {name!r} has an impossible shape")
-    if not 0 <= start <= stop < 2**63:
-        raise ArchiveError(f"{path}: tensor {name!r} has impossible offsets")
-    tensor = HeaderEntry(dtype, tuple(shape), data_start + start)
+def _parse_entry(path: Path, name: str, content: msgspec.Raw, data_start: int) -> StoredTensor:
+    try:
+        entry = msgspec.json.decode(content, type=_Entry)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ArchiveError(f"{path}: corrupt header entry of tensor {name!r}: {error}") from None
+    if entry.dtype not in DTYPES:
+        raise ArchiveError(f"{path}: tensor {name!r} has unknown dtype {entry.dtype!r}", "dtype")
+    start, stop = entry.data_offsets
+    shape = tuple(entry.shape)
+    tensor = StoredTensor(DTYPES[entry.dtype], shape, contiguous(shape), data_start + start)
     if stop - start != tensor.nbytes:
         raise ArchiveError(
-            f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} needs {tensor.nbytes} bytes, "
+            f"{path}: tensor {name!r} of shape {list(shape)} and dtype {entry.dtype} needs {tensor.nbytes} bytes, "
             f"its offsets {start}..{stop} hold {stop - start}"
         )
     return tensor
 
 
-def _check_coverage(path: Path, tensors: dict[str, HeaderEntry], data_start: int, size: int) -> None:
+def _check_coverage(path: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
     """The tensors must fill the file without gap or overlap, as the format demands."""
     expected = data_start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
@@ -99,17 +91,6 @@ def _check_coverage(path: Path, tensors: dict[str, HeaderEntry], data_start: int
 FEATURES = ("features", "feats")
 LABELS = ("labels", "label")
 COORDS = ("coords",)
-DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-}  # fmt: skip
-
-
-def _read_places(path: Path) -> dict[str, StoredTensor]:
-    return {
-        name: StoredTensor(DTYPES[tensor.dtype], tensor.shape, contiguous(tensor.shape), tensor.offset)
-        for name, tensor in read_header(path).items()
-    }
 
 
 def _matrices(tensors: dict[str, StoredTensor]) -> list[str]:
@@ -117,7 +98,7 @@ def _matrices(tensors: dict[str, StoredTensor]) -> list[str]:
     return [
         name
         for name, tensor in tensors.items()
-        if tensor.dtype in FEATURE_ITEM_BYTES and name not in LABELS + COORDS
+        if tensor.dtype in ITEM_BYTES and name not in LABELS + COORDS
         if len(tensor.shape) == 2 or (len(tensor.shape) == 3 and tensor.shape[0] == 1)
     ]
 
@@ -141,20 +122,20 @@ def read_tensors(path: Path) -> dict[str, Piece]:
 
     An integer tensor `labels` or `label` [rows] and a tensor `coords` [rows, 2 or more] belong to all of them.
     """
-    tensors = _read_places(path)
+    tensors = read_header(path)
     return {name: _make_piece(path, name, tensors) for name in _matrices(tensors)}
 
 
 def list_teachers(path: Path) -> list[str]:
     """Names of the matrices in a file that holds several and none called as features are; otherwise none."""
-    tensors = _read_places(path)
+    tensors = read_header(path)
     names = _matrices(tensors)
     return names if len(names) > 1 and not any(name in tensors for name in FEATURES) else []
 
 
 def read_piece(path: Path, name: str | None = None) -> Piece:
     """The matrix called `name`; without one, `features`, else `feats`, else the only matrix in the file."""
-    tensors = _read_places(path)
+    tensors = read_header(path)
     if name is None:
         matrices = _matrices(tensors)
         named = [key for key in FEATURES if key in tensors]

@@ -38,6 +38,11 @@ class StoredTensor:
     offset: int
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the values, as they lie side by side in a contiguous tensor."""
+        return prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
+
+    @property
     def span(self) -> int:
         """Values from the first to the last, whatever lies between the rows included."""
         if 0 in self.shape:

@@ -290,9 +290,9 @@ def edit_manifest(archive, **changes):
         ({"version": 2}, "version 2.*update"),
         ({"rows": 7}, "7 rows stated, the parts hold 300"),
         ({"teachers": []}, "positive dim"),
-        ({"teachers": [{"name": "uni", "dim": 38}]}, r"'features' is F16 \[300, 39\].*\[300, 38\]"),
+        ({"teachers": [{"name": "uni", "dim": 38}]}, r"'features' is float16 \[300, 39\].*\[300, 38\]"),
         ({"teachers": [{"name": "uni"}]}, "corrupt manifest"),
-        ({"parts": [{"file": "part-00009.safetensors", "rows": 300, "bytes": 1, "xxh3": ""}]}, "file not found"),
+        ({"parts": [{"file": "part-00009.safetensors", "rows": 300, "bytes": 1, "xxh3": ""}]}, "No such file"),
     ],
 )
 def test_a_manifest_that_lies(archive, changes, message):
@@ -318,15 +318,15 @@ def test_truncated_and_overlong_parts(archive):
         (content[:8] + b"[" + content[9:], "corrupt safetensors header"),
         (content.replace(b'"F16"', b'"F13"'), "unknown dtype 'F13'"),
         (content.replace(b"[300, 39]", b"[301, 39]"), "needs 23478 bytes"),
-        (content.replace(b"[300, 39]", b"[-10, 3] "), "impossible shape"),
+        (content.replace(b"[300, 39]", b"[-10, 3] "), "corrupt header entry of tensor"),
         (content.replace(b'"label"', b'"tabel"'), "'label' is missing"),
-        (content.replace(b"[300, 39]", b"[300,9e3]"), "impossible shape"),
+        (content.replace(b"[300, 39]", b"[300,9e3]"), "corrupt header entry of tensor"),
     ]:
         part.write_bytes(damaged)
         with pytest.raises(sf.ArchiveError, match=message):
             sf.open(archive.path)
     header = json.loads(content[8:4096])
-    for shape, message in [([2**63, 0], "impossible shape"), ([0] * 65, "impossible shape")]:
+    for shape, message in [([2**63, 0], "corrupt header entry of tensor"), ([0] * 65, "corrupt header entry of tensor")]:
         header["label"]["shape"] = shape
         part.write_bytes(content[:8] + json.dumps(header).encode().ljust(4088) + content[4096:])
         with pytest.raises(sf.ArchiveError, match=message):

@@ -135,7 +135,7 @@ def test_damaged_files(file):
 def test_a_width_that_no_file_could_have(file):
     header = json.dumps({"features": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header)
-    refuses(read_piece, file, "impossible shape")
+    refuses(read_piece, file, "corrupt header entry of tensor")
 
 
 CONTENT = save({"features": FEATURES, "labels": LABELS, "coords": COORDS})

@@ -1,0 +1,366 @@
+"""Teachers and slides of every layout: names, geometry, what is refused, what is left out."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import tools
+import torch
+
+import shazam_fast as sf
+from shazam_fast.formats.hdf5_text import read_texts
+from shazam_fast.formats.layouts import find_features
+
+h5py = pytest.importorskip("h5py")
+
+
+def listed(sources):
+    return [(source.teacher, source.slide) for source in sources]
+
+
+def write_h5(path, coords, dim=8, dtype=np.float32, **attributes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["features"] = np.random.default_rng(dim).normal(size=(len(coords), dim)).astype(dtype)
+        file["coords"] = np.asarray(coords)
+        file["coords"].attrs.update(attributes)
+
+
+GRID = np.stack(np.meshgrid(np.arange(4), np.arange(4)), -1).reshape(-1, 2) * 512
+
+
+# Names
+
+
+def test_trident_from_every_place_above_it(tmp_path, monkeypatch):
+    for encoder in ("uni_v1", "conch_v15"):
+        tools.trident(tmp_path / "out", encoder)
+    tools.trident_slide(tmp_path / "out" / "20x_256px_0px_overlap")
+    job = tmp_path / "out" / "20x_256px_0px_overlap"
+    expected = [(encoder, slide) for encoder in ("conch_v15", "uni_v1") for slide in tools.SLIDES]
+    assert listed(find_features(job)) == listed(find_features(tmp_path)) == expected
+    assert listed(find_features(job / "features_uni_v1")) == expected[4:]
+    monkeypatch.chdir(job / "features_uni_v1")
+    assert listed(find_features(tmp_path.__class__())) == expected[4:]
+    tools.trident(tmp_path / "out" / "more")
+    with pytest.raises(sf.ArchiveError, match="several jobs of TRIDENT"):
+        sf.open(tmp_path)
+
+
+def test_the_files_own_name_of_the_teacher_comes_first(tmp_path):
+    tools.trident(tmp_path, "uni_v1")
+    folder = tmp_path / "20x_256px_0px_overlap" / "features_uni_v1"
+    folder.rename(folder.with_name("features_renamed"))
+    assert list(sf.open(tmp_path).teachers) == ["uni_v1"]
+    assert list(sf.open({"mine": tmp_path}).teachers) == ["mine"]
+
+
+def test_two_encoders_under_one_name_are_refused(tmp_path):
+    tools.trident(tmp_path, "uni_v1")
+    folder = tmp_path / "20x_256px_0px_overlap" / "features_uni_v1"
+    with h5py.File(folder / "c.h5", "a") as file:
+        file["features"].attrs["encoder"] = "uni_v2"
+    with pytest.raises(sf.MismatchError, match=r"a\.h5 holds 8 columns of 'uni_v1', .*c\.h5 8 of 'uni_v2'"):
+        sf.open(tmp_path)
+
+
+def test_several_extractors_of_stamp_are_several_teachers(tmp_path):
+    tools.stamp(tmp_path, "uni2")
+    tools.stamp(tmp_path, "virchow2", dim=6)
+    assert sf.open(tmp_path).teachers == {"uni2": 8, "virchow2": 6}
+    shutil.copytree(tmp_path / "uni2-49b04e14", tmp_path / "uni2-ffffffff")
+    with pytest.raises(sf.MismatchError, match="folders uni2-49b04e14 and uni2-ffffffff both hold 'uni2'"):
+        sf.open(tmp_path)
+    both = sf.open({"old": tmp_path / "uni2-49b04e14", "new": tmp_path / "uni2-ffffffff"})
+    assert both.teachers == {"old": 8, "new": 8}
+
+
+def test_classes_of_slide2vecs_annotations_are_parts_of_a_slide(tmp_path):
+    for annotation in ("tumor", "stroma"):
+        for folder in ("tile_embeddings", "tiles"):
+            (tmp_path / folder / annotation).mkdir(parents=True)
+        torch.save(torch.randn(5, 8), tmp_path / "tile_embeddings" / annotation / "b.pt")
+        x = np.arange(5) * 512 + (annotation == "tumor") * 9000
+        np.savez(tmp_path / "tiles" / annotation / "b.coordinates.npz", x=x, y=x * 0)
+    archive = sf.open(tmp_path, labels="folder")
+    assert archive.slides == ("b",)
+    assert archive.classes == ("stroma", "tumor")
+    assert archive.labels.tolist() == [0] * 5 + [1] * 5
+    assert archive.coords[:, 0].tolist() == [*range(0, 2560, 512), *range(9000, 11560, 512)]
+
+
+def test_names_of_one_slide_differ_between_tools(tmp_path):
+    for place, name in (("u", "case.svs"), ("v", "case.ome")):
+        write_h5(tmp_path / place / f"{name}.h5", GRID)
+    assert sf.open({"uni": tmp_path / "u", "virchow": tmp_path / "v"}).slides == ("case",)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("userblock_size", [0, 512])
+def test_text_attributes_are_those_of_h5py(tmp_path, libver, userblock_size):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver=libver, userblock_size=userblock_size) as file:
+        file["x"] = [1.0]
+        for number in range(4):
+            file["x"].attrs[f"other{number}"] = "o" * number
+        file["x"].attrs.update({"encoder": "uni ü", "fixed": np.bytes_(b"abc"), "number": 3, "empty": ""})
+        file.attrs["unit"] = "um"
+    with h5py.File(path) as file:
+        found = read_texts(path, file["x"], ("encoder", "fixed", "number", "empty", "absent"))
+        assert found == {"encoder": "uni ü", "fixed": "abc", "empty": ""}
+        assert read_texts(path, file, ("unit",)) == {"unit": "um"}
+
+
+# Geometry
+
+
+@pytest.mark.parametrize(
+    ("attributes", "size"),
+    [
+        ({"patch_size": 256, "patch_size_level0": 1024}, 1024),
+        ({"patch_size": 256, "patch_level": 0}, 256),
+        ({"patch_size": 256, "patch_level": 1, "downsample": [4.0, 4.0]}, 1024),
+        ({"patch_size": 256, "patch_level": 0, "custom_downsample": 2}, 512),
+        ({"patch_size": 256, "patch_level": 1}, None),
+        ({"patch_size": 256}, None),
+        ({}, None),
+    ],
+)
+def test_the_size_of_a_patch_is_what_the_file_says(tmp_path, attributes, size):
+    write_h5(tmp_path / "f" / "s.h5", GRID, **attributes)
+    geometry = sf.open(tmp_path / "f").geometry.get("s", sf.Geometry())
+    assert geometry.patch_size == size
+    assert geometry.level == attributes.get("patch_level")
+
+
+@pytest.mark.parametrize("size", [-1, np.nan, "wide", [256, np.inf]])
+def test_a_size_that_is_none_is_refused(tmp_path, size):
+    write_h5(tmp_path / "f" / "s.h5", GRID, patch_size_level0=size)
+    with pytest.raises(sf.ArchiveError, match=r"s\.h5: attributes of the coordinates: patch_size"):
+        sf.open(tmp_path / "f")
+
+
+def test_teachers_of_other_patches_are_not_joined(tmp_path):
+    write_h5(tmp_path / "u" / "s.h5", GRID, patch_size_level0=256)
+    write_h5(tmp_path / "v" / "s.h5", GRID, patch_size_level0=1024)
+    write_h5(tmp_path / "w" / "s.h5", GRID)
+    with pytest.raises(sf.MismatchError, match=r"u/s\.h5 .*v/s\.h5 .*patch_size 256 and 1024 pixels"):
+        sf.open({"uni": tmp_path / "u", "virchow": tmp_path / "v"})
+    archive = sf.open({"uni": tmp_path / "u", "gigapath": tmp_path / "w"})
+    assert archive.geometry["s"].patch_size == 256
+
+
+def test_micrometres_are_not_joined_with_pixels(tmp_path):
+    tools.stamp(tmp_path)
+    for slide in tools.SLIDES:
+        write_h5(tmp_path / "u" / f"{slide}.h5", tools.corners(slide) / 4, patch_size_level0=128)
+    with pytest.raises(sf.MismatchError, match="unit pixels and micrometres"):
+        sf.open({"uni": tmp_path / "u", "uni2": tmp_path / "uni2-49b04e14"})
+
+
+def test_slide2vec_is_joined_by_its_own_coordinates(tmp_path):
+    left = tools.slide2vec(tmp_path / "u", encoder="uni")
+    right = tools.slide2vec(tmp_path / "v", encoder="virchow", order=-1)  # the rows of each slide backwards
+    archive = sf.open({"uni": left, "virchow": right})
+    first = archive.gather(np.arange(12))
+    np.testing.assert_array_equal(first[:, :8], first[::-1, 8:])
+    assert archive.geometry["a"] == sf.Geometry("pixels", 512, level=1, mpp=0.25)
+
+
+# Directories
+
+
+def test_clams_marks_of_slides_that_are_done(tmp_path):
+    tools.clam(tmp_path / "uni")
+    (tmp_path / "uni" / "pt_files" / "b.pt").unlink()
+    (tmp_path / "uni" / "h5_files" / "c.h5").unlink()
+    with pytest.raises(sf.ArchiveError, match=r"b\.h5: pt_files/b\.pt is missing, so CLAM has not finished"):
+        sf.open(tmp_path / "uni")
+    archive = sf.open(tmp_path / "uni", on_error="skip")
+    assert archive.slides == ("a", "d")
+    assert "c.h5: not there, though pt_files holds c.pt" in archive.left_out["c"]
+
+
+def test_clam_with_fewer_rows_than_coordinates(tmp_path):
+    tools.clam(tmp_path / "uni")
+    write_h5(tmp_path / "uni" / "h5_files" / "b.h5", GRID[:8])
+    with pytest.raises(sf.ArchiveError, match=r"b\.h5: 8 rows, but .*patches/b\.h5 has 12"):
+        sf.open(tmp_path / "uni")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other rows", "missing"])
+def test_a_broken_slide_is_named_or_left_out_for_all_teachers(tmp_path, damage, caplog):
+    for teacher in ("uni", "virchow"):
+        for slide in "abc":
+            write_h5(tmp_path / teacher / f"{slide}.h5", GRID)
+    broken = tmp_path / "virchow" / "b.h5"
+    content = broken.read_bytes()
+    {
+        "truncated": lambda: broken.write_bytes(content[:-400]),
+        "empty": lambda: broken.write_bytes(b""),
+        "other rows": lambda: write_h5(broken, GRID[1:]),
+        "missing": broken.unlink,
+    }[damage]()
+    source = {teacher: tmp_path / teacher for teacher in ("uni", "virchow")}
+    with pytest.raises(sf.ShazamError, match=r"b\.h5"):
+        sf.open(source)
+    archive = sf.open(source, on_error="skip")
+    assert (archive.slides, archive.n_rows) == (("a", "c"), 32)
+    assert "b.h5" in archive.left_out["b"]
+    assert "left out 1 slides of" in caplog.text
+    sf.convert(source, tmp_path / "out", on_error="skip")
+    assert sf.open(tmp_path / "out").slides == ("a", "c")
+    with pytest.raises(sf.MismatchError, match="on_error is 'raise' or 'skip', not 'ignore'"):
+        sf.open(source, on_error="ignore")
+
+
+def test_slides_of_two_dtypes_are_converted(tmp_path):
+    write_h5(tmp_path / "uni" / "a.h5", GRID, dtype=np.float16)
+    write_h5(tmp_path / "uni" / "b.h5", GRID)
+    with pytest.raises(sf.MismatchError, match=r"a\.h5 holds float16, .*b\.h5 float32; shazam_fast.convert"):
+        sf.open(tmp_path / "uni")
+    sf.convert(tmp_path / "uni", tmp_path / "out", dtype="float32")
+    with h5py.File(tmp_path / "uni" / "a.h5") as a, h5py.File(tmp_path / "uni" / "b.h5") as b:
+        expected = np.concatenate([a["features"][:].astype(np.float32), b["features"][:]])
+    np.testing.assert_array_equal(sf.open(tmp_path / "out").gather(np.arange(32)), expected)
+
+
+def test_what_is_no_archive_is_called_what_it_is(tmp_path):
+    for name, what in (
+        ("_scores.json", "scores"),
+        ("student.json", "a student"),
+        ("checkpoint.safetensors", "training"),
+    ):
+        (tmp_path / what).mkdir()
+        (tmp_path / what / name).touch()
+        (tmp_path / what / "part-00000.parquet").touch()
+        with pytest.raises(sf.ArchiveError, match=what) as caught:
+            sf.open({"uni": tmp_path / what})
+        assert caught.value.kind == "foreign"
+    tools.native(tmp_path / "above")
+    with pytest.raises(sf.MismatchError, match=r"native archives \('native'\); open one of them"):
+        sf.open(tmp_path / "above")
+
+
+# Native archives among others
+
+
+def test_native_archives_join_with_tools(tmp_path):
+    tools.native(tmp_path)
+    tools.trident(tmp_path / "job", "conch_v15", dim=6)
+    source = {"mine": tmp_path / "native", "conch_v15": tmp_path / "job"}
+    archive = sf.open(source, labels=tools.LABELS, splits=tools.SPLITS)
+    assert archive.teachers == {"mine": 8, "conch_v15": 6}
+    assert archive.slides == tuple(tools.SLIDES)
+    expected = np.concatenate([np.concatenate([tools.make(s, dim) for s in tools.SLIDES]) for dim in (8, 6)], axis=1)
+    np.testing.assert_array_equal(archive.gather(np.arange(37)), expected)
+    assert archive.geometry["a"].patch_size == 512
+
+
+def test_labels_splits_and_patients_of_native_archives_survive_joining(tmp_path):
+    rows = np.arange(12)
+    slides = np.repeat(["s1", "s2", "s3"], 4)
+    shuffled = np.random.default_rng(0).permutation(12)
+    for name, order, classes in (("a", rows, ["normal", "tumour"]), ("b", shuffled, ["tumour", "normal"])):
+        sf.write_archive(
+            tmp_path / name,
+            {name: rows[order, None] * np.ones((1, 3))},
+            slides=slides[order],
+            coords=np.stack([rows % 4 * 256, rows * 0], 1)[order],
+            labels=np.array(["normal", "tumour"])[rows % 2][order],
+            splits=np.where(slides == "s3", "val", "train")[order],
+            groups=np.char.add("patient-", slides)[order],
+            classes=classes,
+        )
+    archive = sf.open({name: tmp_path / name for name in "ab"})
+    assert archive.classes == ("normal", "tumour")
+    assert archive.labels.tolist() == (rows % 2).tolist()
+    assert archive.groups == ("patient-s1", "patient-s2", "patient-s3")
+    assert archive.splits.tolist() == [0] * 8 + [1] * 4
+    np.testing.assert_array_equal(archive.gather(rows), np.repeat(rows[:, None], 6, axis=1))
+    chosen = sf.open(tmp_path / "b", slides=["s3", "s1"], teachers=["b"])
+    assert chosen.slides == ("s3", "s1")
+    assert sorted(chosen.gather(np.arange(4))[:, 0]) == [8, 9, 10, 11]
+    with pytest.raises(sf.MismatchError, match="no teacher 'c'; found b"):
+        sf.open(tmp_path / "b", teachers=["c"])
+
+
+def test_labels_of_two_archives_that_contradict_each_other(tmp_path):
+    for name, label in (("a", "normal"), ("b", "tumour")):
+        given = {"slides": ["s"] * 3, "labels": [label] * 3, "classes": ["normal", "tumour"]}
+        sf.write_archive(tmp_path / name, {name: np.ones((3, 2))}, **given)
+    with pytest.raises(sf.MismatchError, match=r"labels in .*a and .*b differ: 0 and 1 in row 0"):
+        sf.open({name: tmp_path / name for name in "ab"})
+
+
+# Archives in other processes and places
+
+
+def gathered(archive):
+    return archive.gather([3, 0])
+
+
+@pytest.mark.parametrize("kind", ["trident", "native", "stamp", "joined"])
+def test_archives_go_to_other_processes_and_survive_a_change_of_directory(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    place = type(tmp_path)("here")
+    place.mkdir()
+    if kind == "joined":
+        archive = sf.open({"a": tools.native(place), "b": tools.npy(place)}, labels=tools.LABELS)
+    else:
+        archive = sf.open(getattr(tools, kind)(place), labels=tools.LABELS)
+    expected = gathered(archive)
+    content = pickle.dumps(archive)
+    (tmp_path / "there").mkdir()
+    os.chdir(tmp_path / "there")
+    again = pickle.loads(content)
+    np.testing.assert_array_equal(gathered(again), expected)
+    np.testing.assert_array_equal(gathered(archive), expected)
+    assert again.labels.tolist() == archive.labels.tolist()
+    assert again.geometry == archive.geometry
+    if kind == "trident":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            np.testing.assert_array_equal(pool.apply(gathered, [archive]), expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.array([True, False, True]), "found a mask of booleans; use numpy.flatnonzero"),
+        ([0.0, 1.5], "whole numbers expected, found float64"),
+        (3, r"found an array of shape \[\]"),
+        ([["a"]], r"found an array of shape \[1, 1\]"),
+        (["1"], "whole numbers expected"),
+    ],
+)
+def test_rows_are_whole_numbers(tmp_path, rows, message):
+    archive = sf.open(tools.npy(tmp_path))
+    for call in (archive.gather, lambda rows: next(archive.stream(rows)), lambda rows: next(archive.batches(rows))):
+        with pytest.raises(sf.MismatchError, match=message):
+            call(rows)
+    assert archive.gather([]).shape == (0, 8)
+
+
+def test_a_nan_names_slide_file_teacher_and_row(tmp_path):
+    for slide in "ab":
+        write_h5(tmp_path / "uni" / f"{slide}.h5", GRID)
+        write_h5(tmp_path / "virchow" / f"{slide}.h5", GRID[::-1], dim=6)
+    with h5py.File(tmp_path / "virchow" / "b.h5", "a") as file:
+        file["features"][2, 1] = np.nan  # the last but two of the first teacher's rows
+    archive = sf.open({teacher: tmp_path / teacher for teacher in ("uni", "virchow")})
+    with pytest.raises(sf.NonFiniteError) as caught:
+        archive.verify()
+    message = str(caught.value)
+    for part in ("teacher 'virchow'", "row 29 (slide 'b'", "virchow/b.h5, row 2 of its rows", "position (512, 1536)"):
+        assert part in message
+
+
+def test_damaged_meta_of_slide2vec_is_named(tmp_path):
+    run = tools.slide2vec(tmp_path)
+    (run / "tile_embeddings" / "b.meta.json").write_text(json.dumps({"tile_size_lv0": "wide"}))
+    with pytest.raises(sf.ArchiveError, match=r"b\.meta\.json: cannot be read"):
+        sf.open(run)
