@@ -18,13 +18,13 @@ from torch import Tensor
 from .. import _core
 from ..errors import ShazamError
 from ..kernels import reference
+from ..kernels.precision import PRECISIONS
 from . import cpu as cpu_ops
 
 logger = logging.getLogger("shazam_fast")
 
 
 BACKENDS = ("auto", "triton", "reference")
-PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 
 
 class _Choice(NamedTuple):
