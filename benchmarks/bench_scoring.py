@@ -225,15 +225,15 @@ def test_size(request, measure, benchmark, archive, tmp_path, times, cache, D):
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
-    work = {"nbytes": len(larger) * ROW_BYTES, "flops": len(larger) * folded_flops(D)}
-    case = f"score to disk D={D}, {len(larger):,} rows, {cache}"
+    work = {"nbytes": larger.n_rows * ROW_BYTES, "flops": larger.n_rows * folded_flops(D)}
+    case = f"score to disk D={D}, {larger.n_rows:,} rows, {cache}"
     result = measure(
         case,
         "ours",
         run,
         setup=prepare,
         rounds=3 if times == 1 and D == 128 and not quick else 1,
-        rows=len(larger),
+        rows=larger.n_rows,
         device="cpu",
         **work,
     )

@@ -49,7 +49,7 @@ def work(variant: Variant) -> tuple[int, int]:
 def main() -> None:
     print(f"Triton {triton.__version__}\n")
     needs = "registers | spilled | shared"
-    print("| kernel | B | warps | MFLOP | MB |", "".join(f" {gpu}: floor us | {needs} |" for gpu in GPUS))
+    print("| kernel | B | warps | MFLOP | MB |" + "".join(f" {gpu}: floor us | {needs} |" for gpu in GPUS))
     print("|---|" + "--:|" * (4 + 4 * len(GPUS)))
     for variant in variants():
         flops, nbytes = work(variant)

@@ -86,7 +86,7 @@ def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Ten
     fused, attention = module.bare_stack(tokens, qkv, present, **options)
     if attention.ndim == 2:  # the shares themselves, from a kernel that has them at hand
         return fused, lambda: attention
-    return fused, partial(reference.teacher_weights, attention, present)
+    return fused, partial(reference.teacher_shares, attention, present)
 
 
 def residual_stack(

@@ -66,6 +66,13 @@ def test_precisions(precision, tolerance, device):
         assert (left - right).norm() <= tolerance * right.norm()
 
 
+@pytest.mark.usefixtures("bfloat16")
+def test_bf16_has_the_range_of_float32(device):
+    table, rows, standard, (weight, bias), _ = make_inputs(3, 16, [20, 6], device, torch.float32)
+    large = weight.detach() * 1e6
+    assert project(table, rows, standard, large, bias, [20, 6], None, "bf16").isfinite().all()
+
+
 def test_gradcheck(device):
     table, rows, standard, maps, present = make_inputs(3, 5, [7, 2], device, missing=True)
     assert torch.autograd.gradcheck(

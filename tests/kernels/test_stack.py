@@ -49,7 +49,7 @@ def plain_stack(block, inputs, present):
     """The same by the definition."""
     if block == "bare":
         fused, attention = reference.bare_stack(*inputs, present)
-        return fused, reference.teacher_weights(attention, present)
+        return fused, reference.teacher_shares(attention, present)
     return (reference.residual_stack(*inputs, present),)
 
 
