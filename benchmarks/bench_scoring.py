@@ -228,15 +228,9 @@ def test_size(request, measure, benchmark, archive, tmp_path, times, cache, D):
     work = {"nbytes": larger.n_rows * ROW_BYTES, "flops": larger.n_rows * folded_flops(D)}
     case = f"score to disk D={D}, {larger.n_rows:,} rows, {cache}"
     result = measure(
-        case,
-        "ours",
-        run,
-        setup=prepare,
-        rounds=3 if times == 1 and D == 128 and not quick else 1,
-        rows=larger.n_rows,
-        device="cpu",
-        **work,
-    )
+        case, "ours", run, setup=prepare, rounds=3 if times == 1 and D == 128 and not quick else 1,
+        rows=larger.n_rows, device="cpu", **work,
+    )  # fmt: skip
     process.communicate()
     report(request, benchmark, larger.n_rows, folded_flops(D), before, ceilings(larger.files[:10], cache == "cold"))
     benchmark.extra_info["peak_anonymous_mb"] = result["peak_anonymous_mb"]

@@ -75,45 +75,32 @@ def matrix_product(x, y):
     return torch.mm(x, y) if x.is_cuda else product(x, y)
 
 
+def describe(benchmark, ceilings, device, **facts):
+    """Put into the record what was measured and where."""
+    if ceilings is not None:
+        floor = max(facts["bytes"] / ceilings["bytes_per_s"], facts["flops"] / ceilings["flops_per_s"])
+        benchmark.extra_info.update(floor_s=floor, **ceilings)
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    name = torch.cuda.get_device_name() if on_gpu else processor()
+    benchmark.extra_info.update(device=name, **versions(), **facts)
+
+
 @pytest.fixture
 def measure(benchmark, request):
     """Time what one provider does in one case; the median is compared with that of the case's baseline provider."""
 
     def run(
-        case,
-        provider,
-        function,
-        *,
-        rows,
-        nbytes,
-        baseline=None,
-        flops=0,
-        rounds=30,
-        warmup=5,
-        setup=None,
-        ceilings=None,
-        device=None,
-        **facts,
-    ):
+        case, provider, function, *, rows, nbytes, baseline=None, flops=0, rounds=30, warmup=5, setup=None,
+        ceilings=None, device=None, **facts,
+    ):  # fmt: skip
         """`ceilings` of bytes and FLOPs per second: the record then says which share of them was reached.
 
         `device` is "cpu" or "cuda", where the work is done; None: on the GPU if there is one. `facts` are recorded as
         they are.
         """
         benchmark.group = case
-        if ceilings is not None:
-            floor = max(nbytes / ceilings["bytes_per_s"], flops / ceilings["flops_per_s"])
-            benchmark.extra_info.update(floor_s=floor, **ceilings)
-        benchmark.extra_info.update(
-            provider=provider,
-            baseline=baseline,
-            rows=rows,
-            flops=flops,
-            bytes=nbytes,
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() and device != "cpu" else processor(),
-            **versions(),
-            **facts,
-        )
+        facts = {"provider": provider, "baseline": baseline, "rows": rows, "flops": flops, "bytes": nbytes, **facts}
+        describe(benchmark, ceilings, device, **facts)
         warmup = 0 if setup is not None else min(warmup, rounds)
         result = benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=warmup, setup=setup)
         if records := request.config.getoption("--records"):

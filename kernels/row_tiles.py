@@ -1,7 +1,9 @@
 """What the kernels of a whole stack share: a program's rows, their masks, and products of rows with maps.
 
 A program has BLOCK_R rows of D columns: as many patches as fit, each padded to BLOCK_N rows, a power of two. Patches
-are kept apart by masks: entries of a [BLOCK_R, BLOCK_R] matrix whose two rows belong to different patches are 0.
+are kept apart by masks: entries of a [BLOCK_R, BLOCK_R] matrix whose two rows belong to different patches are 0. Since
+0 x NaN is NaN, a NaN in a present teacher's token spoils all patches of its program: whoever reports it must look
+through that many rows.
 """
 
 # Kernels carry no Python types.

@@ -37,6 +37,14 @@ def test_float64(B, N, D, K, missing, device):
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
 
 
+def test_outputs_are_overwritten_entirely(unwritten_is_nan, device):
+    tokens, maps, present = make_inputs(5, 3, 16, 2, device, missing=True)
+    with unwritten_is_nan():
+        results = folded_stack(tokens, maps, present)
+    for found, wanted in zip(results, reference.folded_stack(tokens, maps, present), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize(("precision", "tolerance"), [("ieee", 2e-6), ("tf32", 2e-3), ("bf16", 2e-2), ("fp16", 2e-3)])
 def test_precisions(precision, tolerance, device):

@@ -43,6 +43,16 @@ def test_values_and_gradients(B, D, dims, missing, device):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
+def test_outputs_are_overwritten_entirely(unwritten_is_nan, device):
+    """The widest teacher decides the grid; the narrow one's columns are written all the same."""
+    table, rows, standard, maps, present = make_inputs(5, 20, [70, 3], device, missing=True)
+    with unwritten_is_nan():
+        found = with_gradients(project(table, rows, standard, *maps, [70, 3], present), maps)
+    wanted = with_gradients(reference.project(table, rows, standard, *maps, [70, 3], present), maps)
+    for left, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("rows_dtype", [None, torch.int32, torch.int64])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_stored_dtypes_with_and_without_rows(stored, rows_dtype, device):
