@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from bench_training import BATCH, DEVICE, GPU, STEPS, TEACHERS, AuthorsLoop, OurLoop, write_patches
 from conftest import processor, versions
-from torch.profiler import ProfilerActivity, profile
+from profile_step import step_profile
 
 import shazam_fast as sf
 from shazam_fast.ops import dispatch as ops
@@ -119,17 +119,11 @@ def step_time(visit, archive, block, dim, precision):
     visit.keep(time="step", block=block, D=dim, precision=precision, us=us)
 
 
-def step_profile(visit, archive, block):
+def step_kernels(visit, archive, block):
     """Time and number of the kernels of a step, by name."""
-    order = np.arange(archive.n_rows)
-    loop = OurLoop(archive, D, block)
-    loop.epoch(order)
-    with profile(activities=[ProfilerActivity.CUDA if GPU else ProfilerActivity.CPU]) as found:
-        loop.epoch(order)
-    n = len(loop.losses)
-    rows = [(e.self_device_time_total if GPU else e.self_cpu_time_total, e.count, e.key) for e in found.key_averages()]
-    us, kernels = sum(r[0] for r in rows) / n, sum(r[1] for r in rows) / n
-    top = [[round(t / n, 2), round(c / n, 1), key[:70]] for t, c, key in sorted(rows, reverse=True)[:28]]
+    rows = step_profile(OurLoop(archive, D, block), np.arange(archive.n_rows))
+    us, kernels = sum(us for us, _, _ in rows), sum(count for _, count, _ in rows)
+    top = [[round(us, 2), round(count, 1), name[:70]] for us, count, name in rows[:28]]
     visit.keep(profile=block, us_per_step=us, kernels_per_step=kernels, us_count_name=top)
 
 
@@ -194,7 +188,7 @@ def main() -> bool:
         visit.section(steps_agree, small, "bare", False)
         large = write_patches(Path(folder), BATCH * STEPS)
         visit.section(step_time, large, "bare", D, "ieee")
-        visit.section(step_profile, large, "bare")
+        visit.section(step_kernels, large, "bare")
         visit.section(scores_agree, small)
         visit.section(copy_rates, large)
         visit.section(resident_scoring, large, "ieee")
@@ -203,7 +197,7 @@ def main() -> bool:
         visit.section(streamed_agrees, small)
         visit.section(streamed_scoring, write_patches(Path(folder), 131_072) if GPU else large)
         visit.section(step_time, large, "residual", D, "ieee")
-        visit.section(step_profile, large, "residual")
+        visit.section(step_kernels, large, "residual")
         visit.section(authors_time, large, False)
         for precision in ("tf32", "bf16") if GPU else ():
             visit.section(step_time, large, "bare", D, precision)
