@@ -109,7 +109,7 @@ def residual_stack(
     return mean_pool(tokens, present)
 
 
-def teacher_weights(attention: Tensor, present: Tensor | None) -> Tensor:
+def teacher_shares(attention: Tensor, present: Tensor | None) -> Tensor:
     """Exact share w of each teacher's token in the fused feature of the bare student. [B, K, N, N] -> [B, N].
 
     The value path is linear, so t = (w T) C with w = mean P_K ... P_1; w lies on the simplex.

@@ -18,13 +18,13 @@ from torch import Tensor
 from .. import _core
 from ..errors import ShazamError
 from ..kernels import reference
+from ..kernels.precision import PRECISIONS
 from . import cpu as cpu_ops
 
 logger = logging.getLogger("shazam_fast")
 
 
 BACKENDS = ("auto", "triton", "reference")
-PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 
 
 class _Choice(NamedTuple):
@@ -86,7 +86,7 @@ def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Ten
     fused, attention = module.bare_stack(tokens, qkv, present, **options)
     if attention.ndim == 2:  # the shares themselves, from a kernel that has them at hand
         return fused, lambda: attention
-    return fused, partial(reference.teacher_weights, attention, present)
+    return fused, partial(reference.teacher_shares, attention, present)
 
 
 def residual_stack(

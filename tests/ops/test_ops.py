@@ -125,13 +125,12 @@ def test_the_choice_ends_with_its_context():
 
 
 def test_float64_on_a_gpu_is_left_to_pytorch(monkeypatch):
-    """Its products do not compile for every GPU; the losses have none."""
+    """Its products do not compile for every GPU, and the kernels of the losses get lam and delta as float32."""
     from shazam_fast.ops import triton as triton_ops
 
     class OnGpu:
         device, dtype, ndim, shape = torch.device("cuda"), torch.float64, 3, (2, 4, 16)
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    for operation in ("project", "bare_stack", "residual_stack", "folded_stack"):
-        assert "products of float64" in triton_ops.obstacle(operation, OnGpu(), None, "ieee")
-    assert triton_ops.obstacle("distillation_loss", OnGpu(), None, "ieee") is None
+    for operation in ("project", "bare_stack", "residual_stack", "folded_stack", "distillation_loss"):
+        assert "not exact in float64" in triton_ops.obstacle(operation, OnGpu(), None, "ieee")
