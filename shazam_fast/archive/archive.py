@@ -55,6 +55,7 @@ class FeatureArchive:
         self.classes = contents.classes
         self.slides = contents.slides
         self.groups = contents.groups
+        self.geometry = contents.geometry
         self.fingerprint = contents.fingerprint
 
     def __len__(self) -> int:
