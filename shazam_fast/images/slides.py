@@ -20,7 +20,7 @@ from ..errors import ArchiveError, ImageError, MismatchError
 from ..formats.geometry import Geometry
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS
-from ..runtime.tables import IMAGE_SUFFIXES
+from ..runtime.slide_names import IMAGE_SUFFIXES, match_slides, name_slides
 from .slide_reader import choose_level, open_slide, reader_name, resolution
 from .table import ImageTable, some_of
 
@@ -50,8 +50,8 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
     Args:
         slides: a whole-slide image, or a folder of them.
         coords: TRIDENT's or CLAM's coords file of that slide, or the folder of theirs (.h5 or .hdf5). Slides of the
-            folder that have no coords file are left out, which is logged with their number. A slide is called as the
-            attribute `name` of its coords says, or as the coords file.
+            folder that have no coords file are left out, which is logged with their number. A coords file is of the
+            slide that the attribute `name` of its coords names, else of the one that it is called after.
 
     Returns:
         One row per patch, in the order of the coords files; with `geometry` per slide, and in `over_edge` the number
@@ -64,15 +64,12 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
         ArchiveError: a coords file that is not one.
         ShazamError: neither openslide nor tiffslide is installed.
     """
-    found = [_read_patches(slide, file) for slide, file in _pair(Path(slides), Path(coords))]
+    found = [_read_patches(*pair) for pair in _pair(Path(slides), Path(coords))]
     if empty := [one.name for one in found if not len(one.corners)]:
         logger.warning("%s: %d slides have no patch and are left out: %s", coords, len(empty), some_of(empty))
     found = [one for one in found if len(one.corners)]
     if not found:
         raise ImageError(f"{coords}: no images: the coords hold no patch")
-    names = [one.name for one in found]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise MismatchError(f"{coords}: several coords files are of the slide {some_of(repeated)}; keep one of them")
     counts = [len(one.corners) for one in found]
     sides = np.array([(one.side_level0, one.side) for one in found], dtype=np.int32)
     return ImageTable(
@@ -80,7 +77,7 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
         labels=np.full(sum(counts), -1, dtype=np.int64),
         classes=(),
         splits=np.full(sum(counts), SPLITS["none"], dtype=np.uint8),
-        slides=tuple(name for name, n in zip(names, counts, strict=True) for _ in range(n)),
+        slides=tuple(one.name for one, n in zip(found, counts, strict=True) for _ in range(n)),
         coords=np.concatenate([one.corners for one in found]).astype(np.int32),
         sides=np.repeat(sides, counts, axis=0),
         geometry={one.name: one.geometry for one in found},
@@ -88,12 +85,13 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
     )
 
 
-def _pair(slides: Path, coords: Path) -> list[tuple[Path, Path]]:
-    """(slide, coords file) of every slide that has both."""
+def _pair(slides: Path, coords: Path) -> list[tuple[str, Path, Path]]:
+    """(name, slide, coords file) of every slide that has both, in the order of the coords files."""
     if slides.is_file() and coords.is_file():
-        if not _matches(_wanted_names(coords), [slides]):
+        name = name_slides([slides.name])[0]
+        if not any(index >= 0 for index in match_slides(_names_given(coords), [name], str(coords), str(slides))):
             logger.warning("%s: by their names these are the coords of another slide than %s", coords, slides.name)
-        return [(slides, coords)]
+        return [(name, slides, coords)]
     if slides.is_dir() and coords.is_dir():
         files = _files_of(coords, COORDS_SUFFIXES)
         known = _files_of(slides, IMAGE_SUFFIXES)
@@ -103,20 +101,25 @@ def _pair(slides: Path, coords: Path) -> list[tuple[Path, Path]]:
     raise ImageError(f"{slides}, {coords}: a slide and its coords file, or a folder of slides and one of .h5 expected")
 
 
-def _pair_folders(slides: Path, known: list[Path], coords: Path, files: list[Path]) -> list[tuple[Path, Path]]:
-    found = {file: _matches(_wanted_names(file), known) for file in files}
-    if missing := [file.name for file, matches in found.items() if not matches]:
+def _pair_folders(slides: Path, known: list[Path], coords: Path, files: list[Path]) -> list[tuple[str, Path, Path]]:
+    names = name_slides([path.name for path in known]) if known else []
+    found = {file: _find(file, names, slides) for file in files}
+    if missing := [file.name for file, index in found.items() if index < 0]:
         raise ImageError(f"{slides}: no slide for {len(missing)} coords files in {coords}: {some_of(missing)}")
-    for file, matches in found.items():
-        if len(matches) > 1:
-            raise MismatchError(
-                f"{file}: fits several slides of {slides}: {some_of([match.name for match in matches])}; give the "
-                "coords file the full name of its slide, suffix included, or extract the slides one by one"
-            )
-    pairs = [(matches[0], file) for file, matches in found.items()]
-    if left_out := sorted({path.name for path in known} - {slide.name for slide, _ in pairs}):
+    indices = list(found.values())
+    if repeated := [file.name for file, index in found.items() if indices.count(index) > 1]:
+        raise MismatchError(f"{coords}: several coords files are of one slide: {some_of(repeated)}; keep one of them")
+    if left_out := [path.name for index, path in enumerate(known) if index not in indices]:
         logger.warning("%s: %d slides have no coords and are left out: %s", slides, len(left_out), some_of(left_out))
-    return pairs
+    return [(names[index], known[index], file) for file, index in found.items()]
+
+
+def _find(file: Path, names: list[str], slides: Path) -> int:
+    """Index of the slide that a coords file is of, -1 for none."""
+    for given in _names_given(file):
+        if (index := int(match_slides([given], names, str(file), str(slides))[0])) >= 0:
+            return index
+    return -1
 
 
 def _files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -125,25 +128,15 @@ def _files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return [file for file in names if file.name[0] != "." and file.suffix.lower() in suffixes and file.is_file()]
 
 
-def _wanted_names(file: Path) -> tuple[str, ...]:
+def _names_given(file: Path) -> list[str]:
     """What a coords file calls its slide: by the attribute of its coords where there is one, and by its own name."""
     with opened(file) as content:
         name = content["coords"].attrs.get("name") if "coords" in content else None
     own = file.stem.removesuffix("_patches")
-    return (name, own) if isinstance(name, str) and name else (own,)
+    return [name, own] if isinstance(name, str) and name else [own]
 
 
-def _matches(wanted: tuple[str, ...], slides: list[Path]) -> list[Path]:
-    """The slides that a coords file may be of: those of the full name, else those whose shortened names fit."""
-    full = [path for path in slides if path.name in wanted]
-    return full or [path for path in slides if {path.stem, _without_ome(path.stem)} & set(wanted)]
-
-
-def _without_ome(stem: str) -> str:
-    return stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
-
-
-def _read_patches(path: Path, file: Path) -> _SlidePatches:
+def _read_patches(name: str, path: Path, file: Path) -> _SlidePatches:
     """Where a slide's patches lie, checked against the slide."""
     corners, attributes = _read_coords(file)
     slide = open_slide(path)
@@ -165,7 +158,7 @@ def _read_patches(path: Path, file: Path) -> _SlidePatches:
         logger.info("%s: %d of %d patches reach over the edge; black outside", path, over, len(corners))
     level, _ = choose_level(slide.level_downsamples, level0, side)
     geometry = Geometry("pixels", float(level0), level, resolution(slide), reader_name())
-    return _SlidePatches(path, _wanted_names(file)[0], corners, level0, side, over, geometry)
+    return _SlidePatches(path, name, corners, level0, side, over, geometry)
 
 
 def _read_sides(file: Path, attributes: dict[str, Any], downsamples: tuple[float, ...]) -> tuple[int, int]:

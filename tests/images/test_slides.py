@@ -86,9 +86,9 @@ def test_folders_of_slides_and_coords(tmp_path, slide):
 
 
 def test_geometry_is_that_of_the_coords_and_the_slide(tmp_path, slide, backend):
-    for name, attributes in (("trident", TRIDENT), ("clam", CLAM)):
+    for name, attributes in (("case-1_patches", TRIDENT), ("case-1", CLAM)):
         table = slide_patches(slide[0], write_coords(tmp_path / f"{name}.h5", attributes))
-        assert table.geometry == {name: sf.Geometry("pixels", 128.0, 1, None, reader_name())}
+        assert table.geometry == {"case-1": sf.Geometry("pixels", 128.0, 1, None, reader_name())}
     assert reader_name().startswith(f"{backend} ")
 
 
@@ -156,7 +156,7 @@ def test_positions_count_from_the_corner_of_level_0_and_not_of_its_bounds(tmp_pa
 # Names
 
 
-def test_a_slide_is_called_as_its_coords_say(tmp_path, slide):
+def test_slides_are_found_by_every_tools_names(tmp_path, slide):
     folder = tmp_path / "slides"
     folder.mkdir()
     for name in ("a.ome.tif", "b.ome.TIF", "c.TIFF", "._c.tif"):
@@ -167,7 +167,7 @@ def test_a_slide_is_called_as_its_coords_say(tmp_path, slide):
     (tmp_path / "coords" / "._c.h5").write_bytes(b"of another file system")
     table = slide_patches(folder, tmp_path / "coords")
     named = dict(zip(table.slides, table.paths, strict=True))
-    assert {name: path.name for name, path in named.items()} == {"a": "a.ome.tif", "b.ome": "b.ome.TIF", "c": "c.TIFF"}
+    assert {name: path.name for name, path in named.items()} == {"a": "a.ome.tif", "b": "b.ome.TIF", "c": "c.TIFF"}
     assert list(table.geometry) == list(named)
 
 
@@ -177,16 +177,22 @@ def test_coords_that_fit_two_slides(tmp_path, slide):
     for name in ("s.tif", "s.svs"):
         (folder / name).symlink_to(slide[0])
     write_coords(tmp_path / "coords" / "s.h5", TRIDENT)
-    with pytest.raises(sf.MismatchError, match=r"s\.h5: fits several slides of .*: s\.svs, s\.tif"):
+    with pytest.raises(
+        sf.MismatchError, match=r"s\.h5: 's' fits the slides 's\.svs' and 's\.tif' of .*give the full name"
+    ):
         slide_patches(folder, tmp_path / "coords")
     (tmp_path / "coords" / "s.h5").rename(tmp_path / "coords" / "s.tif.h5")
-    assert {path.name for path in slide_patches(folder, tmp_path / "coords").paths} == {"s.tif"}, "as the error advises"
+    table = slide_patches(folder, tmp_path / "coords")
+    assert {path.name for path in table.paths} == {"s.tif"}, "as the error advises"
+    assert set(table.slides) == {"s.tif"}
 
 
 def test_two_coords_files_of_one_slide(tmp_path, slide):
     write_coords(tmp_path / "coords" / "case-1.h5", TRIDENT)
     write_coords(tmp_path / "coords" / "case-1_patches.h5", TRIDENT)
-    with pytest.raises(sf.MismatchError, match="several coords files are of the slide case-1"):
+    with pytest.raises(
+        sf.MismatchError, match=r"several coords files are of one slide: case-1\.h5, case-1_patches\.h5"
+    ):
         slide_patches(slide[0].parent, tmp_path / "coords")
 
 
