@@ -221,6 +221,7 @@ def _train_epoch(
 
 @torch.inference_mode()
 def _evaluate(model: FinetunedTeacher, feed: _Feed, rows: NDArray[np.int64]) -> Metrics:
+    """Metrics on the rows. Raises NonFiniteError, naming the image, for logits that are NaN or infinite."""
     model.eval()
     device = _device(model)
     found = []
@@ -230,6 +231,9 @@ def _evaluate(model: FinetunedTeacher, feed: _Feed, rows: NDArray[np.int64]) -> 
             logits = model(images)
         found.append(logits.float().softmax(dim=1))
     probabilities = torch.cat(found).cpu().numpy()  # [n, C]
+    if not (finite := np.isfinite(probabilities).all(axis=1)).all():
+        first = feed.images.paths[rows[~finite][0]]
+        raise NonFiniteError(f"{first}: its logits are NaN or infinite; lower backbone_lr and head_lr")
     return compute_metrics(probabilities, feed.images.labels[rows], model.classes)
 
 
