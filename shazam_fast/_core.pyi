@@ -5,6 +5,7 @@ All classes may be used from several threads; whatever takes time runs without t
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -16,15 +17,17 @@ class StoreError(Exception):
     """The one exception of the core. The message names the file, what was expected and what found.
 
     kind:
-        "missing"    no such file
-        "truncated"  a file is shorter than its extents need, or became so
-        "changed"    another file has taken the path of one that was read before
-        "bounds"     a row, an extent, an array shape or a number outside what it refers to
-        "dtype"      an unknown dtype, or an array whose dtype or memory layout does not fit
-        "system"     anything else the operating system refused
+        "missing"      no such file
+        "truncated"    a file is shorter than its extents need
+        "shrunk"       a file was long enough when it was opened, and no longer is
+        "changed"      a file was written, or replaced by another one, after it was first opened
+        "unsupported"  a directory, a pipe or a device in place of a file
+        "bounds"       a row, an extent, an array shape or a number outside what it refers to
+        "dtype"        an unknown dtype, or an array whose dtype or memory layout does not fit
+        "system"       anything else the operating system refused
     """
 
-    kind: Literal["missing", "truncated", "changed", "bounds", "dtype", "system"]
+    kind: Literal["missing", "truncated", "shrunk", "changed", "unsupported", "bounds", "dtype", "system"]
 
 class FeatureStore:
     """One logical matrix [rows, columns] of one dtype: extents of files, one after another.
@@ -34,15 +37,16 @@ class FeatureStore:
     contiguous values in a row; the rows may be any distance apart, as in a column slice of a wider
     buffer. After an error its contents are unspecified.
 
-    Every call checks once for each file it touches that the file still has the bytes its extents
-    need, and raises "truncated" where it has not.
+    Every call checks each file that it touches after it has read: a file that has become too short
+    raises "shrunk", one that was written since it was opened "changed". All stores of a process
+    together keep at most a quarter of the file descriptors that it may have.
     """
 
     def __init__(
         self,
         columns: int,
         dtype: DTypeName,
-        files: Sequence[str | bytes],
+        files: Sequence[str | bytes | PathLike[str]],
         extents: npt.NDArray[np.int64],
         max_open: int = 512,
     ) -> None:
@@ -190,17 +194,17 @@ def folded_scores(
     tokens: npt.NDArray[np.float32],
     present: npt.NDArray[np.bool_] | None,
     pooled: npt.NDArray[np.float32],
-    weights: npt.NDArray[np.float32],
+    shares: npt.NDArray[np.float32],
     threads: int = 1,
 ) -> None:
-    """Weights w [B, N] and pooled w T [B, D] of the folded student.
+    """Shares w [B, N] and pooled w T [B, D] of the folded student.
 
     left: [B, N * K, D], the tokens times the score maps of all K layers side by side.
     tokens: T [B, N, D], finite also where a teacher is absent.
     """
 
 class FoldedStudent:
-    """The whole folded student on tiles of patches, one thread a tile.
+    """The whole folded student on tiles of patches, one thread per tile.
 
     What lies between two products stays in that thread's caches, and features are widened on their way into the first.
     A patch's results do not depend on the tile it is in. `forward` may be called from several threads.
@@ -216,18 +220,24 @@ class FoldedStudent:
         head_bias_1: npt.NDArray[np.float32],
         head_weight_2: npt.NDArray[np.float32],
         head_bias_2: npt.NDArray[np.float32],
+        shift: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """The tensors of `shazam_fast.FoldedStudent` by their names there; `dims` are the teachers' columns. Copied."""
+        """The tensors of `shazam_fast.FoldedStudent` by their names there. Copied.
+
+        dims: the columns of each teacher.
+        shift: [sum of dims], subtracted from the features, as float32, before the first product. A mean that is large
+            for its spread costs no digits that way.
+        """
 
     def forward(
         self,
         features: npt.NDArray[Any],
         starts: Sequence[int],
         logits: npt.NDArray[np.float32],
-        weights: npt.NDArray[np.float32],
+        shares: npt.NDArray[np.float32],
         pooled: npt.NDArray[np.float32],
     ) -> None:
-        """Writes logits [B, C], teacher weights [B, N] and pooled w T [B, D].
+        """Writes logits [B, C], teacher shares [B, N] and pooled w T [B, D].
 
         features: [B, any], float32, float16 or uint16 (bfloat16).
         starts: the first column of every teacher's features, or -1 for one that is absent from all patches.

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "store_error.h"
+#include "store/store_error.h"
 
 namespace shazam::testing {
 

@@ -1,6 +1,6 @@
 #include <exception>
 
-#include "check.h"
+#include "tests/check.h"
 
 int main() {
   using namespace shazam::testing;

@@ -183,7 +183,7 @@ def test_a_file_that_shrinks_or_vanishes(tmp_path):
     store, _, files = make_many(tmp_path, 3, max_open=1)
     gathered(store, [0])
     os.truncate(files[0], 7)
-    with expect_error("truncated", rf"{files[0]}: expected at least 8 bytes, found 7"):
+    with expect_error("shrunk", rf"{files[0]}: expected at least 8 bytes, found 7"):
         gathered(store, [0])
     os.remove(files[1])
     with expect_error("missing", files[1]):
@@ -192,17 +192,26 @@ def test_a_file_that_shrinks_or_vanishes(tmp_path):
 
 
 def test_a_file_that_is_replaced(tmp_path):
-    store, values, files = make_many(tmp_path, 2, max_open=1)
+    store, _, files = make_many(tmp_path, 2, max_open=1)
     gathered(store, [0])
-    os.utime(files[0], (2, 2))  # a touched file is still the same file
-    for row in (1, 0):
-        np.testing.assert_array_equal(gathered(store, [row]), values[[row]])
     np.array([8, 9], np.float32).tofile(tmp_path / "new")
     os.utime(tmp_path / "new", (1, 1))
     os.replace(tmp_path / "new", files[0])
     gathered(store, [1])
     with expect_error("changed", files[0]):
         gathered(store, [0])
+
+
+@pytest.mark.parametrize("max_open", [1, 2])
+def test_a_file_that_is_written_after_it_was_opened(tmp_path, max_open):
+    store, values, files = make_many(tmp_path, 2, max_open=max_open)
+    gathered(store, [0])
+    os.utime(files[0], (1, 1))
+    np.testing.assert_array_equal(gathered(store, [1]), values[[1]])  # closes file 0 if one may be open
+    with expect_error("changed", files[0]):
+        gathered(store, [0])
+    again = _core.FeatureStore(2, "float32", files, np.array([[0, 0, 1, 8], [1, 0, 1, 8]]))
+    np.testing.assert_array_equal(gathered(again, [0]), values[[0]])
 
 
 def test_an_extent_beyond_the_end_of_its_file(tmp_path):

@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace shazam {
+
+void bind_store(pybind11::module_& module);    // store.cpp
+void bind_student(pybind11::module_& module);  // student.cpp
+
+}  // namespace shazam

@@ -1,0 +1,158 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/module.h"
+#include "bindings/unlocked.h"
+#include "store/feature_store.h"
+#include "store/prefetcher.h"
+
+namespace shazam {
+namespace {
+
+Access parse_access(const std::string& pattern) {
+  if (pattern == "random") return Access::Random;
+  if (pattern == "sequential") return Access::Sequential;
+  throw StoreError(ErrorKind::Bounds, "unknown pattern '" + pattern + "': expected random or sequential");
+}
+
+/// Paths as the system knows them, whether given as str, bytes or os.PathLike.
+std::vector<std::string> paths(const py::sequence& files) {
+  std::vector<std::string> result;
+  result.reserve(files.size());
+  for (const py::handle file : files) {
+    PyObject* bytes = nullptr;
+    if (!PyUnicode_FSConverter(file.ptr(), &bytes)) throw py::error_already_set();
+    result.push_back(py::reinterpret_steal<py::bytes>(bytes));
+  }
+  return result;
+}
+
+std::vector<int64_t> to_vector(const py::array& array, const char* name) {
+  const auto values = int64_array(array, 1, name);
+  return {values.data(), values.data() + values.size()};
+}
+
+std::shared_ptr<FeatureStore> make_store(int64_t columns, const std::string& dtype,
+                                         const py::sequence& files, const py::array& extents,
+                                         int max_open) {
+  const auto table = int64_array(extents, 2, "extents");
+  require(table.shape(1) == 4, "extents", "4 columns");
+  std::vector<Extent> list(table.shape(0));
+  for (size_t i = 0; i < list.size(); ++i) {
+    list[i] = {table.at(i, 0), table.at(i, 1), table.at(i, 2), table.at(i, 3)};
+  }
+  return std::make_shared<FeatureStore>(columns, parse_dtype(dtype), paths(files),
+                                        std::move(list), max_open);
+}
+
+void gather_into(const FeatureStore& store, const py::array& rows, py::array out, int threads) {
+  const auto indices = int64_array(rows, 1, "rows");
+  const Matrix target = output_matrix(out);
+  checked_threads(threads);
+  const Unlocked unlocked;
+  store.gather(indices.data(), indices.size(), target, threads);
+}
+
+void announce(const FeatureStore& store, const py::array& rows) {
+  const auto indices = int64_array(rows, 1, "rows");
+  const Unlocked unlocked;
+  store.will_need(indices.data(), indices.size());
+}
+
+void read_into(const FeatureStore& store, int64_t start, int64_t stop, py::array out,
+               int threads) {
+  const Matrix target = output_matrix(out);
+  checked_threads(threads);
+  const Unlocked unlocked;
+  store.read(start, stop, target, threads);
+}
+
+int64_t check_finite(const FeatureStore& store, int64_t start, int64_t stop) {
+  const Unlocked unlocked;
+  return store.check_finite(start, stop);
+}
+
+/// A Prefetcher that keeps the arrays it fills alive.
+class PyPrefetcher {
+ public:
+  using Sources = std::vector<std::pair<std::shared_ptr<FeatureStore>, int64_t>>;
+
+  PyPrefetcher(const Sources& sources, const py::array& rows, const py::array& bounds,
+               std::vector<py::array> buffers, int threads)
+      : buffers_(std::move(buffers)),
+        prefetcher_(cast(sources), to_vector(rows, "rows"), to_vector(bounds, "bounds"),
+                    matrices(buffers_), checked_threads(threads)) {}
+  ~PyPrefetcher() { close(); }
+
+  std::optional<std::pair<int64_t, int64_t>> next() {
+    const Unlocked unlocked;
+    const auto batch = prefetcher_.next();
+    if (!batch) return std::nullopt;
+    return std::make_pair(batch->buffer, batch->rows);
+  }
+
+  void release(int64_t buffer) { prefetcher_.release(buffer); }
+
+  void close() {
+    const Unlocked unlocked;
+    prefetcher_.close();
+  }
+
+ private:
+  static std::vector<Prefetcher::Source> cast(const Sources& sources) {
+    std::vector<Prefetcher::Source> result;
+    for (const auto& [store, column] : sources) {
+      require(store != nullptr, "sources", "stores, found None");
+      result.push_back({store, column});
+    }
+    return result;
+  }
+
+  static std::vector<Matrix> matrices(std::vector<py::array>& arrays) {
+    std::vector<Matrix> result;
+    for (py::array& array : arrays) result.push_back(output_matrix(array));
+    return result;
+  }
+
+  std::vector<py::array> buffers_;
+  Prefetcher prefetcher_;
+};
+
+}  // namespace
+
+void bind_store(py::module_& module) {
+  using py::arg;
+  py::class_<FeatureStore, std::shared_ptr<FeatureStore>>(module, "FeatureStore")
+      .def(py::init(&make_store), arg("columns"), arg("dtype"), arg("files"), arg("extents"),
+           arg("max_open") = 512)
+      .def_property_readonly("rows", &FeatureStore::rows)
+      .def_property_readonly("columns", &FeatureStore::columns)
+      .def_property_readonly("dtype", [](const FeatureStore& self) { return name(self.dtype()); })
+      .def_property_readonly("itemsize",
+                             [](const FeatureStore& self) { return item_size(self.dtype()); })
+      .def("gather", &gather_into, arg("rows"), arg("out"), arg("threads") = 1)
+      .def("will_need", &announce, arg("rows"))
+      .def("read", &read_into, arg("start"), arg("stop"), arg("out"), arg("threads") = 1)
+      .def("check_finite", &check_finite, arg("start"), arg("stop"))
+      .def("advise", [](FeatureStore& self, const std::string& pattern) {
+             self.advise(parse_access(pattern));
+           }, arg("pattern"));
+
+  py::class_<PyPrefetcher>(module, "Prefetcher")
+      .def(py::init<const PyPrefetcher::Sources&, const py::array&, const py::array&,
+                    std::vector<py::array>, int>(),
+           arg("sources"), arg("rows"), arg("bounds"), arg("buffers"), arg("threads") = 1)
+      .def("next", &PyPrefetcher::next)
+      .def("release", &PyPrefetcher::release, arg("buffer"))
+      .def("close", &PyPrefetcher::close);
+}
+
+}  // namespace shazam

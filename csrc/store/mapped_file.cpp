@@ -1,0 +1,169 @@
+#include "store/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace shazam {
+namespace {
+
+constexpr int64_t kBlockBytes = 64 << 10;  // what the kernel maps around one page fault
+
+[[noreturn]] void throw_system_error(const std::string& path, int code) {
+  if (code == ENOENT || code == ENOTDIR) {
+    throw StoreError(ErrorKind::Missing, path + ": no such file");
+  }
+  if (code == EMFILE || code == ENFILE) throw TooManyOpenFiles(path);
+  if (code == ENXIO || code == ENODEV) {
+    throw StoreError(ErrorKind::Unsupported, path + ": expected a file, found a device or a socket");
+  }
+  throw StoreError(ErrorKind::System, path + ": " + std::strerror(code));
+}
+
+struct stat status_of(const std::string& path, int descriptor) {
+  struct stat status;
+  if (fstat(descriptor, &status) != 0) throw_system_error(path, errno);
+  return status;
+}
+
+int64_t modified_ns(const struct stat& status) {
+  return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
+}
+
+[[noreturn]] void throw_short(ErrorKind kind, const std::string& path, int64_t expected,
+                              int64_t found) {
+  throw StoreError(kind, path + ": expected at least " + std::to_string(expected) +
+                             " bytes, found " + std::to_string(found));
+}
+
+const char* type_name(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  return "a device";
+}
+
+}  // namespace
+
+std::atomic<int64_t> Descriptor::count_{0};
+
+// O_NONBLOCK: a named pipe that nobody writes to would block. It changes nothing for files.
+Descriptor::Descriptor(const std::string& path)
+    : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)) {
+  if (value_ < 0) throw_system_error(path, errno);
+  ++count_;
+}
+
+Descriptor::~Descriptor() {
+  close(value_);
+  --count_;
+}
+
+TooManyOpenFiles::TooManyOpenFiles(const std::string& path)
+    : StoreError(ErrorKind::System, path + ": too many open files; raise `ulimit -n`") {}
+
+MappedFile::MappedFile(const std::string& path, int64_t required_bytes)
+    : path_(path),
+      descriptor_(std::make_unique<Descriptor>(path)),
+      required_bytes_(required_bytes) {
+  const struct stat status = status_of(path, descriptor_->get());
+  if (!S_ISREG(status.st_mode)) {
+    throw StoreError(ErrorKind::Unsupported,
+                     path + ": expected a file, found " + type_name(status.st_mode));
+  }
+  size_ = status.st_size;
+  if (size_ < required_bytes) throw_short(ErrorKind::Truncated, path, required_bytes, size_);
+  identity_ = {status.st_dev, status.st_ino, modified_ns(status)};
+  writable_ = access(path.c_str(), W_OK) == 0;
+  visited_ = std::make_unique<std::atomic<bool>[]>(size_ / kBlockBytes + 1);
+  if (size_ > 0) {  // an empty file cannot be mapped, and nothing can be read from it
+    void* address = mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor_->get(), 0);
+    if (address == MAP_FAILED) throw_system_error(path, errno);
+    data_ = static_cast<std::byte*>(address);
+  }
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+void MappedFile::require_unchanged() const {
+  struct stat now;
+  if (descriptor_) {
+    now = status_of(path_, descriptor_->get());
+  } else if (stat(path_.c_str(), &now) != 0 || now.st_dev != identity_.device ||
+             now.st_ino != identity_.inode) {
+    return;  // the path leads to another file or to none: ours cannot be asked any more
+  }
+  if (now.st_size < required_bytes_) {
+    throw_short(ErrorKind::Shrunk, path_, required_bytes_, now.st_size);
+  }
+  if (modified_ns(now) == identity_.modified_ns) return;
+  throw StoreError(ErrorKind::Changed,
+                   path_ + ": was written after it was opened; open it again when it is complete");
+}
+
+bool MappedFile::is_cached(const std::byte* address) const {
+  if (descriptor_) {
+    char byte;
+    const iovec target{&byte, 1};
+    if (preadv2(descriptor_->get(), &target, 1, address - data_, RWF_NOWAIT) == 1) return true;
+    if (errno != EOPNOTSUPP) return false;
+  }
+  // Files in memory and on network file systems cannot be asked that way. The other way is open to
+  // those who may write the file; for others mincore reports every page as present.
+  if (!writable_) return false;
+  unsigned char present = 0;
+  mincore(page_of(address), 1, &present);
+  return present & 1;
+}
+
+void MappedFile::will_need(const std::byte* begin, const std::byte* end) const {
+  // The kernel starts no more than one readahead window per call (128 KiB unless tuned).
+  constexpr ptrdiff_t kStep = 128 << 10;
+  for (std::byte* at = page_of(begin); at < end; at += kStep) {
+    madvise(at, std::min(kStep, end - at), MADV_WILLNEED);
+  }
+}
+
+bool MappedFile::visit(const std::byte* begin, const std::byte* end) const {
+  if (!descriptor_) return true;
+  bool before = true;
+  for (int64_t block = (begin - data_) / kBlockBytes; block <= (end - 1 - data_) / kBlockBytes; ++block) {
+    if (visited_[block].load(std::memory_order_relaxed)) continue;
+    visited_[block].store(true, std::memory_order_relaxed);
+    before = false;
+  }
+  return before;
+}
+
+void MappedFile::read(const std::byte* begin, int64_t bytes, std::byte* target) const {
+  off_t offset = begin - data_;
+  while (bytes > 0) {
+    const ssize_t count = pread(descriptor_->get(), target, bytes, offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EFAULT) throw_output_lost();
+    if (count < 0) throw_system_error(path_, errno);
+    if (count == 0) throw StoreError(ErrorKind::Shrunk, path_ + ": shrank while it was read");
+    bytes -= count;
+    offset += count;
+    target += count;
+  }
+}
+
+std::byte* MappedFile::page_of(const std::byte* address) const {
+  static const ptrdiff_t page = sysconf(_SC_PAGESIZE);
+  return data_ + (address - data_) / page * page;
+}
+
+void MappedFile::advise(Access access) const {
+  if (data_ == nullptr || access == Access::Normal) return;
+  madvise(data_, size_, access == Access::Random ? MADV_RANDOM : MADV_SEQUENTIAL);
+}
+
+}  // namespace shazam

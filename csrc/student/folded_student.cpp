@@ -1,0 +1,202 @@
+#include "student/folded_student.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "store/convert.h"
+
+namespace shazam {
+namespace {
+
+constexpr int64_t kChunkPatches = 3 * kFoldLanes;  // whose tokens and products fill half a cache
+constexpr float kLayerNormEpsilon = 1e-5f;         // PyTorch's default
+
+/// Copies [rows, depth], `stride` apart, into the form that products take: depth by kTileDepth.
+void copy_blocks(const float* x, int64_t rows, int64_t depth, float* blocks) {
+  for (int64_t first = 0; first < depth; first += kTileDepth) {
+    const size_t bytes = std::min(kTileDepth, depth - first) * sizeof(float);
+    for (int64_t row = 0; row < rows; ++row, blocks += kTileStride) {
+      std::memcpy(blocks, x + row * depth + first, bytes);
+    }
+  }
+}
+
+int64_t blocks_size(int64_t rows, int64_t depth) {
+  return rows * kTileStride * ((depth + kTileDepth - 1) / kTileDepth);
+}
+
+/// In place: LayerNorm without gain and bias of relu(x).
+void normalise(float* x, int64_t width) {
+  float sum = 0.0f;
+  for (int64_t d = 0; d < width; ++d) {
+    x[d] = x[d] < 0.0f ? 0.0f : x[d];  // NaN stays
+    sum += x[d];
+  }
+  const float mean = sum / static_cast<float>(width);
+  float square = 0.0f;
+  for (int64_t d = 0; d < width; ++d) {
+    x[d] -= mean;
+    square += x[d] * x[d];
+  }
+  const float scale = 1.0f / std::sqrt(square / static_cast<float>(width) + kLayerNormEpsilon);
+  for (int64_t d = 0; d < width; ++d) x[d] *= scale;
+}
+
+}  // namespace
+
+FoldedStudent::FoldedStudent(const FoldedTensors& tensors, const RowKernels& kernels)
+    : dims_(tensors.dims),
+      D_(tensors.D),
+      K_(tensors.K),
+      C_(tensors.C),
+      kernels_(kernels),
+      head_(pack(tensors.head_weight_1, D_, D_, D_)),
+      bias_(tensors.bias, tensors.bias + teachers() * D_),
+      head_bias_1_(tensors.head_bias_1, tensors.head_bias_1 + D_),
+      head_weight_2_(C_ * D_),
+      head_bias_2_(tensors.head_bias_2, tensors.head_bias_2 + C_) {
+  const float* weight = tensors.weight;
+  for (int64_t dim : dims_) {
+    projections_.push_back(pack(weight, dim, D_, D_));
+    weight += dim * D_;
+  }
+  if (tensors.shift != nullptr) {
+    const int64_t columns = std::accumulate(dims_.begin(), dims_.end(), int64_t{0});
+    shift_.assign(tensors.shift, tensors.shift + columns);
+  }
+  for (int64_t layer = 0; layer < K_; ++layer) {
+    score_maps_.push_back(pack(tensors.score_maps + layer * D_, D_, D_, K_ * D_));
+  }
+  for (int64_t d = 0; d < D_; ++d) {
+    for (int64_t c = 0; c < C_; ++c) head_weight_2_[c * D_ + d] = tensors.head_weight_2[d * C_ + c];
+  }
+}
+
+FoldedStudent::Packed FoldedStudent::pack(const float* values, int64_t depth, int64_t columns,
+                                          int64_t stride) const {
+  const int64_t panel = kernels_.panel, count = (columns + panel - 1) / panel;
+  Packed packed{depth, columns, std::vector<float>(count * depth * panel)};
+  float* to = packed.panels.data();
+  for (int64_t first = 0; first < columns; first += panel) {
+    const int64_t width = std::min(panel, columns - first);
+    for (int64_t k = 0; k < depth; ++k, to += panel) {
+      std::copy_n(values + k * stride + first, width, to);
+    }
+  }
+  return packed;
+}
+
+/// The part of a product that the rows [first, first + depth) of the matrix contribute.
+void FoldedStudent::multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth,
+                             int64_t rows, const float* bias, float* out, int64_t stride) const {
+  kernels_.multiply_tile({x, matrix.panels.data() + first * kernels_.panel,
+                          matrix.depth * kernels_.panel, bias, out, stride, rows, matrix.columns,
+                          depth});
+}
+
+/// The whole product of what `copy_blocks` made.
+void FoldedStudent::multiply_all(const Packed& matrix, const float* x, int64_t rows,
+                                 const float* bias, float* out) const {
+  for (int64_t first = 0; first < matrix.depth; first += kTileDepth) {
+    const int64_t depth = std::min(kTileDepth, matrix.depth - first);
+    multiply(matrix, x, first, depth, rows, first == 0 ? bias : nullptr, out, matrix.columns);
+    x += rows * kTileStride;
+  }
+}
+
+/// Columns [start, start + depth) of the features as float32, without the shift of the teachers'
+/// columns from `column` on. Subtracted before the product, a mean that is large for its spread
+/// costs no digits.
+void FoldedStudent::load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
+                               float* block) const {
+  for (int64_t row = 0; row < features.rows; ++row, block += kTileStride) {
+    const std::byte* from = features.row(row) + start * item_size(features.dtype);
+    if (features.dtype == DType::Float32) {
+      std::memcpy(block, from, depth * sizeof(float));
+    } else {
+      widen(features.dtype, from, block, depth);
+    }
+    if (shift_.empty()) continue;
+    const float* const shift = shift_.data() + column;
+    for (int64_t k = 0; k < depth; ++k) block[k] -= shift[k];
+  }
+}
+
+void FoldedStudent::project(const Matrix& features, const std::vector<int64_t>& starts,
+                            float* tokens, float* block) const {
+  const int64_t N = teachers(), rows = features.rows;
+  int64_t column = 0;  // of the teachers side by side
+  for (int64_t i = 0; i < N; column += dims_[i], ++i) {
+    if (starts[i] < 0) {
+      for (int64_t row = 0; row < rows; ++row) std::fill_n(tokens + (row * N + i) * D_, D_, 0.0f);
+      continue;
+    }
+    for (int64_t first = 0; first < dims_[i]; first += kTileDepth) {
+      const int64_t depth = std::min(kTileDepth, dims_[i] - first);
+      load_block(features, starts[i] + first, column + first, depth, block);
+      const float* bias = first == 0 ? bias_.data() + i * D_ : nullptr;
+      multiply(projections_[i], block, first, depth, rows, bias, tokens + i * D_, N * D_);
+    }
+  }
+}
+
+void FoldedStudent::attend(const float* tokens, int64_t patches, const uint8_t* present,
+                           float* shares, float* pooled, std::vector<float>& scratch) const {
+  const int64_t N = teachers(), rows = patches * N, size = blocks_size(rows, D_);
+  scratch.resize(std::max<size_t>(scratch.size(), size + rows * D_ + D_));
+  float* const left = scratch.data() + size;
+  float* const no_bias = left + rows * D_;
+  std::fill_n(no_bias, D_, 0.0f);
+  copy_blocks(tokens, rows, D_, scratch.data());
+  const int64_t groups = (patches + kFoldLanes - 1) / kFoldLanes;
+  std::vector<FoldBuffer> buffers(groups, FoldBuffer(N, K_));
+  for (int64_t b = 0; b < patches; ++b) buffers[b / kFoldLanes].load_mask(b % kFoldLanes, present);
+  for (int64_t layer = 0; layer < K_; ++layer) {
+    multiply_all(score_maps_[layer], scratch.data(), rows, no_bias, left);
+    for (int64_t b = 0; b < patches; ++b) {
+      buffers[b / kFoldLanes].load_scores(b % kFoldLanes, layer, {left + b * N * D_, N, D_},
+                                          {tokens + b * N * D_, N, D_}, D_, kernels_);
+    }
+  }
+  for (FoldBuffer& buffer : buffers) buffer.run(kernels_);
+  for (int64_t b = 0; b < patches; ++b) {
+    float* const w = shares + b * N;
+    for (int64_t i = 0; i < N; ++i) w[i] = buffers[b / kFoldLanes].share(b % kFoldLanes, i);
+    kernels_.combine({w, N, 1}, {tokens + b * N * D_, N, D_}, D_, {pooled + b * D_, 1, D_});
+  }
+}
+
+void FoldedStudent::classify(const float* pooled, int64_t patches, float* logits,
+                             std::vector<float>& scratch) const {
+  const int64_t size = blocks_size(patches, D_);
+  scratch.resize(std::max<size_t>(scratch.size(), size + patches * D_));
+  float* const hidden = scratch.data() + size;
+  copy_blocks(pooled, patches, D_, scratch.data());
+  multiply_all(head_, scratch.data(), patches, head_bias_1_.data(), hidden);
+  for (int64_t b = 0; b < patches; ++b) normalise(hidden + b * D_, D_);
+  kernels_.dots({hidden, patches, D_}, {head_weight_2_.data(), C_, D_}, D_, 1.0f, logits);
+  for (int64_t b = 0; b < patches; ++b) {
+    for (int64_t c = 0; c < C_; ++c) logits[b * C_ + c] += head_bias_2_[c];
+  }
+}
+
+void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& starts,
+                            float* logits, float* shares, float* pooled) const {
+  const int64_t N = teachers(), B = features.rows;
+  thread_local std::vector<float> tokens, block, scratch;  // kept for the thread's next tile
+  tokens.resize(std::max<size_t>(tokens.size(), B * N * D_));
+  block.resize(std::max<size_t>(block.size(), B * kTileStride));
+  project(features, starts, tokens.data(), block.data());
+  std::vector<uint8_t> present(N);
+  for (int64_t i = 0; i < N; ++i) present[i] = starts[i] >= 0;
+  for (int64_t b = 0; b < B; b += kChunkPatches) {
+    const int64_t patches = std::min(kChunkPatches, B - b);
+    attend(tokens.data() + b * N * D_, patches, present.data(), shares + b * N, pooled + b * D_,
+           scratch);
+  }
+  classify(pooled, B, logits, scratch);
+}
+
+}  // namespace shazam

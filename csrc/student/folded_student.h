@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "store/feature_store.h"
+#include "student/fold_lanes.h"
+#include "student/row_kernels.h"
+
+namespace shazam {
+
+/// The folded student's tensors, row-major as in Python: x W.
+struct FoldedTensors {
+  std::vector<int64_t> dims;  // columns of every teacher
+  int64_t D;
+  int64_t K;
+  int64_t C;
+  const float* weight;         // [sum of dims, D]
+  const float* bias;           // [N, D]
+  const float* score_maps;     // [D, K * D]
+  const float* head_weight_1;  // [D, D]
+  const float* head_bias_1;    // [D]
+  const float* head_weight_2;  // [D, C]
+  const float* head_bias_2;    // [C]
+  const float* shift;          // [sum of dims], taken from the features before the product; or null
+};
+
+/// The whole folded student for tiles of patches, each computed by one thread within its caches:
+/// features are widened block by block on their way into the products, and what lies between two
+/// products never leaves for memory. A patch's results do not depend on the tile that it is in.
+class FoldedStudent {
+ public:
+  explicit FoldedStudent(const FoldedTensors& tensors,
+                         const RowKernels& kernels = row_kernels().front());
+
+  int64_t teachers() const { return static_cast<int64_t>(dims_.size()); }
+  const std::vector<int64_t>& dims() const { return dims_; }
+  int64_t width() const { return D_; }
+  int64_t classes() const { return C_; }
+
+  /// Features [B, any], in whose columns `starts[i]` ... the teacher i lies, or nowhere if it is
+  /// negative: then it is absent from all patches. Writes logits [B, C], the teachers' shares
+  /// [B, N], and pooled [B, D], the tokens times these shares. May be called by any thread.
+  void forward(const Matrix& features, const std::vector<int64_t>& starts, float* logits,
+               float* shares, float* pooled) const;
+
+ private:
+  /// A matrix [depth, columns] in panels of its columns.
+  struct Packed {
+    int64_t depth;
+    int64_t columns;
+    std::vector<float> panels;
+  };
+
+  Packed pack(const float* values, int64_t depth, int64_t columns, int64_t stride) const;
+  void load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
+                  float* block) const;
+  void multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth, int64_t rows,
+                const float* bias, float* out, int64_t stride) const;
+  void multiply_all(const Packed& matrix, const float* x, int64_t rows, const float* bias,
+                    float* out) const;
+  void project(const Matrix& features, const std::vector<int64_t>& starts, float* tokens,
+               float* block) const;
+  void attend(const float* tokens, int64_t patches, const uint8_t* present, float* shares,
+              float* pooled, std::vector<float>& scratch) const;
+  void classify(const float* pooled, int64_t patches, float* logits,
+                std::vector<float>& scratch) const;
+
+  std::vector<int64_t> dims_;
+  int64_t D_, K_, C_;
+  const RowKernels& kernels_;
+  std::vector<Packed> projections_;
+  std::vector<Packed> score_maps_;
+  Packed head_;
+  std::vector<float> bias_, head_bias_1_, head_weight_2_, head_bias_2_;  // head_weight_2 is [C, D]
+  std::vector<float> shift_;  // empty where nothing is subtracted
+};
+
+}  // namespace shazam

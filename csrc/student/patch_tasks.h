@@ -1,0 +1,27 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "store/thread_pool.h"
+
+namespace shazam {
+
+/// Memory a task should touch, so that waking a thread for it (some 10 microseconds) pays.
+constexpr int64_t kTaskBytes = int64_t{1} << 20;
+
+inline int64_t patches_per_task(int64_t bytes_per_patch) {
+  return std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, bytes_per_patch));
+}
+
+/// Runs body(first, last) over patches [0, patches) cut into tasks whose bounds do not depend on
+/// the number of threads.
+template <typename Body>
+void for_patches(int64_t patches, int64_t bytes_per_patch, int threads, const Body& body) {
+  const int64_t size = patches_per_task(bytes_per_patch);
+  parallel_for((patches + size - 1) / size, threads, [&](int64_t task) {
+    body(task * size, std::min(patches, (task + 1) * size));
+  });
+}
+
+}  // namespace shazam

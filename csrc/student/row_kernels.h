@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace shazam {
+
+/// `count` rows of floats, `stride` values from one to the next.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t count;
+  int64_t stride;
+
+  T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+using ConstRows = Rows<const float>;
+using MutableRows = Rows<float>;
+
+/// A matrix of weights read through two steps, so that its transpose costs nothing.
+struct Weights {
+  const float* data;
+  int64_t row_step;
+  int64_t column_step;
+};
+
+/// What the two distillation losses need to know of a student's row x and a teacher's row y.
+struct Comparison {
+  float dot;     // <x, y>
+  float square;  // <y, y>
+  float huber;   // sum of c (z - c / 2), z = x - y, c = z clamped to +-limit
+};
+
+/// Gradients of the distillation losses with z, c as above:
+/// d_y = across x + own y - slope c and d_x += across y + slope c.
+struct Pull {
+  float across;
+  float own;
+  float slope;
+  float limit;
+};
+
+constexpr int64_t kFoldLanes = 16;  // patches that the recurrence of the folded student takes at once
+
+/// The recurrence over kFoldLanes patches, each of which is one lane: the last axis of every array.
+struct FoldLanes {
+  int64_t N;
+  int64_t K;
+  float* scores;         // S_l [K, N, N], overwritten
+  const float* penalty;  // [N], -infinity where the teacher is absent, otherwise 0
+  const float* part;     // [N], the factor of each row in the mean
+  float* shares;         // [N], the mean of the rows of M_K
+  float* scratch;        // [3, N, N]
+};
+
+// Values of x that a tile's product takes at once, and the fixed distance of its rows, which keeps
+// the addresses of a block's rows within one register and apart in the cache.
+constexpr int64_t kTileDepth = 256;
+constexpr int64_t kTileStride = kTileDepth + 16;
+
+/// out [rows, columns] = bias + x weights, or out += x weights without a bias. Every value is summed
+/// in the order of the depth, whatever the number of rows.
+struct TileProduct {
+  const float* x;        // [rows, depth], kTileStride apart; depth <= kTileDepth
+  const float* weights;  // panels of RowKernels::panel columns: [depth, panel], filled up with zeros
+  int64_t panel_step;    // values from one panel to the next
+  const float* bias;     // [columns], or null
+  float* out;
+  int64_t stride;  // of the rows of out
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+};
+
+/// The arithmetic over rows of any width behind all operations of the student, for one instruction
+/// set. Rows need no alignment beyond that of a float. Kernels of different instruction sets sum in
+/// different orders; each gives the same bits every time.
+struct RowKernels {
+  const char* name;
+
+  /// out [left.count, right.count], out[i, j] = scale <left_i, right_j>.
+  void (*dots)(ConstRows left, ConstRows right, int64_t width, float scale, float* out);
+
+  /// out_i = sum_j weights[i, j] rows_j, the terms added in the order of j.
+  void (*combine)(Weights weights, ConstRows rows, int64_t width, MutableRows out);
+
+  Comparison (*compare)(const float* x, const float* y, int64_t width, float limit);
+
+  /// `d_y` may be null: then only `d_x` is updated.
+  void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
+               float* d_y);
+
+  void (*fold)(const FoldLanes& task);
+
+  void (*multiply_tile)(const TileProduct& task);
+  int64_t panel;
+};
+
+/// Those this CPU can run, fastest first. The last one is portable.
+const std::vector<RowKernels>& row_kernels();
+
+}  // namespace shazam

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+
+#include "student/row_kernels.h"
+
+namespace shazam {
+
+/// Weights of one patch fit a stack frame up to this many teachers.
+constexpr int64_t kMaxTeachers = 32;
+
+/// Row softmax of the scores [N, N] over the teachers that are present (null: all of them), in
+/// place. An absent teacher's column becomes 0, whatever its scores.
+void softmax_rows(float* scores, int64_t N, const uint8_t* present);
+
+/// part [N]: the factor of each teacher's row in the mean over those present.
+void mean_parts(int64_t N, const uint8_t* present, float* part);
+
+/// One attention layer over B patches of N teachers: P = softmax(Q K^T / sqrt(D)), T = P V.
+struct Attention {
+  int64_t B;
+  int64_t N;  // at most kMaxTeachers
+  int64_t D;
+  const float* qkv;        // [B, N, 3D]: query, key and value side by side
+  const uint8_t* present;  // [B, N], or null when every patch has all teachers
+  bool pooled;             // T is averaged over the present teachers: [B, D] instead of [B, N, D]
+  int64_t map_stride;      // values from one patch's P [N, N] to the next one's
+};
+
+/// Writes P and T.
+void attention_forward(const Attention& layer, float* P, float* T, int threads,
+                       const RowKernels& kernels = row_kernels().front());
+
+/// Writes d_qkv [B, N, 3D], given P and d_T of T's shape.
+void attention_backward(const Attention& layer, const float* P, const float* d_T, float* d_qkv,
+                        int threads, const RowKernels& kernels = row_kernels().front());
+
+}  // namespace shazam

@@ -1,0 +1,112 @@
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "student/folded_student.h"
+#include "tests/check.h"
+
+using namespace shazam;
+
+namespace {
+
+using Values = std::vector<float>;
+
+Values normal(int64_t count, float scale, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> draw(0.0f, scale);
+  Values values(count);
+  for (float& value : values) value = draw(random);
+  return values;
+}
+
+struct Model {
+  std::vector<int64_t> dims;
+  int64_t D, K, C, columns = 0;
+  Values weight, bias, maps, head_1, head_bias_1, head_2, head_bias_2, shift;
+
+  Model(std::vector<int64_t> given, int64_t D, int64_t K, int64_t C)
+      : dims(std::move(given)), D(D), K(K), C(C) {
+    for (int64_t dim : dims) columns += dim;
+    const auto scale = 1.0f / std::sqrt(static_cast<float>(D));
+    weight = normal(columns * D, 0.1f, 1), bias = normal(dims.size() * D, 1.0f, 2);
+    maps = normal(D * K * D, 0.3f * scale, 3), head_1 = normal(D * D, scale, 4);
+    head_bias_1 = normal(D, 1.0f, 5), head_2 = normal(D * C, 1.0f, 6);
+    head_bias_2 = normal(C, 1.0f, 7);
+  }
+
+  FoldedTensors tensors() const {
+    return {dims, D, K, C, weight.data(), bias.data(), maps.data(), head_1.data(),
+            head_bias_1.data(), head_2.data(), head_bias_2.data(),
+            shift.empty() ? nullptr : shift.data()};
+  }
+};
+
+/// Logits, weights and pooled, one after another.
+Values infer(const Model& model, Values& features, int64_t B, const RowKernels& kernels) {
+  const auto N = static_cast<int64_t>(model.dims.size());
+  std::vector<int64_t> starts(N, 0);
+  for (int64_t i = 1; i < N; ++i) starts[i] = starts[i - 1] + model.dims[i - 1];
+  if (N > 2) starts[1] = -1;
+  Values out(B * (model.C + N + model.D) + 1, std::numeric_limits<float>::quiet_NaN());
+  const int64_t stride = model.columns * static_cast<int64_t>(sizeof(float));
+  const Matrix matrix{reinterpret_cast<std::byte*>(features.data()), B, model.columns, stride,
+                      DType::Float32};
+  float* const weights = out.data() + B * model.C;
+  FoldedStudent(model.tensors(), kernels)
+      .forward(matrix, starts, out.data(), weights, weights + B * N);
+  CHECK(std::isnan(out.back()));
+  out.pop_back();
+  return out;
+}
+
+}  // namespace
+
+TEST(folded_students_agree_in_every_kernel) {
+  for (const Model& model : {Model({3}, 1, 1, 1), Model({5, 300, 7}, 31, 3, 5),
+                             Model({256, 257}, 32, 2, 2), Model({40, 9, 8, 7}, 272, 2, 4)}) {
+    for (int64_t B : {1, 12, 50}) {
+      Values features = normal(B * model.columns, 1.0f, 8);
+      const Values expected = infer(model, features, B, row_kernels().back());
+      for (const RowKernels& kernels : row_kernels()) {
+        const Values found = infer(model, features, B, kernels);
+        bool equal = true;
+        for (size_t i = 0; i < found.size(); ++i) {
+          equal = equal && std::abs(found[i] - expected[i]) <= 1e-4f * (1 + std::abs(expected[i]));
+        }
+        CHECK(equal);
+      }
+    }
+  }
+}
+
+TEST(weights_lie_on_the_simplex_and_absent_teachers_have_none) {
+  const Model model({5, 30, 7}, 24, 4, 3);
+  constexpr int64_t B = 20, N = 3;
+  Values features = normal(B * model.columns, 20.0f, 8);  // scores of some hundreds
+  for (const RowKernels& kernels : row_kernels()) {
+    const Values out = infer(model, features, B, kernels);
+    for (int64_t b = 0; b < B; ++b) {
+      const float* const w = out.data() + B * model.C + b * N;
+      CHECK(w[1] == 0.0f);
+      CHECK(w[0] >= 0.0f && w[2] >= 0.0f && std::abs(w[0] + w[2] - 1.0f) < 1e-5f);
+    }
+  }
+}
+
+/// Means that float32 holds exactly, so that features without them are exact too.
+TEST(features_are_shifted_before_the_product) {
+  for (const RowKernels& kernels : row_kernels()) {
+    Model model({300, 257, 16}, 33, 2, 5);
+    const int64_t B = 53;
+    Values shifted(B * model.columns), features = shifted;
+    for (int64_t i = 0; i < B * model.columns; ++i) shifted[i] = static_cast<float>(i * 37 % 64) / 16;
+    const Values expected = infer(model, shifted, B, kernels);
+    model.shift.resize(model.columns);
+    for (int64_t k = 0; k < model.columns; ++k) model.shift[k] = static_cast<float>(1000 + k % 7);
+    for (int64_t i = 0; i < B * model.columns; ++i) {
+      features[i] = shifted[i] + model.shift[i % model.columns];
+    }
+    CHECK(infer(model, features, B, kernels) == expected);
+  }
+}
