@@ -115,11 +115,12 @@ def test_a_custom_downsample_multiplies_what_is_read(tmp_path, slide, backend):
     ids=["clam", "trident"],
 )
 def test_a_fractional_level_is_read_without_resizing(tmp_path, backend, attributes):
-    """Both tools read `patch_size` pixels of a level 4.016 times smaller than level 0, where 4 is meant."""
+    """Both tools read `patch_size` pixels of a level 4.016 (4.006) times smaller than level 0, where 4 is meant."""
+    height = 1032 if backend == "openslide" else 1027  # tifffile would not take it for a level
     level1 = np.asarray(tissue().resize((256, 256)))
     options = {"tile": (128, 128), "photometric": "rgb"}
     with tifffile.TiffWriter(tmp_path / "x.tif") as file:
-        file.write(np.zeros((1032, 1024, 3), np.uint8), subifds=0, **options)
+        file.write(np.zeros((height, 1024, 3), np.uint8), subifds=0, **options)
         file.write(level1, subfiletype=1, **options)
     table = slide_patches(tmp_path / "x.tif", write_coords(tmp_path / "x.h5", attributes, [(0, 0)]))
     assert np.array_equal(np.asarray(ImageReader(table, {})(0)), level1)
