@@ -110,8 +110,19 @@ def finetune(
         ImageError: an image that cannot be read (names file and row).
         ShazamError, ArchiveError: an option out of range; see also `load_teacher`.
 
-    >>> result = finetune(images, "uni", epochs=5)  # doctest: +SKIP
-    >>> result.metrics["test"].balanced_accuracy  # doctest: +SKIP
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> create = lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    >>> teacher = TeacherSpec("tiny", dim=4, library="torch", pooling="model", arguments={"create": create})
+    >>> splits = np.array([0, 0, 0, 0, 1, 1, 2, 2], dtype=np.uint8)  # train, val, test
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = tuple(Path(folder) / f"{i}.png" for i in range(8))
+    ...     for i, path in enumerate(paths):
+    ...         Image.new("RGB", (8, 8), ("white", "black")[i % 2]).save(path)
+    ...     images = ImageTable(paths, np.arange(8) % 2, ("light", "dark"), splits)
+    ...     result = finetune(images, teacher, epochs=2, device="cpu", workers=1)
+    >>> sorted(result.metrics)
+    ['test', 'val']
     """
     if min(epochs, batch_size, patience, workers) < 1 or min(backbone_lr, head_lr) <= 0 or weight_decay < 0:
         raise ShazamError("epochs, batch_size, patience, workers >= 1, learning rates > 0, weight_decay >= 0 expected")

@@ -30,6 +30,7 @@ logger = logging.getLogger("shazam_fast")
 
 LEVELS = ("low", "mid", "high")
 BATCHES_AHEAD = 2  # decoded while the models work on one
+MIRAX = ".mrxs"  # slides that keep their pixels in a folder of the same name
 LAUNCHED = 2  # batches on the GPU, one of whose features are on their way back
 
 Geometry = tuple[int, int | None, str]  # see Transform.geometry
@@ -253,12 +254,14 @@ class _Launched:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes when a file does; None when it is not there."""
+    """What changes when an image file does, or the folder of data beside a .mrxs slide; None when it is not there."""
     try:
-        found = path.stat()
+        found = [path.stat()]
+        if path.suffix.lower() == MIRAX and (folder := path.with_suffix("")).is_dir():
+            found += [file.stat() for file in folder.iterdir()]
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return sum(file.st_size for file in found), max(file.st_mtime_ns for file in found)
 
 
 def column_block(teacher: str, level: str) -> str:

@@ -170,8 +170,9 @@ def _describe(table: ImageTable) -> dict[str, Any]:
     Not what changes when a broken image is mended: that is in `Plan.sources`, part by part.
     """
     digest = xxhash.xxh3_128()
+    places = {path: os.fsencode(os.path.realpath(path)) + b"\0" for path in dict.fromkeys(table.paths)}
     for path in table.paths:
-        digest.update(os.fsencode(os.path.realpath(path)) + b"\0")
+        digest.update(places[path])
     for array in (table.labels, table.splits, table.coords, table.sides):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
     names = [table.classes, table.groups, table.slides, describe_geometry(table.geometry)]

@@ -125,6 +125,17 @@ def test_links_to_the_same_images_are_the_same_images(images, tmp_path):
     assert extract(tmp_path / "link", tmp_path / "a").n_rows == report.n_rows
 
 
+def test_the_data_beside_a_mirax_slide_belong_to_it(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s.mrxs").write_bytes(b"index")
+    (tmp_path / "s" / "Data0000.dat").write_bytes(b"pixels")
+    before = extraction_pipeline.stamp_of(tmp_path / "s.mrxs")
+    assert extraction_pipeline.stamp_of(tmp_path / "s.mrxs") == before
+    (tmp_path / "s" / "Data0000.dat").write_bytes(b"other pixels")
+    assert extraction_pipeline.stamp_of(tmp_path / "s.mrxs") != before
+    assert extraction_pipeline.stamp_of(tmp_path / "gone.mrxs") is None
+
+
 # Teachers
 
 
