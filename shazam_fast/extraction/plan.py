@@ -29,7 +29,23 @@ UNREADABLE = ("stop", "exclude")
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides what the archive will hold; sent whole to other machines."""
+    """All that decides what the archive will hold; sent whole to other machines.
+
+    Args:
+        table: the images [n].
+        specs: of the teachers, each once.
+        weights: {teacher: "hub", "random" or a file}, "hub" for those that are not named.
+        transform, token: see `load_teacher`.
+        levels: of "low", "mid" and "high".
+        batch_size: images in a forward pass; None for what suits the device.
+        workers: threads that decode.
+        dtype: "float16" or "float32" on disk.
+        unreadable: "stop" or "exclude".
+        out: directory of the archive.
+        part_rows: images per part.
+
+    Raises ShazamError for values that cannot be; ImageError when an image is missing.
+    """
 
     table: ImageTable
     specs: tuple[TeacherSpec, ...]
