@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import ShazamError as ShazamError
     from .extraction.extract import extract as extract
     from .extraction.run import ExtractionReport as ExtractionReport
+    from .formats.geometry import Geometry as Geometry
     from .images.datasets import load_dataset as load_dataset
     from .images.table import ImageTable as ImageTable
     from .reporting.heatmap import heatmap as heatmap
@@ -68,6 +69,7 @@ _HOMES = {
         "ConversionReport",
         "convert",
     ),
+    "formats.geometry": ("Geometry",),
     "archive.splits": ("GroupedSplit",),
     "archive.writer": (
         "ArchiveWriter",

@@ -55,6 +55,7 @@ class FeatureArchive:
         self.classes = contents.classes
         self.slides = contents.slides
         self.groups = contents.groups
+        self.geometry = contents.geometry
         self.fingerprint = contents.fingerprint
 
     def __len__(self) -> int:
@@ -228,7 +229,9 @@ class FeatureArchive:
             for file, expected in self._contents.checksums.items():
                 found = file_checksum(Path(file))
                 if found != expected:
-                    raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found")
+                    raise ArchiveError(
+                        f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found", "checksum"
+                    )
                 progress.advance(os.path.getsize(file))
             for start in range(0, self.n_rows, step):
                 stop = min(start + step, self.n_rows)
@@ -254,4 +257,4 @@ class FeatureArchive:
         try:
             yield
         except _core.StoreError as error:
-            raise ArchiveError(str(error)) from None
+            raise ArchiveError(str(error), error.kind) from None

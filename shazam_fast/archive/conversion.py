@@ -126,6 +126,7 @@ def _write(readable: Readable, out: Path, dtype: str, job: Mapping[str, object])
         classes=archive.classes,
         dtype=dtype,
         part_bytes=PART_BYTES,
+        geometry=archive.geometry,
     )
     with writer, Progress(f"converting to {out.name}", archive.n_rows, "patches", done=writer.n_rows) as progress:
         if writer.n_rows:

@@ -167,7 +167,7 @@ class BlockReader:
             try:
                 self._store.read(first, last, target, self._threads)
             except _core.StoreError as error:
-                raise ArchiveError(str(error)) from None
+                raise ArchiveError(str(error), error.kind) from None
         return out
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

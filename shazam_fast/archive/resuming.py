@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import NonFiniteError
+from ..formats.geometry import Geometry
 from ..formats.native import MANIFEST
 from ..runtime.files import rename_durably, write_durably
 from ..runtime.jobs import lock_directory, read_json, require_part, require_same_job
@@ -44,9 +45,10 @@ class ResumableWriter(ArchiveWriter):
         classes: Sequence[str],
         dtype: str,
         part_bytes: int,
+        geometry: Mapping[str, Geometry] | None = None,
     ) -> None:
         self._job, self._notes = dict(job), notes
-        super().__init__(path, teachers, classes=classes, dtype=dtype, part_bytes=part_bytes)
+        super().__init__(path, teachers, classes=classes, dtype=dtype, part_bytes=part_bytes, geometry=geometry)
 
     @property
     def rows_left(self) -> int:

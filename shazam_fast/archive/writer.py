@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ShazamError
+from ..formats.geometry import Geometry
 from ..formats.native import MANIFEST, PartWriter, manifest_content
 from ..formats.pieces import UNKNOWN
 from ..runtime.files import UNFINISHED, write_durably
@@ -37,6 +38,7 @@ class ArchiveWriter:
         classes: class names in label order; may be empty when there are no labels.
         dtype: "float16" or "float32" on disk.
         part_bytes: size at which a part is closed and the next one begun.
+        geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
 
     Use it as a context manager: leaving it normally finishes the archive, an exception removes what was written.
     """
@@ -49,6 +51,7 @@ class ArchiveWriter:
         classes: Sequence[str] = (),
         dtype: str = "float16",
         part_bytes: int = 1 << 30,
+        geometry: Mapping[str, Geometry] | None = None,
     ) -> None:
         require_dtype(dtype)
         if not teachers or min(teachers.values()) < 1:
@@ -58,6 +61,7 @@ class ArchiveWriter:
         self.path = Path(path)
         self.teachers = dict(teachers)
         self.classes = tuple(classes)
+        self.geometry = dict(geometry or {})  # may grow until the archive is closed
         self.n_rows = 0
         self._width = sum(self.teachers.values())
         self._dtype = np.dtype(dtype)
@@ -176,7 +180,14 @@ class ArchiveWriter:
     def _manifest(self) -> bytes:
         names = {kind: list(known) for kind, known in self._names.items()}
         return manifest_content(
-            self.teachers, self._dtype, self.classes, names["slide"], names["group"], self._parts, self._record
+            self.teachers,
+            self._dtype,
+            self.classes,
+            names["slide"],
+            names["group"],
+            self._parts,
+            self._record,
+            self.geometry,
         )
 
 
@@ -191,6 +202,7 @@ def write_archive(
     coords: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
     dtype: str = "float16",
+    geometry: Mapping[str, Geometry] | None = None,
 ) -> Path:
     """Write a native archive and return its path.
 
@@ -204,6 +216,7 @@ def write_archive(
         coords: int [n, 2], x and y of the patch at level 0, pixels.
         classes: names in label order; taken from the labels (sorted) when not given.
         dtype: "float16" or "float32" on disk.
+        geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
 
     Raises:
         MismatchError: arrays whose lengths or widths do not fit.
@@ -221,7 +234,7 @@ def write_archive(
         raise ShazamError(f"{path}: an archive needs at least one teacher and one row, there is none")
     teachers = {name: width_of(name, array) for name, array in first.items()}
     with (
-        ArchiveWriter(path, teachers, classes=classes, dtype=dtype) as writer,
+        ArchiveWriter(path, teachers, classes=classes, dtype=dtype, geometry=geometry) as writer,
         Progress(f"writing {Path(path).name}", total, "rows") as progress,
     ):
         for chunk in chain([first], chunks):

@@ -42,7 +42,8 @@ def extract(
 
     Every image is decoded once and given to all teachers. Interrupted in any way, the same call goes on after the
     finished parts (2,048 images each) and gives the same bytes; called again once it is done, it returns the report.
-    Under torchrun every process takes its share of the parts, on its own GPU; all return when the archive is complete.
+    Images that change meanwhile are an error. Under torchrun every process takes its share of the parts, on its own
+    GPU; all return when the archive is complete.
 
     Args:
         images: a folder of images; a CSV manifest (see `image_sources.manifest`); a slide, or a folder of slides, with
@@ -51,7 +52,8 @@ def extract(
         out: directory of the archive. `images.parquet` in it names the image of every row; `archive.json` records
             each teacher's weights, transform, precision and licence, the versions of the libraries, images left out.
         labels: "folder" when the images lie in one folder a class.
-        coords: TRIDENT's or CLAM's coords file of the slide, or a folder of them.
+        coords: TRIDENT's or CLAM's coords file of the slide, or a folder of them. Patches are read as these tools read
+            them: black where they reach over the slide's edge; `archive.json` records how many do.
         classes: names in label order; sorted by name when not given.
         levels: "high" is the teacher's own feature; "low" and "mid" are the CLS token of an early and a middle block,
             called "<teacher>:low" and "<teacher>:mid" in the archive. All come from one forward pass.
@@ -66,7 +68,9 @@ def extract(
         cluster: "ray" spreads the parts over a Ray cluster that sees `images` and `out` under the same paths.
 
     Raises:
-        ImageError: images that are missing, listed twice, or unreadable (named, with the reason).
+        ImageError: images that are missing, listed twice, or unreadable (named, with the reason), or that 8-bit RGB
+            cannot hold (pages, further channels, 16 bits, transparency); with unreadable="stop", images that an
+            earlier call has left out.
         MismatchError: an unknown teacher; a teacher without levels; or `out` holds the work of another call.
         NonFiniteError: a teacher's feature is NaN, infinite, or too large for float16; names image and teacher.
         ShazamError: weights or a package that cannot be had; the disk is full, which leaves finished parts valid.
@@ -81,8 +85,19 @@ def extract(
     if cluster is not None:
         from .cluster import extract_on_cluster
 
-        return extract_on_cluster(plan, cluster, device)
-    return _extract_here(plan, device)
+        return _require_wanted(plan, extract_on_cluster(plan, cluster, device))
+    return _require_wanted(plan, _extract_here(plan, device))
+
+
+def _require_wanted(plan: Plan, report: ExtractionReport) -> ExtractionReport:
+    """Raise ImageError when an earlier call has left images out that this one does not want to be left out."""
+    if plan.unreadable == "stop" and report.left_out:
+        raise ImageError(
+            f"{plan.out}: {len(report.left_out)} images are left out by an earlier call with unreadable='exclude' "
+            f"(the first: {report.left_out[0]['reason']}); give unreadable='exclude' to take the archive as it is, or "
+            "mend the images, delete the directory and extract again"
+        )
+    return report
 
 
 def _read_table(path: Path, labels: str | None, coords: str | Path | None, classes: Sequence[str] | None) -> ImageTable:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError
 from ..runtime.files import UNFINISHED, file_checksum
+from .geometry import Geometry, describe_geometry, parse_geometry
 from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents
 from .safetensors import HeaderEntry, read_header
 
@@ -76,6 +78,7 @@ def read_contents(path: Path) -> Contents:
         parts = [(str(p["file"]), int(p["rows"]), int(p["bytes"]), str(p["xxh3"])) for p in manifest["parts"]]
         names = {key: tuple(str(n) for n in manifest[key]) for key in ("classes", "slides", "groups")}
         rows = int(manifest["rows"])
+        geometry = parse_geometry(manifest.get("geometry", {}))  # absent in archives of version 0.1
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveError(f"{path / MANIFEST}: corrupt manifest: {error!r}") from None
     _check_manifest(path, teachers, dtype, rows, [part[1] for part in parts])
@@ -90,6 +93,7 @@ def read_contents(path: Path) -> Contents:
         teachers=teachers,
         blocks=(Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
         fingerprint=fingerprint,
+        geometry=geometry,
         columns={column: StoredColumn(column, files, tuple(t[column] for t in stored)) for column in COLUMNS},
         checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
         **names,
@@ -217,6 +221,7 @@ def manifest_content(
     groups: Sequence[str],
     parts: Sequence[Mapping[str, Any]],
     record: Mapping[str, object],
+    geometry: Mapping[str, Geometry] = MappingProxyType({}),
 ) -> bytes:
     """What archive.json says; `record` is what else it is to say."""
     manifest = {
@@ -228,6 +233,7 @@ def manifest_content(
         "classes": list(classes),
         "slides": list(slides),
         "groups": list(groups),
+        "geometry": describe_geometry(geometry),
         "parts": list(parts),
         **record,
     }

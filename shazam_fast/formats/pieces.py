@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .geometry import Geometry
+
 DTypeName = Literal["float16", "bfloat16", "float32"]
 ITEM_BYTES: Mapping[DTypeName, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -70,6 +72,8 @@ class Contents:
 
     The columns of `blocks`, in order, are those of `teachers` (name -> dim), in order. `columns` maps a column name
     (label, split, slide, coords, group) to a function that reads it whole; one that is missing is unknown for all rows.
+    `geometry` maps slides to where their patches lie, "" to it where the archive names no slides; slides of which
+    nothing is known are absent.
     """
 
     path: Path
@@ -80,6 +84,7 @@ class Contents:
     slides: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     columns: Mapping[str, Callable[[], NDArray[np.generic]]] = field(default_factory=dict)
+    geometry: Mapping[str, Geometry] = field(default_factory=dict)
     checksums: Mapping[str, str] = field(default_factory=dict)
 
 

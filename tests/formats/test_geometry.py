@@ -1,0 +1,33 @@
+"""The geometry of slides, written into native archives and read back."""
+
+import json
+
+import numpy as np
+import pytest
+
+import shazam_fast as sf
+
+
+def test_geometry_survives_writing_and_opening(tmp_path):
+    given = {
+        "s1": sf.Geometry("pixels", 512, level=1, mpp=0.25, reader="openslide 4.0.0"),
+        "s2": sf.Geometry("pixels", 256.5),
+        "s3": sf.Geometry(),
+    }
+    features = {"uni": np.ones((3, 2))}
+    sf.write_archive(tmp_path / "a", features, slides=["s1", "s2", "s3"], geometry=given)
+    assert sf.open(tmp_path / "a").geometry == {"s1": given["s1"], "s2": given["s2"]}
+    assert sf.open(tmp_path / "a").geometry["s1"].level == 1
+    sf.write_archive(tmp_path / "b", features, slides=["s1", "s2", "s3"])
+    assert sf.open(tmp_path / "b").geometry == {}
+
+
+@pytest.mark.parametrize(
+    "damage", [[], {"s1": 3}, {"s1": {"unit": "miles"}}, {"s1": {"patch_size": -1}}, {"s1": {"level": "x"}}]
+)
+def test_damaged_geometry_is_refused(tmp_path, damage):
+    sf.write_archive(tmp_path / "a", {"uni": np.ones((3, 2))}, slides=["s1"] * 3)
+    file = tmp_path / "a" / "archive.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"geometry": damage}))
+    with pytest.raises(sf.ArchiveError, match=r"archive\.json.*corrupt"):
+        sf.open(tmp_path / "a")
