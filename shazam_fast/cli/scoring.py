@@ -58,7 +58,7 @@ def heatmap(
     ] = None,
 ) -> None:
     """Draw class, confidence and dominant teacher of every slide, and write GeoJSON for QuPath."""
-    from ..reporting.heatmap import heatmap as run
+    from ..reporting.heatmaps import heatmap as run
 
     pictures = run(scores, out, patch_size=patch_size)
     console.print(f"{len(pictures):,} slides drawn: {out}")
