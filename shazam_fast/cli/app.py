@@ -62,7 +62,8 @@ for command in (demo, teachers, extract, convert, inspect, verify, train, evalua
 def main() -> None:
     """Run the command line. Errors that a user can cause end it with their message and exit code 1."""
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("shazam_fast").setLevel(logging.INFO)
     try:
         app()
     except BrokenPipeError:  # the reader of the output, such as head, has seen enough

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .kinds import require_kind
+from .kinds import require_place_for
 from .options import Features, opens_features
 from .printing import print_table, say
 
@@ -22,7 +22,7 @@ def convert(
     """Pack features of any format into one archive."""
     from ..archive.conversion import convert as run
 
-    require_kind(out, "archive", "--out ")
+    require_place_for(out, "archive")
     report = run(features.source, out, dtype=dtype, **features.given)
     say(f"{report.n_rows:,} patches, {report.bytes / 1e9:.2f} GB in {out}")
     if report.overflowed:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column
 
-from .kinds import require_kind
+from .kinds import require_place_for
 from .options import Device, parse_pairs
 from .printing import print_table, say
 
@@ -72,7 +72,7 @@ def extract(
     from ..extraction.extract import extract as run
     from ..images.datasets import load_dataset
 
-    require_kind(out, "archive", "--out ")
+    require_place_for(out, "archive")
     report = run(
         source if dataset is None else load_dataset(dataset, source, split),
         teacher,

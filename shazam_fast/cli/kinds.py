@@ -33,19 +33,28 @@ def kind_of(path: Path) -> str | None:
     return "checkpoint" if (path / CHECKPOINT).is_file() else None
 
 
-def require_kind(path: Path, wanted: str, where: str = "") -> None:
-    """Raise MismatchError when a directory holds something else of this package than what is wanted.
+def require_kind(path: Path, wanted: str) -> None:
+    """Raise MismatchError when a directory to be read holds something else of this package than what is wanted.
 
     Args:
-        path: whatever the user typed; other paths are left to the function that reads them.
+        path: whatever the user typed; a path that this package did not write is left to the function that reads it.
         wanted: "archive", "student" or "scores".
-        where: words in front of the path, such as "--out".
     """
     found = kind_of(path)
     if found is not None and found != wanted:
         holds, commands = HOLDS[found]
         raise MismatchError(
-            f"{where}{path} holds {holds}, but {EXPECTED[wanted]} expected here; a command that takes it: {commands}"
-            if not where
-            else f"{where}{path} holds {holds} already; choose another directory"
+            f"{path} holds {holds}, but {EXPECTED[wanted]} expected here; a command that takes it: {commands}"
         )
+
+
+def require_place_for(out: Path, wanted: str) -> None:
+    """Raise MismatchError when a directory to be written holds something else of this package already.
+
+    Args:
+        out: what the user typed for --out.
+        wanted: "archive", "student" or "scores". An unfinished training is where its student goes.
+    """
+    found = kind_of(out)
+    if found not in (None, wanted, "checkpoint" if wanted == "student" else wanted):
+        raise MismatchError(f"--out {out} holds {HOLDS[found][0]} already; choose another directory")

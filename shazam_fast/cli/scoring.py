@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .kinds import require_kind
+from .kinds import require_kind, require_place_for
 from .options import Device, Features, Split, StudentPath, opens_features
 from .printing import say
 
@@ -37,7 +37,7 @@ def score(
     from ..scoring.score import score as run
 
     require_kind(student, "student")
-    require_kind(out, "scores", "--out ")
+    require_place_for(out, "scores")
     scores = run(
         student,
         features.open(),

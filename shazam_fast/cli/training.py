@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..training.config import PRESETS, TrainConfig
-from .kinds import require_kind
+from .kinds import require_kind, require_place_for
 from .options import Device, Features, StudentPath, add_options, opens_features
 from .printing import print_table, say
 
@@ -77,7 +77,7 @@ def train(
     """Train a student. Ctrl-C keeps a checkpoint; the same command resumes from it."""
     from ..training.train import train as run
 
-    require_kind(out, "student", "--out ")
+    require_place_for(out, "student")
     result = run(features.open(), out=out, preset=preset, **_typed(context, options))
     best = max(result.history, key=lambda record: record["val_score"])
     say(f"student in {out}: the best of {len(result.history)} epochs is number {best['epoch'] + 1}")

@@ -124,12 +124,15 @@ def _paper(tissue: Tissue, shade: float) -> FloatArray:
 
 
 def _draw_headline(figure: Figure, headline: str) -> None:
-    note = "Boxed: the test area, never used in training. Each pixel shows the mean of the patches over it."
+    note = (
+        "Boxed: the test area, never used in training. Pixels show the mean of the patches over them. "
+        "Attention shares do not measure how useful a teacher is."
+    )
     axes = canvas.place(figure, EDGE, 0, WIDTH - 2 * EDGE, HEAD)
     axes.set_axis_off()
     title = canvas.write(axes, headline, (0, 0.60), fontsize=16, weight="bold", va="center")
     canvas.fit(title, 72 * (WIDTH - 2 * EDGE))
-    canvas.write(axes, note, (0, 0.22), fontsize=10.5, color=MUTED, va="center")
+    canvas.write(axes, note, (0, 0.22), fontsize=10, color=MUTED, va="center")
 
 
 def _draw_slide(axes: Axes, tissue: Tissue, patches: Patches) -> None:
@@ -175,7 +178,7 @@ def _draw_leading(axes: Axes, shares: FloatArray, tissue: Tissue) -> None:
     colours = pick_colours(TEACHER_COLOURS, shares.shape[2])[teacher] / 255  # [H, W, 3]
     axes.imshow((1 - excess[..., None] * (1 - colours)) * _paper(tissue, 0.25), interpolation="nearest")
     canvas.write_title(axes, "Largest attention share")
-    canvas.write_note(axes, f"{1 / shares.shape[2]:.1%} pale, {most:.1%} solid")
+    canvas.write_note(axes, f"{1 / shares.shape[2]:.0%} pale, {most:.0%} solid")
 
 
 def _draw_shares(

@@ -221,20 +221,28 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path, arguments, message):
 
 def test_ctrl_c_and_the_same_command_again(tmp_path):
     archive = sf.write_archive(tmp_path / "a", **make_patches(rows=4000))
-    arguments = ["train", archive, "--out", tmp_path / "run", "--batch-size", "4", "--dim", "16", "--patience", "500"]
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    options = ["--batch-size", "4", "--dim", "16", "--patience", "500", "--checkpoint-seconds", "0.2"]
+    command = [sys.executable, "-c", SCRIPT, "train", str(archive), "--out", str(tmp_path / "run"), *options]
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(6.0)
+    for _ in range(1200):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode not in (0, 1, -signal.SIGINT), errors
     assert "the same call continues from there" in errors
     assert "Traceback" not in errors
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert checkpoint.exists()
+    written = checkpoint.stat().st_mtime_ns
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(6.0)
+    for _ in range(1200):
+        if checkpoint.stat().st_mtime_ns != written or process.poll() is not None:
+            break
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert "continued from epoch" in process.communicate(timeout=30)[1]
+    assert "continued from epoch" in process.communicate(timeout=60)[1]
 
 
 def test_progress_is_shown_on_a_terminal_after_two_seconds(tmp_path):
