@@ -75,6 +75,7 @@ def convert(
     groups: Given = None,
     classes: Sequence[str] | None = None,
     teachers: Sequence[str] | None = None,
+    slides: Sequence[str] | None = None,
 ) -> ConversionReport:
     """Pack features into one native archive, the teachers of a patch side by side.
 
@@ -88,7 +89,7 @@ def convert(
         source: a path, or {teacher: path}.
         out: directory of the archive.
         dtype: "float16", or "float32" for features beyond 65504 or to keep every bit.
-        labels, splits, groups, classes, teachers: as in `shazam_fast.open`.
+        labels, splits, groups, classes, teachers, slides: as in `shazam_fast.open`.
 
     Raises:
         NonFiniteError: a feature is NaN, infinite, or too large for float16; names teacher and row, leaves nothing.
@@ -97,7 +98,7 @@ def convert(
         ArchiveError: a file is missing, damaged, or would have to be unpickled with code execution allowed.
         ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
     """
-    readable = Readable(source, labels, splits, groups, classes, teachers)
+    readable = Readable(source, labels, splits, groups, classes, teachers, slides)
     job = {**readable.identity(), "teachers": readable.archive.teachers, "dtype": dtype}
     manifest = read_finished(Path(out), job)
     if manifest is None:

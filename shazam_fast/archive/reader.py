@@ -41,8 +41,9 @@ class Readable:
         groups: Given,
         classes: Sequence[str] | None,
         teachers: Sequence[str] | None,
+        slides: Sequence[str] | None = None,
     ) -> None:
-        contents, loads = _gather(source, teachers)
+        contents, loads = _gather(source, teachers, slides)
         self._contents = contents = annotate(contents, labels, splits, groups, classes)
         self.archive = FeatureArchive(contents)
         names = list(contents.teachers) if loads else [""] * len(contents.blocks)
@@ -88,11 +89,15 @@ class Readable:
         return digest.hexdigest()
 
 
-def _gather(source: str | Path | Mapping[str, str | Path], teachers: Sequence[str] | None) -> tuple[Contents, Loads]:
+def _gather(
+    source: str | Path | Mapping[str, str | Path], teachers: Sequence[str] | None, slides: Sequence[str] | None
+) -> tuple[Contents, Loads]:
     if not isinstance(source, Mapping):
         if is_native(Path(source)):
-            if teachers is not None:
-                raise MismatchError(f"{source}: a native archive is converted whole; teachers= selects among files")
+            if teachers is not None or slides is not None:
+                raise MismatchError(
+                    f"{source}: a native archive is converted whole; teachers= and slides= select among files"
+                )
             return read_contents(Path(source)), {}
         places: list[tuple[str | None, Path]] = [(None, Path(source))]
     else:
@@ -103,7 +108,7 @@ def _gather(source: str | Path | Mapping[str, str | Path], teachers: Sequence[st
     path = places[0][1]
     loads: Loads = {}
     sources = choose_teachers(path, [s for f in found for s in f.sources], teachers)
-    contents = join(path, [replace(s, read=partial(_read_noting, s, loads)) for s in sources])
+    contents = join(path, [replace(s, read=partial(_read_noting, s, loads)) for s in sources], slides)
     return _add_what_tools_know(contents, found), loads
 
 
