@@ -23,6 +23,7 @@ from ..archive.archive import FeatureArchive
 from ..errors import NonFiniteError
 from ..student.folded import FoldedStudent
 from ..student.matching import TeacherMatch
+from ..student.output import StudentOutput
 from ..student.student import Student
 
 TILE_ROWS = 240  # one thread's work at a time on the CPU; a multiple of the 12 rows that its products take at once
@@ -171,12 +172,8 @@ class Scorer:
     @torch.inference_mode()
     def _infer(self, features: Tensor) -> Inferred:
         matched, present = self.match(features.to(self._dtype))
-        fused = None
-        if self._fused:
-            logits, shares, fused = self._model.infer_fused(matched, present)
-        else:
-            logits, shares = self._model.infer(matched, present)
-        return logits.softmax(dim=1), shares, fused
+        output: StudentOutput = self._model(matched, present)
+        return output.logits.softmax(dim=1), output.shares, output.fused if self._fused else None
 
 
 def stream_to_gpu(
@@ -235,8 +232,8 @@ BATCH_ROWS = 2048
 @torch.no_grad()
 def predict(
     model: Student | FoldedStudent, archive: FeatureArchive, rows: NDArray[np.int64], batch_size: int = BATCH_ROWS
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Logits [B, C] and teacher shares [B, N] of the given rows, batch by batch, on the model's device, in its dtype.
+) -> Iterator[StudentOutput]:
+    """What the model gives for the given rows, batch by batch, on the model's device, in its dtype.
 
     For a model that is still in training; `Scorer` is faster for one that is not.
     Raises NonFiniteError naming the teacher and the row when a feature is NaN or infinite.
@@ -245,8 +242,8 @@ def predict(
     like = next(chain(model.parameters(), model.buffers()))
     for batch in archive.stream(rows, batch_size):
         features, present = match(torch.from_numpy(batch.features).to(like))
-        logits, shares = model.infer(features, present)
-        if not torch.isfinite(logits).all():
+        output: StudentOutput = model(features, present)
+        if not torch.isfinite(output.logits).all():
             archive.require_finite(batch.rows, batch.features)
             raise NonFiniteError(f"{archive.path}: rows {batch.rows[0]}..{batch.rows[-1]} give non-finite logits")
-        yield logits, shares
+        yield output

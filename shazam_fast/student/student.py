@@ -1,7 +1,5 @@
 """The student: one token per teacher, a small self-attention stack, the mean, a head (Shazam, arXiv 2503.00736)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,7 @@ from .config import StudentConfig
 from .files import TENSORS, read_student, write_student
 from .folded import FoldedStudent
 from .layers import Projection, ResidualBlocks, empty_linear, fill_uniform
-
-
-@dataclass(frozen=True)
-class StudentOutput:
-    """What the student says of B patches.
-
-    `logits` [B, C]; `fused` [B, D], the mean token t; `tokens` [B, N, D], the projected teachers T_i;
-    `present` bool [B, N] or None.
-    """
-
-    logits: Tensor
-    fused: Tensor
-    tokens: Tensor
-    present: Tensor | None
-    find_shares: Callable[[], Tensor] | None
-
-    @property
-    def shares(self) -> Tensor | None:
-        """Exact share of each teacher in the fused feature [B, N]; None for the residual block, which has none."""
-        return None if self.find_shares is None else self.find_shares()
+from .output import StudentOutput
 
 
 class Student(nn.Module):
@@ -67,40 +46,39 @@ class Student(nn.Module):
         self.frozen_targets: Projection | None = None
         self.training_record: dict[str, Any] = {}
 
-    def forward(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> StudentOutput:
-        """Logits and everything the objective needs.
+    def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """Logits, fused feature and teacher shares of a batch.
 
         Args:
-            features: [B, sum of dims], any float dtype.
+            features: [B, sum of dims], any float dtype, as stored (they are standardised here).
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
-                What absent teachers' features hold, NaN included, has no influence.
-            rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
+                What missing teachers' features hold, NaN included, has no influence.
+
+        Raises MismatchError when the features have another width.
         """
-        tokens = self.tokens(features, present, rows)
-        find_shares = None
-        if self.blocks is None:
-            fused, find_shares = ops.bare_stack(tokens, self.qkv, present)
-        else:
-            fused = self.blocks.attend(tokens, self.qkv, present)
-        return StudentOutput(self.head(fused), fused, tokens, present, find_shares)
-
-    def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, C] and teacher shares [B, N] (None for the residual block)."""
-        return self.infer_fused(features, present)[:2]
-
-    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """`infer`, and the fused feature t [B, D] behind the logits."""
-        output = self(features, present)
-        return output.logits, output.shares, output.fused
+        return self.fuse(self.tokens(features, present), present)
 
     def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """Standardised features projected to one token per teacher, eq. (1); arguments as `forward`. [B, N, D]."""
+        """Standardised features projected to one token per teacher, eq. (1). [B, N, D].
+
+        Args:
+            features, present: as for `forward`.
+            rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
+        """
         tokens = self._project(self.projection, features, present, rows)
         return tokens if self.blocks is None else self.blocks.deepen(tokens)
 
+    def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """Attention over `tokens` [B, N, D], their mean and the head; `present` as for `forward`."""
+        if self.blocks is None:
+            fused, shares = ops.bare_stack(tokens, self.qkv, present)
+            return StudentOutput(self.head(fused), fused, shares)
+        fused = self.blocks.attend(tokens, self.qkv, present)
+        return StudentOutput(self.head(fused), fused, None)
+
     @torch.no_grad()
     def fixed_targets(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """Standardised features through `frozen_targets`; arguments as `forward`. [B, N, D]."""
+        """Standardised features through `frozen_targets`; arguments as for `tokens`. [B, N, D]."""
         if self.frozen_targets is None:
             raise ShazamError("targets='frozen' needs a student with frozen_targets; train() makes them")
         return self._project(self.frozen_targets, features, present, rows)

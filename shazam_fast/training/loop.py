@@ -23,6 +23,7 @@ from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
 from ..scoring.engine import predict
 from ..scoring.metrics import confusion_matrix, selection_metrics, selection_score
+from ..student.output import StudentOutput
 from ..student.student import Student
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -163,10 +164,10 @@ class TrainingRun:
         """Selection score and mean teacher shares on the validation split."""
         self._student.eval()
         predictions, all_shares = [], []
-        for logits, w in self._validation_output():
-            predictions.append(logits.argmax(dim=1))
-            if w is not None:
-                all_shares.append(w)
+        for output in self._validation_output():
+            predictions.append(output.logits.argmax(dim=1))
+            if output.shares is not None:
+                all_shares.append(output.shares)
         labels = self._archive.labels[self._val_rows]
         prediction = torch.cat(predictions).cpu().numpy()
         confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
@@ -179,13 +180,13 @@ class TrainingRun:
         }
 
     @torch.no_grad()
-    def _validation_output(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Logits and teacher shares of the validation split, batch by batch."""
+    def _validation_output(self) -> Iterator[StudentOutput]:
+        """What the student gives for the validation split, batch by batch."""
         if self._val_features is None:
             yield from predict(self._student, self._archive, self._val_rows)
             return
         for features in self._val_features.split(VALIDATION_ROWS):
-            yield self._student.infer(features)
+            yield self._student(features)
 
     def _require_finite_losses(self) -> None:
         finite = torch.isfinite(self._losses[: max(self._step, 1)]).cpu().numpy()

@@ -42,7 +42,7 @@ def fused_stack(block, inputs, present, precision="ieee"):
     """Fused feature and weights by the kernels; no weights for the residual block."""
     if block == "bare":
         return bare_stack(*inputs, present, precision)
-    return (residual_stack(*inputs, present, precision),)
+    return (residual_stack(inputs[0], reference.ResidualMaps(*inputs[1:]), present, precision),)
 
 
 def plain_stack(block, inputs, present):
@@ -50,7 +50,7 @@ def plain_stack(block, inputs, present):
     if block == "bare":
         fused, attention = reference.bare_stack(*inputs, present)
         return fused, reference.teacher_shares(attention, present)
-    return (reference.residual_stack(*inputs, present),)
+    return (reference.residual_stack(inputs[0], reference.ResidualMaps(*inputs[1:]), present),)
 
 
 def with_gradients(results, inputs):
@@ -225,7 +225,7 @@ def test_what_is_refused(position, value, message):
     arguments += [None, "ieee"]
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
-        residual_stack(*arguments)
+        residual_stack(arguments[0], reference.ResidualMaps(*arguments[1:7]), *arguments[7:])
     if position in (0, 1, 7, 8):
         with pytest.raises(ValueError, match=message):
             bare_stack(*arguments[:2], *arguments[7:])

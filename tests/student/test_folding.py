@@ -21,12 +21,12 @@ def test_folded_is_what_the_equations_say(teachers, missing):
     np.testing.assert_allclose(array(folded.score_maps), np.concatenate(score_maps, axis=1), atol=1e-13)
     tokens = array(student.tokens(features, present))
     fused, w = equations.folded_forward(tokens, score_maps, value_map, mask)
-    logits, weights = folded.infer(features, present)
-    output = student(features, present)
+    found, output = folded(features, present), student(features, present)
     np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
-    np.testing.assert_allclose(array(weights), w, atol=1e-12)
-    torch.testing.assert_close(logits, output.logits, atol=1e-11, rtol=0)
-    torch.testing.assert_close(weights, output.shares, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(array(found.shares), w, atol=1e-12)
+    torch.testing.assert_close(found.logits, output.logits, atol=1e-11, rtol=0)
+    torch.testing.assert_close(found.shares, output.shares, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.fused, output.fused, atol=1e-11, rtol=0)
 
 
 def errors(student, features):
@@ -34,17 +34,17 @@ def errors(student, features):
     exact = student.double()
     with torch.no_grad():
         output = exact(features.double())
-        results = {"folded64": exact.fold().infer(features.double())}
+        results = {"folded64": exact.fold()(features.double())}
         single = student.float()
-        results["plain32"] = single.infer(features.float())
-        results["folded32"] = single.fold().infer(features.float())
+        results["plain32"] = single(features.float())
+        results["folded32"] = single.fold()(features.float())
     scale = output.logits.abs().max()
     return {
         name: (
-            float((logits.double() - output.logits).abs().max() / scale),
-            float((w.double() - output.shares).abs().max()),
+            float((found.logits.double() - output.logits).abs().max() / scale),
+            float((found.shares.double() - output.shares).abs().max()),
         )
-        for name, (logits, w) in results.items()
+        for name, found in results.items()
     }
 
 
