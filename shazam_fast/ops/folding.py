@@ -12,8 +12,6 @@ from ..runtime.products import product
 from .masks import hide_missing, mask_array
 
 FOLDED_BYTES = 2 << 20  # intermediate values of folded scoring per thread at a time; they fit its cache
-    2 << 20
-)  # of intermediate values that folded scoring keeps at a time per thread, so that its cache holds them
 
 
 @torch.no_grad()

@@ -101,3 +101,42 @@ def test_where_float32_ends_the_folded_form_is_no_worse(sharpness, float32_is_en
 def test_residual_students_do_not_fold():
     with pytest.raises(sf.ShazamError, match="only bare students fold exactly"):
         make_student("residual").fold()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_far_from_zero_for_their_spread_cost_no_digits(tmp_path, ratio, dtype):
+    """Mean over spread: the folded student errs no more than the plain one, in PyTorch and in the compiled core."""
+    student = make_student(dim=32, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(500, sum(student.dims), generator=generator) * 0.01 + 0.01 * ratio
+    student.feature_mean.copy_(features.double().mean(0))
+    student.feature_scale.copy_(features.double().std(0))
+    exact = make_student(dim=32)
+    exact.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        truth = exact(features.double()).logits.softmax(1)
+        plain = (student(features).logits.softmax(1) - truth).abs().max()
+        folded = (student.fold()(features).logits.softmax(1) - truth).abs().max()
+        archive = sf.open(sf.write_archive(tmp_path / "a", split_by_teacher(student, features), dtype="float32"))
+        scored = torch.from_numpy(sf.score(student, archive, device="cpu").probabilities)
+    assert folded <= 4 * plain + 1e-6
+    assert (scored - truth).abs().max() <= 4 * plain + 1e-6
+
+
+def split_by_teacher(student, features):
+    parts = features.split(student.dims, dim=1)
+    return {name: part.numpy() for name, part in zip(student.config.teachers, parts, strict=True)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_folding_copies(dtype):
+    """A student that is trained on after folding leaves the folded one as it was."""
+    student = make_student(dtype=dtype)
+    folded = student.fold()
+    before = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
+    with torch.no_grad():
+        for tensor in student.state_dict().values():
+            tensor.add_(1.0)
+    for name, tensor in folded.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
