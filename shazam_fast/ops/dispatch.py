@@ -20,12 +20,13 @@ from ..errors import ShazamError
 from ..kernels import reference
 from ..kernels.precision import PRECISIONS
 from ..kernels.reference import ResidualMaps
+from ..runtime.checks import require_choice
 from . import distillation, folding, projection, stack
-from .limits import cpu_obstacle, triton_obstacle
+from .limits import INTERPRETED, cpu_obstacle, triton_obstacle
 
 __all__ = [
     "BACKENDS", "PRECISIONS", "ResidualMaps", "bare_stack", "distillation_loss", "folded_stack", "project",
-    "residual_stack", "runs_in_core", "use",
+    "require_available", "residual_stack", "runs_in_core", "use",
 ]  # fmt: skip
 
 logger = logging.getLogger("shazam_fast")
@@ -70,11 +71,7 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
 
     Raises ShazamError when there is no such backend or precision, or when only Triton offers the precision.
     """
-    for name, value, known in (("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ShazamError(f"{name}: one of {', '.join(known)} expected, found {value!r}")
-    if backend == "reference" and precision != "ieee":
-        raise ShazamError(f"precision {precision!r} is the Triton kernels'; backend 'reference' has 'ieee' alone")
+    _require_choice(backend, precision)
     before = _choice.set(_Choice(backend, precision))
     cublas = torch.backends.cuda.matmul
     rounding = cublas.fp32_precision
@@ -85,6 +82,28 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
     finally:
         cublas.fp32_precision = rounding
         _choice.reset(before)
+
+
+def require_available(backend: str, precision: str, device: torch.device) -> None:
+    """Check, before any work, that operations on a device can be computed so.
+
+    Raises ShazamError when there is no such backend or precision, or the device does not offer it.
+    """
+    _require_choice(backend, precision)
+    interpreted = INTERPRETED and backend == "triton"
+    if precision != "ieee" and device.type == "cpu" and not interpreted:
+        raise ShazamError(f"precision {precision!r} is the Triton kernels': it needs an NVIDIA GPU; use 'ieee'")
+    if backend == "triton" and (obstacle := _no_triton()):
+        raise ShazamError(f"backend 'triton': {obstacle}; use 'auto'")
+    if backend == "triton" and device.type == "cpu" and not interpreted:
+        raise ShazamError("backend 'triton' needs an NVIDIA GPU; use 'auto'")
+
+
+def _require_choice(backend: str, precision: str) -> None:
+    require_choice("backend", backend, BACKENDS)
+    require_choice("precision", precision, tuple(PRECISIONS))
+    if backend == "reference" and precision != "ieee":
+        raise ShazamError(f"precision {precision!r} is the Triton kernels'; backend 'reference' has 'ieee' alone")
 
 
 def project(

@@ -37,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records. Fields that a record does not know are passed over, for documents of later versions."""
 
 
-class _Head(Record):
+class _Head(Record, frozen=True, kw_only=True):
     format: Text = ""
     version: int = 0
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from .config import StudentConfig
-from .files import TENSORS, read_student, write_student
+from .files import CARD, TENSORS, read_card, read_weights, write_student
 from .folded import FoldedStudent
 from .layers import Projection, ResidualBlocks, empty_linear, fill_uniform
 from .output import StudentOutput
@@ -92,7 +92,10 @@ class Student(nn.Module):
         return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
 
     def save(self, path: str | Path) -> None:
-        """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them."""
+        """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them.
+
+        Raises ShazamError when they cannot be written.
+        """
         write_student(Path(path), self.config, self.state_dict(), self.training_record)
 
     def _project(self, maps: Projection, features: Tensor, present: Tensor | None, rows: Tensor | None) -> Tensor:
@@ -106,23 +109,39 @@ class Student(nn.Module):
 
 
 def load(path: str | Path) -> Student:
-    """Load a student saved by `Student.save`, on the CPU, in evaluation mode.
+    """Load a student saved by `Student.save`, on the CPU, in evaluation mode, in the dtype it was saved in.
+
+    Args:
+        path: the directory with `student.json` and `student.safetensors`.
 
     Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
+
+    >>> import tempfile, shazam_fast as sf
+    >>> path = tempfile.mkdtemp()
+    >>> sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumor"), dim=8, depth=1)).save(path)
+    >>> sf.load(path).config.classes
+    ('normal', 'tumor')
     """
     path = Path(path)
-    config, tensors, record = read_student(path)
-    student = Student(config)
-    student.training_record = record
+    config, card = read_card(path)
+    with torch.device("meta"):  # shapes without memory: the files are checked before any is taken
+        wanted = Student(config).state_dict()
+    tensors = read_weights(path, card, {name: list(tensor.shape) for name, tensor in wanted.items()})
+    student = Student(config).to(tensors["qkv"].dtype)
+    student.training_record = card.training
     if any(name.startswith("frozen_targets.") for name in tensors):
         student.freeze_targets()
     try:
         student.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArchiveError(f"{path / TENSORS}: tensors do not fit the configuration: {error}") from None
+        raise ArchiveError(f"{path / TENSORS}: tensors do not fit {CARD}: {error}") from None
     return student.eval()
 
 
 def load_student(student: Student | str | Path) -> Student:
-    """The student itself, or the one saved in a directory."""
-    return student if isinstance(student, Student) else load(student)
+    """The student itself, or the one saved in a directory. Raises ArchiveError, see `load`."""
+    if isinstance(student, str | Path):
+        return load(student)
+    if not isinstance(student, Student):
+        raise ShazamError(f"student: a Student or the directory of one expected, found {type(student).__name__}")
+    return student

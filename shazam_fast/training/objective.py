@@ -6,12 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import ShazamError
 from ..ops import dispatch as ops
 from ..student.student import Student
-
-TARGETS = ("projected", "detached", "frozen")
-HUBERS = ("norm", "elementwise")
+from .config import check_objective
 
 
 class Losses(NamedTuple):
@@ -41,12 +38,7 @@ class Objective:
     targets: str
 
     def __post_init__(self) -> None:
-        if self.huber not in HUBERS:
-            raise ShazamError(f"huber: one of {HUBERS} expected, found {self.huber!r}")
-        if self.targets not in TARGETS:
-            raise ShazamError(f"targets: one of {TARGETS} expected, found {self.targets!r}")
-        if self.lam < 0 or self.delta <= 0:
-            raise ShazamError(f"lam >= 0 and delta > 0 expected, found {self.lam} and {self.delta}")
+        check_objective(self.lam, self.delta, self.huber, self.targets)
 
     def __call__(
         self,
