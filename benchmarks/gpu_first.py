@@ -136,7 +136,7 @@ def scores_agree(visit, archive):
     x = torch.from_numpy(archive.gather(np.arange(16))).to(DEVICE)
     x[6, 3] = float("nan")
     with torch.inference_mode():
-        logits = to_scoring_form(student, DEVICE).infer(x)[0]
+        logits = to_scoring_form(student, DEVICE)(x).logits
     visit.keep(check="rows that a NaN in row 6 spoils", rows=(~logits.isfinite().all(1)).nonzero().flatten().tolist())
 
 
@@ -157,7 +157,7 @@ def resident_scoring(visit, archive, precision):
     model = to_scoring_form(make_student(archive), DEVICE)
     with ops.use("auto", precision), torch.inference_mode():
         for features in (x.half(), x) if GPU else (x,):
-            took = median_seconds(lambda features=features: model.infer(features))
+            took = median_seconds(lambda features=features: model(features))
             visit.keep(rate="resident", precision=precision, features=str(features.dtype), patches_per_s=n / took)
 
 

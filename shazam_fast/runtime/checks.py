@@ -36,10 +36,11 @@ def require_number(
     limits = [f"more than {above:g}"] if above is not None else [f"at least {least:g}"] * (least > -math.inf)
     limits += [f"less than {below:g}"] * (below < math.inf)
     wanted = " ".join(["a number", " and ".join(limits)]).strip()
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ShazamError(f"{name}: {wanted} expected, found {value!r}")
-    number = float(value)
-    if number < least or number >= below or (above is not None and number <= above):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or not least <= number < below or (above is not None and number <= above):
         raise ShazamError(f"{name}: {wanted} expected, found {value!r}")
     return number
 

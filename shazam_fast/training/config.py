@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ShazamError
-from ..runtime.checks import require_choice, require_count, require_number, require_switch
+from ..runtime.checks import require_count, require_number, require_switch
 from ..student.config import StudentConfig, check_shape
+from .choices import check_objective
 
 if TYPE_CHECKING:
     from .objective import Objective
 
-TARGETS = ("projected", "detached", "frozen")
-HUBERS = ("norm", "elementwise")
 MOST_SEED = (1 << 63) - 1  # what PyTorch's generators take
 
 # What a preset changes. lam of the paper's two tasks; the authors' released script.
@@ -125,13 +124,3 @@ class TrainConfig:
         job = asdict(self)
         del job["device"], job["backend"], job["checkpoint_seconds"]
         return {**job, **archive}
-
-
-def check_objective(lam: object, delta: object, huber: object, targets: object) -> dict[str, Any]:
-    """The options of an objective as plain values. Raises ShazamError naming the first that cannot be."""
-    return {
-        "lam": require_number("lam", lam, 0.0),
-        "delta": require_number("delta", delta, above=0.0),
-        "huber": require_choice("huber", huber, HUBERS),
-        "targets": require_choice("targets", targets, TARGETS),
-    }

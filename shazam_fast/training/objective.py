@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..ops import dispatch as ops
 from ..student.student import Student
-from .config import check_objective
+from .choices import check_objective
 
 
 class Losses(NamedTuple):
