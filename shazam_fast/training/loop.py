@@ -56,7 +56,7 @@ class TrainingRun:
         self._steps = math.ceil(self._patches / config.batch_size)
         self._state = _new_state(archive, config, device, self._steps)
         if checkpoint.load(self._state):
-            logger.info("%s: continued from epoch %d, step %d", archive.path, self._state.epoch, self._state.step)
+            logger.info("continued from epoch %d, step %d", self._state.epoch, self._state.step)
         else:
             mean, scale = feature_statistics(archive, train_rows)
             if config.standardize:

@@ -132,7 +132,7 @@ def test_a_stored_nan_is_named(archive, block):
     content[offset : offset + 2] = NAN
     part.write_bytes(content)
     with pytest.raises(sf.NonFiniteError, match="teacher 'phikon-v2', row 203"):
-        sf.score(student, archive)
+        sf.score(student, archive.path)
 
 
 def test_evaluate_needs_labels_and_the_same_classes(trained, tmp_path):
