@@ -197,6 +197,8 @@ def _read_csv(path: Path, content: bytes) -> tuple[list[str], list[list[str]], l
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ArchiveError(f"{path}: no text in UTF-8 (byte {error.start}); save the table as CSV in UTF-8") from None
+    if "\0" in text:
+        raise ArchiveError(f"{path}: no text: it holds zero bytes; save the table as CSV in UTF-8")
     delimiter = _find_delimiter(path, text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     rows, numbers = [], []

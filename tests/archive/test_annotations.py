@@ -94,7 +94,9 @@ def test_clams_splits(job, tmp_path):
         assert [len(archive.split(s)) for s in ("train", "val", "test")] == [80, 20, 20]
         assert archive.split("val").tolist() == list(range(80, 100))
     both = write_csv(tmp_path / "both.csv", ",train,val,test", [f"0,{SLIDES[0]},{SLIDES[0]},"])
-    with pytest.raises(sf.MismatchError, match="rows 2 and 2 contradict each other: 'TCGA-00' has the splits 'train' and 'val'"):
+    with pytest.raises(
+        sf.MismatchError, match="rows 2 and 2 contradict each other: 'TCGA-00' has the splits 'train' and 'val'"
+    ):
         sf.open(job, splits=both)
 
 

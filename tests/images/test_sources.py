@@ -130,7 +130,7 @@ def test_a_manifest_without_paths(classes):
 
 
 def test_a_split_that_does_not_exist(classes):
-    with pytest.raises(sf.MismatchError, match="images.csv: row 2: unknown split 'holdout'"):
+    with pytest.raises(sf.MismatchError, match=r"images.csv: row 2: unknown split 'holdout'"):
         manifest(write_manifest(classes, "path,split\na/000.png,holdout\n"))
 
 
