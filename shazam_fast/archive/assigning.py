@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
-from ..formats.pieces import Contents
+from ..formats.pieces import UNKNOWN, Contents
 from ..runtime.cells import read_numbers, without_decimals
 from ..runtime.slide_names import match_slides, show
 from ..runtime.tables import Table
@@ -136,6 +136,7 @@ class Patches:
         stated = _first_rows(table, keys, values, what)
         here = zip(self.slides.tolist(), *coords.T.tolist(), strict=True)
         found = np.array([stated.get(key, -1) for key in here], dtype=np.int64)
+        found[(coords == UNKNOWN["coords"]).all(axis=1)] = -1  # a position that is not known is no position
         known = (found >= 0) & (values[found] != "")
         if required and not known.any():
             raise MismatchError(

@@ -38,6 +38,10 @@ class GroupedSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not all(isinstance(share, int | float) for share in (self.val, self.test)):
+            raise ShazamError(f"val and test: numbers expected, found {self.val!r} and {self.test!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ShazamError(f"seed: a whole number from 0 expected, found {self.seed!r}")
         if not (0 < self.val <= 0.5 and 0 <= self.test <= 0.5 and self.val + self.test < 1):
             raise ShazamError(
                 f"shares 0 < val <= 0.5, 0 <= test <= 0.5 and val + test < 1 expected, found {self.val} and {self.test}"

@@ -24,6 +24,7 @@ from .cells import cell_of, quote
 
 DELIMITERS = (",", ";", "\t")
 EXCEL_SUFFIXES = (".xlsx", ".xlsm")
+TABLE_SUFFIXES = (".csv", ".tsv", *EXCEL_SUFFIXES)
 
 # What a column holds -> its usual names, and names that are tried where none of those is there. Written without case,
 # blanks, "_" and "-"; from CLAM, TRIDENT, STAMP, Patho-Bench, torchmil, eva, slide2vec and clinical tables.

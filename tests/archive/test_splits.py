@@ -60,3 +60,6 @@ def test_too_few_groups_for_a_share():
         sf.GroupedSplit().assign(np.full(30, -1), np.arange(30))
     with pytest.raises(sf.ShazamError, match=r"val \+ test < 1"):
         sf.GroupedSplit(0.5, 0.5)
+    for wrong in ({"val": "0.2"}, {"seed": -1}, {"seed": 0.5}, {"val": float("nan")}):
+        with pytest.raises(sf.ShazamError, match="expected, found"):
+            sf.GroupedSplit(**wrong)

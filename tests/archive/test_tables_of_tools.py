@@ -243,3 +243,20 @@ def test_what_leaves_its_meaning_open_is_an_error(job, write):
 def test_a_split_that_cuts_slides_is_said(job, caplog):
     sf.open(job, splits=["train", "val"] * 8)
     assert "8 slides have patches in several splits: 'TCGA-00'" in caplog.text
+
+
+def test_patches_of_unknown_position_stay_unknown(tmp_path, write):
+    path = sf.write_archive(tmp_path / "a", {"u": np.ones((2, 2))}, slides=["s", "s"], coords=[[-1, -1], [0, 0]])
+    assert sf.open(path, labels=write("slide,x,y,label\ns,-1,-1,a\ns,0,0,b\n")).labels.tolist() == [-1, 0]
+
+
+def test_names_that_differ_in_case_alone_are_said(job, caplog):
+    sf.open(job, labels={"TCGA-00": "Tumour", "TCGA-01": "tumour"}, groups={"TCGA-00": "p1", "TCGA-01": "P1"})
+    assert "classes 'Tumour' and 'tumour' differ in case alone" in caplog.text
+    assert "groups 'P1' and 'p1' differ in case alone" in caplog.text
+
+
+def test_polars(job):
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame({"slide_id": SLIDES, "label": [*list(LABELS.values())[:-1], None]})
+    assert labels(sf.open(job, labels=frame)) == {**LABELS, "TCGA-07": None}

@@ -78,3 +78,8 @@ def test_slides_are_chosen_once_and_by_names_that_are_there():
     ):
         with pytest.raises(sf.MismatchError, match=message):
             choose_slides(["a", "b", "c"], wanted, "job")
+
+
+def test_slides_of_one_name_are_an_error():
+    with pytest.raises(sf.MismatchError, match="the job: two slides are called"):
+        match_slides(["a"], ["Präparat", unicodedata.normalize("NFD", "Präparat")], "the table", "the job")
