@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from ..errors import MismatchError
 from ..formats.pieces import Contents, DTypeName, Extents, Piece, Source
 from ..runtime.progress import Progress
+from ..runtime.slide_names import choose_slides
+from .columns import encode_labels
 
 logger = logging.getLogger("shazam_fast")
 
@@ -52,12 +54,17 @@ def join(path: Path, sources: Sequence[Source], slides: Sequence[str] | None = N
         known["coords"] = _concatenate(coords, rows, (2,))
     if any(c is not None for c in labels):
         known["label"] = _concatenate(labels, rows, ())
+    classes: tuple[str, ...] = ()
+    if "label" in known:
+        classes, known["label"] = encode_labels(
+            known["label"], None, lambda row: f"{path}: labels in its files: row {row}"
+        )
     return Contents(
         path=path,
         teachers={teacher: block.columns for teacher, block in zip(by_teacher, blocks, strict=True)},
         blocks=blocks,
         fingerprint=_fingerprint(blocks),
-        classes=tuple(str(c) for c in range(int(known["label"].max()) + 1)) if "label" in known else (),
+        classes=classes,
         slides=tuple(names) if names != [""] else (),
         columns={name: constant(column) for name, column in known.items()},
     )
@@ -107,11 +114,13 @@ def _common_slides(
 ) -> list[str]:
     first, *others = by_teacher
     if slides is not None:
+        there = list(by_teacher[first])
+        wanted = [there[index] for index in choose_slides(there, slides, f"{path}: teacher {first!r}")]
         for teacher, found in by_teacher.items():
-            missing = [slide for slide in slides if slide not in found]
+            missing = [slide for slide in wanted if slide not in found]
             if missing:
                 raise MismatchError(f"{path}: teacher {teacher!r} has no slide {missing[0]!r} ({len(missing)} missing)")
-        return list(slides)
+        return wanted
     for other in others:
         left, right = by_teacher[first], by_teacher[other]
         lone = sorted(left.keys() ^ right.keys())

@@ -1,8 +1,8 @@
-"""Labels, splits and groups for archives whose files hold none: from CSV files, mappings, arrays or folder names."""
+"""Labels, splits and groups for archives whose files hold none: from tables, mappings, arrays or folder names."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import MismatchError
-from ..formats.pieces import Contents
-from ..runtime.tables import GROUP_COLUMNS, LABEL_COLUMNS, SLIDE_COLUMNS, SPLIT_COLUMNS, column_of, read_csv, stem
+from ..formats.pieces import SPLITS, Contents
+from ..runtime.cells import normalise, without_decimals
+from ..runtime.slide_names import show
+from ..runtime.tables import Table, counts, is_frame, read_table, table_of_frame, table_of_mapping
 from .alignment import constant
-from .columns import encode_labels, encode_names, encode_splits, infer_classes
+from .assigning import Patches, require_all_splits
+from .columns import check_classes, check_indices, encode_labels, encode_names, encode_splits, is_index_name
+from .split_tables import split_column, split_table
 from .splits import GroupedSplit, require_whole_groups
 
 logger = logging.getLogger("shazam_fast")
@@ -21,6 +25,7 @@ logger = logging.getLogger("shazam_fast")
 FOLDER = "folder"
 
 Given = str | Path | Mapping[str, Any] | ArrayLike | None
+Column = tuple[NDArray[Any], Table | None, NDArray[np.int64]]  # values; the table they are of, and its row per patch
 
 
 def annotate(
@@ -29,145 +34,201 @@ def annotate(
     splits: Given | GroupedSplit = None,
     groups: Given = None,
     classes: Sequence[str] | None = None,
+    label_column: str | None = None,
 ) -> Contents:
     """The contents with columns for what was given; see `shazam_fast.open` for what each may be.
 
-    Raises MismatchError when names or counts do not fit, or the split cuts a group; ArchiveError for an unreadable CSV.
+    The labels' table also gives patients and splits where it has such columns and none are given.
+
+    Raises MismatchError when names or counts do not fit, rows contradict each other, or the split cuts a group;
+    ArchiveError for a table that cannot be read.
     """
-    rows = int(contents.blocks[0].table[:, 2].sum())
-    archive = _Rows(contents, rows)
-    columns: dict[str, NDArray[Any]] = {}
-    if labels is not None:
-        names = archive.values(labels, LABEL_COLUMNS, "labels")
-        contents, columns["label"] = _encode(contents, names, classes)
-    if groups is None and isinstance(labels, str | Path) and str(labels) != FOLDER:
-        groups = labels if column_of(read_csv(Path(labels)), GROUP_COLUMNS) else None  # the patient stands beside it
-    if groups is not None:
-        group_names = archive.values(groups, GROUP_COLUMNS, "groups").astype(str)
-        unique, codes = np.unique(group_names[group_names != ""], return_inverse=True)
-        columns["group"] = np.full(rows, -1, dtype=np.int32)
-        columns["group"][group_names != ""] = codes
-        contents = replace(contents, groups=tuple(unique.tolist()))
-    contents = replace(contents, columns={**contents.columns, **{n: constant(c) for n, c in columns.items()}})
+    source = _source(labels, "label")
+    if label_column is not None and (not isinstance(source, Table) or isinstance(labels, Mapping)):
+        raise MismatchError("label_column: chooses a column of the labels' table, but labels= is no table")
+    contents = _with_groups(contents, groups, source)
+    if source is not None:
+        contents = _with_labels(contents, source, classes, label_column)
+    elif classes is not None:
+        contents = _with_classes(contents, check_classes(classes))
     if splits is not None:
-        column = _splits(contents, archive, splits, rows)
-        contents = replace(contents, columns={**contents.columns, "split": constant(column)})
+        return _with_splits(contents, splits)
+    header = source.find("split") if isinstance(source, Table) else None
+    if isinstance(source, Table) and header is not None and any(source.texts(header)):
+        logger.info("%s: splits from its column %r", source.where, header)
+        return _with_column_of_splits(contents, source, header, required=False)
     return contents
 
 
-def _splits(contents: Contents, archive: "_Rows", splits: Given | GroupedSplit, rows: int) -> NDArray[np.uint8]:
-    kind, names = ("group", contents.groups) if contents.groups else ("slide", contents.slides)
-    groups = contents.columns[kind]().astype(np.int32) if kind in contents.columns and names else None
+def _source(given: Any, role: str) -> Table | NDArray[Any] | str | None:
+    """What was given as a table, as one value per patch, or as the word "folder"."""
+    if given is None or (isinstance(given, str) and given == FOLDER):
+        return given
+    if isinstance(given, str | Path):
+        return read_table(given)
+    if is_frame(given):
+        return table_of_frame(given)
+    if isinstance(given, Mapping):
+        return table_of_mapping(given, role)
+    index = getattr(given, "index", None)  # of a pandas Series; a list has a method of that name
+    if index is not None and not callable(index) and not counts(index):
+        if not all(isinstance(key, str) for key in index):
+            raise MismatchError(
+                f"{role}s: a Series whose index is neither 0, 1, 2, ... nor slides' names: it could be meant by row "
+                "or by slide; give .to_numpy() for one value per patch, or text as index"
+            )
+        frame = given.rename(role).rename_axis("slide").reset_index()
+        return replace(table_of_frame(frame), where="the Series", rows=[repr(key) for key in index])
+    return np.asarray(normalise(given, f"{role}s"))
+
+
+def _column(
+    contents: Contents, source: Table | NDArray[Any] | str, header: str | None, what: str, required: bool = True
+) -> Column:
+    """The values that a source holds, and which of them each patch has (-1: none)."""
+    patches = Patches(contents)
+    if isinstance(source, str):
+        source = table_of_mapping(_folders(contents, patches), what, "the folders of the files")
+        header = what
+    if isinstance(source, Table):
+        assert header is not None
+        values = without_decimals(source.texts(header))
+        return values, source, patches.find_rows(source, values, what, required)
+    if source.shape != (patches.n_rows,):
+        raise MismatchError(f"{contents.path}: {what} of shape ({patches.n_rows},) expected, found {source.shape}")
+    return source, None, np.arange(patches.n_rows)
+
+
+def _with_groups(contents: Contents, groups: Given, labels: Table | NDArray[Any] | str | None) -> Contents:
+    source, header = _source(groups, "group"), None
+    if isinstance(source, str):
+        raise MismatchError("groups: a table, a mapping or one name per patch expected, found 'folder'")
+    if isinstance(source, Table):
+        header = source.find("group")
+        if header is None:
+            raise MismatchError(
+                f"{source.where}: a column patient_id, case_id or group expected, found {source.headers}"
+            )
+    elif source is None and isinstance(labels, Table) and labels.find("slide") is not None:
+        header = labels.find("group")
+        if header is None or not any(labels.texts(header)):
+            return contents
+        source = labels
+        logger.info("%s: patients from its column %r", labels.where, header)
+    if source is None:
+        return contents
+    values, _, rows = _column(contents, source, header, "groups", groups is not None)
+    names, codes = encode_names(_spread(values, rows), "groups")
+    return _with(replace(contents, groups=names), "group", codes)
+
+
+def _with_labels(
+    contents: Contents, source: Table | NDArray[Any] | str, classes: Sequence[str] | None, label_column: str | None
+) -> Contents:
+    header = source.find_label(label_column) if isinstance(source, Table) else None
+    if isinstance(source, Table):
+        if header is None:
+            raise MismatchError(
+                f"{source.where}: a column of labels (label, target, class, diagnosis) expected, found "
+                f"{source.headers}; choose one with label_column="
+            )
+        logger.info("%s: labels from its column %r", source.where, header)
+    values, table, rows = _column(contents, source, header, "labels")
+    if isinstance(source, str) and classes is None and len(set(values.tolist())) < 2:
+        raise MismatchError(f"{contents.path}: labels='folder' needs a folder per class; all files lie in {values[:1]}")
+    used = np.unique(rows[rows >= 0])  # rows of the table that speak of patches
+    names, codes = encode_labels(values[used], classes, lambda i: _place(table, int(used[i]), contents))
+    of_row = np.full(len(values) + 1, -1, dtype=np.int64)  # the last one for patches without a row
+    of_row[used] = codes
+    return _with(replace(contents, classes=names), "label", of_row[rows])
+
+
+def _with_classes(contents: Contents, classes: tuple[str, ...]) -> Contents:
+    """The labels that an archive has already, under other class names or in another order."""
+    old = contents.classes
+    if "label" not in contents.columns:
+        return replace(contents, classes=classes)
+    labels = contents.columns["label"]().astype(np.int64)
+    check_indices(contents.path, "label", labels, len(old))
+    used = np.unique(labels[labels >= 0]).tolist()
+    if all(is_index_name(name, code) for code, name in enumerate(old)) and not set(old) & set(classes):
+        _, codes = encode_labels(labels, classes, lambda i: f"{contents.path}: row {i}")
+        return _with(replace(contents, classes=classes), "label", codes)
+    if absent := [old[code] for code in used if old[code] not in classes]:
+        raise MismatchError(f"{contents.path}: its class {absent[0]!r} is not among the classes {list(classes)}")
+    places = np.array([*(classes.index(name) if name in classes else -1 for name in old), -1], dtype=np.int64)
+    return _with(replace(contents, classes=classes), "label", places[labels])
+
+
+def _with_splits(contents: Contents, splits: Given | GroupedSplit) -> Contents:
     if isinstance(splits, GroupedSplit):
-        if groups is None:
+        if "label" not in contents.columns:
+            raise MismatchError(f"{contents.path}: a stratified split needs labels; give labels=")
+        patches = Patches(contents)
+        if (patches.groups < 0).all() and (patches.slides < 0).all():
             raise MismatchError(
                 f"{contents.path}: a grouped split needs patients or slides; give groups=, "
                 "or splits= as an array if the patches are independent"
             )
-        if "label" not in contents.columns:
-            raise MismatchError(f"{contents.path}: a stratified split needs labels; give labels=")
-        return splits.assign(contents.columns["label"]().astype(np.int64), groups)
-    names_of_splits = archive.values(splits, SPLIT_COLUMNS, "splits")
-    if names_of_splits.dtype.kind in "OUS":
-        names_of_splits = np.where(names_of_splits == "", "none", names_of_splits.astype(str))
-    column = encode_splits(names_of_splits)
-    assert column is not None
-    if groups is not None and contents.groups:
-        require_whole_groups(column, groups, names)
-    return column.astype(np.uint8)
+        labels = contents.columns["label"]().astype(np.int64)
+        return _with(contents, "split", splits.assign(labels, patches.groups, patches.slides, str(contents.path)))
+    given, fold = split_column(splits)
+    source = _source(given, "split")
+    if isinstance(source, str):
+        raise MismatchError(
+            "splits: a table, a mapping, one split per patch or a GroupedSplit expected, found 'folder'"
+        )
+    if isinstance(source, Table):
+        source, header = split_table(source, fold)
+        return _with_column_of_splits(contents, source, header, required=True)
+    assert source is not None
+    codes = encode_splits(_column(contents, source, None, "splits")[0])
+    return _with_checked_splits(contents, codes)
 
 
-@dataclass
-class _Rows:
-    """The rows of an archive, to which values are given by slide, by patch or one by one."""
-
-    contents: Contents
-    n_rows: int
-
-    def values(self, given: Any, columns: tuple[str, ...], what: str) -> NDArray[Any]:
-        """One value a row, "" where there is none; numbers stay numbers where an array was given."""
-        if isinstance(given, str) and given == FOLDER:
-            return self._by_slide({slide: file.parent.name for slide, file in self._files().items()}, what, FOLDER)
-        if isinstance(given, str | Path):
-            return self._from_csv(Path(given), columns, what)
-        if isinstance(given, Mapping):
-            return self._by_slide({stem(k): str(v) for k, v in given.items()}, what, "the mapping")
-        array = np.asarray(given)
-        if array.shape != (self.n_rows,):
-            raise MismatchError(f"{self.contents.path}: {what} of shape ({self.n_rows},) expected, found {array.shape}")
-        return array
-
-    def _from_csv(self, path: Path, columns: tuple[str, ...], what: str) -> NDArray[Any]:
-        table = read_csv(path)
-        if columns is SPLIT_COLUMNS and {"train", "val"} <= table.keys():
-            return self._by_slide(_clam_splits(path, table), what, path)
-        value, slide = column_of(table, columns), column_of(table, SLIDE_COLUMNS)
-        if value is None or slide is None:
-            raise MismatchError(
-                f"{path}: a column of {'/'.join(SLIDE_COLUMNS)} and one of {'/'.join(columns)} expected, "
-                f"found {', '.join(table)}"
-            )
-        if {"x", "y"} <= table.keys():
-            keys = zip(map(stem, table[slide]), map(int, table["x"]), map(int, table["y"]), strict=True)
-            return self._by_patch(dict(zip(keys, table[value], strict=True)), what, path)
-        return self._by_slide(dict(zip(map(stem, table[slide]), table[value], strict=True)), what, path)
-
-    def _by_slide(self, values: Mapping[str, str], what: str, where: object) -> NDArray[Any]:
-        names = [stem(slide) for slide in self.contents.slides]
-        missing = [name for name in names if name not in values]
-        if not names or len(missing) == len(names):
-            raise MismatchError(
-                f"{self.contents.path}: none of its {len(names)} slides ({', '.join(names[:3])}, ...) "
-                f"has {what} in {where} ({', '.join(list(values)[:3])}, ...)"
-            )
-        if missing:
-            logger.warning(
-                "%d of %d slides have no %s in %s, %r first", len(missing), len(names), what, where, missing[0]
-            )
-        of_slide = np.array([values.get(name, "") for name in names])
-        return of_slide[self.contents.columns["slide"]().astype(np.int64)]
-
-    def _by_patch(self, values: Mapping[tuple[str, int, int], str], what: str, where: object) -> NDArray[Any]:
-        if not {"slide", "coords"} <= self.contents.columns.keys():
-            raise MismatchError(f"{self.contents.path}: {where} labels patches by position; the archive has no coords")
-        names = [stem(slide) for slide in self.contents.slides]
-        slides, coords = self.contents.columns["slide"]().tolist(), self.contents.columns["coords"]().tolist()
-        found = [values.get((names[s], int(x), int(y)), "") for s, (x, y) in zip(slides, coords, strict=True)]
-        if not any(found):
-            raise MismatchError(f"{self.contents.path}: none of its patches has {what} in {where}")
-        if not all(found):
-            logger.warning("%d of %d patches have no %s in %s", found.count(""), len(found), what, where)
-        return np.array(found)
-
-    def _files(self) -> dict[str, Path]:
-        """The file of every slide that has rows, of the first teacher."""
-        block = self.contents.blocks[0]
-        filled: list[int] = np.unique(self.contents.columns["slide"]()).tolist() if self.contents.slides else []
-        return {stem(self.contents.slides[s]): Path(f) for s, f in zip(filled, block.files, strict=True)}
+def _with_column_of_splits(contents: Contents, table: Table, header: str, required: bool) -> Contents:
+    values = table.texts(header)
+    codes = encode_splits(values, table.place)
+    words = np.array(list(SPLITS))[np.searchsorted(list(SPLITS.values()), codes)]  # "Training" and "train" agree
+    rows = Patches(contents).find_rows(table, np.where(values == "", "", words), "splits", required)
+    column = _spread(np.append(codes, np.uint8(SPLITS["none"])), rows)
+    if required:
+        require_all_splits(column, codes, table, {code: name for name, code in SPLITS.items()})
+    return _with_checked_splits(contents, column)
 
 
-def _encode(
-    contents: Contents, names: NDArray[Any], classes: Sequence[str] | None
-) -> tuple[Contents, NDArray[np.int64]]:
-    if names.dtype.kind not in "US":
-        classes = infer_classes(names) if classes is None else tuple(classes)
-        codes = encode_labels(names, tuple(classes))
-        assert codes is not None
-        return replace(contents, classes=tuple(classes)), codes.astype(np.int64)
-    classes, labels = encode_names(names, classes)
-    return replace(contents, classes=classes), labels
+def _with_checked_splits(contents: Contents, column: NDArray[np.uint8]) -> Contents:
+    patches = Patches(contents)
+    if contents.groups:
+        require_whole_groups(column, patches.groups, contents.groups)
+    used = (column != SPLITS["none"]) & (patches.slides >= 0)
+    pairs = np.unique(np.stack([patches.slides[used], column[used]], axis=1), axis=0)[:, 0]
+    cut = np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
+    if cut.size:
+        names = show([contents.slides[slide] for slide in cut])
+        logger.warning("%s: %d slides have patches in several splits: %s", contents.path, cut.size, names)
+    return _with(contents, "split", column)
 
 
-def _clam_splits(path: Path, table: Mapping[str, list[str]]) -> dict[str, str]:
-    """CLAM's splits_k.csv (columns train, val, test of slide names) or splits_k_bool.csv (one row a slide)."""
-    named = [split for split in ("train", "val", "test") if split in table]
-    if {value.lower() for split in named for value in table[split]} <= {"true", "false", ""}:
-        slides = next(iter(table.values()))
-        pairs = [(slide, s) for s in named for slide, on in zip(slides, table[s], strict=True) if on.lower() == "true"]
-    else:
-        pairs = [(slide, split) for split in named for slide in table[split] if slide]
-    splits: dict[str, str] = {}
-    for slide, split in pairs:
-        if splits.setdefault(stem(slide), split) != split:
-            raise MismatchError(f"{path}: slide {slide!r} is in {splits[stem(slide)]} and in {split}")
-    return splits
+def _folders(contents: Contents, patches: Patches) -> dict[str, str]:
+    """The name of the folder that each slide's file is in, of slides that have rows."""
+    filled = np.unique(patches.slides[patches.slides >= 0]).tolist()
+    files = contents.blocks[0].files
+    if not filled or len(files) != len(filled):
+        raise MismatchError(f"{contents.path}: labels='folder' needs one file per slide, in one folder per class")
+    return {
+        contents.slides[slide]: Path(file).absolute().parent.name for slide, file in zip(filled, files, strict=True)
+    }
+
+
+def _place(table: Table | None, row: int, contents: Contents) -> str:
+    return f"{contents.path}: labels: row {row}" if table is None else table.place(row)
+
+
+def _spread(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The values of rows, and for -1 "none known": the last value of numbers, "" of text."""
+    return np.where(rows >= 0, values[rows], "" if values.dtype.kind == "U" else values[-1])
+
+
+def _with(contents: Contents, name: str, column: NDArray[Any]) -> Contents:
+    return replace(contents, columns={**contents.columns, name: constant(column)})

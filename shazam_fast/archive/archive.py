@@ -19,6 +19,7 @@ from ..formats.native import StoredColumn
 from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
+from .columns import check_indices
 
 VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # that a stream gathers while one is worked on
@@ -86,14 +87,7 @@ class FeatureArchive:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
-        labels = self.column("label", 0, self.n_rows)
-        bad = np.flatnonzero((labels < -1) | (labels >= len(self.classes)))
-        if bad.size:
-            raise ArchiveError(
-                f"{self.path}: label {labels[bad[0]]} in row {bad[0]} is out of range: "
-                f"the archive has {len(self.classes)} classes"
-            )
-        return labels
+        return self.column("label", 0, self.n_rows)
 
     @cached_property
     def splits(self) -> NDArray[np.uint8]:
@@ -139,9 +133,16 @@ class FeatureArchive:
         if stored is None:
             return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
         try:
-            return stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
+            column = stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
         except OSError as error:
             raise ArchiveError(f"{self.path}: column {name!r} cannot be read: {error}") from error
+        names = {"label": self.classes, "slide": self.slides, "group": self.groups}
+        if name in names:
+            check_indices(self.path, name, column, len(names[name]), start)
+        elif name == "split" and not (known := np.isin(column, list(SPLITS.values()))).all():
+            row = int(np.argmin(known))
+            raise ArchiveError(f"{self.path}: split {column[row]} in row {start + row} is none of {dict(SPLITS)}")
+        return column
 
     def identity(self) -> str:
         """Changes when a file of the archive is written anew, even in place, or its rows are put together otherwise."""

@@ -1,14 +1,25 @@
 """What users hand in for an archive's columns, checked and encoded."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from ..errors import MismatchError, NonFiniteError
+from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.pieces import COLUMNS, SPLITS
+from ..runtime.cells import DIGITS, is_number, natural_key, normalise, without_decimals
+
+logger = logging.getLogger("shazam_fast")
+
+MAX_CLASSES = 65_536  # of labels given as indices without names
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "validate": "val",
+    "tune": "val", "tuning": "val", "dev": "val", "development": "val", "test": "test", "testing": "test",
+    "none": "none", "": "none",
+}  # fmt: skip
 
 
 def width_of(name: str, array: NDArray[Any]) -> int:
@@ -96,58 +107,153 @@ def first_refused(features: Mapping[str, NDArray[Any]], dtype: str | np.dtype[An
     return next(int(bad.argmax()) for bad in refused if bad.any())
 
 
-def encode_labels(labels: ArrayLike | None, classes: tuple[str, ...]) -> NDArray[Any] | None:
-    """Class indices of labels given as indices (-1 unknown) or as class names."""
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.dtype.kind in "US":
-        codes = {name: code for code, name in enumerate(classes)}
-        unknown = sorted(set(array.tolist()) - set(codes))
-        if unknown:
-            raise MismatchError(f"labels {unknown[:5]} are not among the classes {list(classes)}")
-        return np.array([codes[name] for name in array.tolist()], dtype=np.int64)
-    if array.dtype.kind in "iu" and array.size and (array.min() < -1 or array.max() >= len(classes)):
-        raise MismatchError(
-            f"labels {array.min()}..{array.max()} found, -1 (unknown) to {len(classes) - 1} allowed: "
-            f"the archive has {len(classes)} classes {list(classes)[:8]}"
-        )
-    return array
+def encode_labels(
+    labels: Any, classes: Sequence[str] | None, place: Callable[[int], str] = "labels: row {}".format
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Classes, and the class index of every label.
 
+    Args:
+        labels: [n] of any kind, see `normalise`. Whole numbers that are no text are class indices. Text holds names of
+            classes; text of whole numbers holds class indices where `classes` are given and no class is a number.
+        classes: names in label order. Where None they are taken from the labels: the names in natural order, or "0",
+            "1", ... up to the largest index.
+        place: words for where an entry is.
 
-def encode_splits(splits: ArrayLike | None) -> NDArray[Any] | None:
-    """Codes of splits given as codes or as names."""
-    if splits is None:
-        return None
-    array = np.asarray(splits)
-    if array.dtype.kind in "US":
-        codes = [SPLITS.get(name, -1) for name in array.tolist()]
-        array = np.array(codes, dtype=np.int64)
-    if not np.isin(array, list(SPLITS.values())).all():
-        raise MismatchError(f"splits are {list(SPLITS)} or their codes {list(SPLITS.values())}; found others")
-    return array
+    Returns:
+        The names of classes, and int64 [n], -1 for unknown.
 
+    Raises MismatchError, naming the value and its place, for a label that is no class, out of range, a fraction, or
+    negative; for more classes than any task has; and for class names that are empty or not distinct.
 
-def infer_classes(labels: NDArray[Any] | None) -> tuple[str, ...]:
-    """Class names of labels: the sorted names, or "0", "1", ... up to the largest index."""
-    if labels is None:
-        return ()
-    if labels.dtype.kind in "US":
-        return tuple(np.unique(labels).tolist())
-    return tuple(str(code) for code in range(int(labels.max(initial=-1)) + 1))
-
-
-def encode_names(names: NDArray[np.str_], classes: Sequence[str] | None) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Classes (the sorted names, numbers by value, unless given) and the class index of every name, -1 for "".
-
-    Raises MismatchError for a name that is not among the given classes.
+    >>> encode_labels(["grade 10", None, "grade 2"], None)
+    (('grade 2', 'grade 10'), array([ 1, -1,  0]))
     """
-    known = names != ""
+    column = normalise(labels, "labels")
+    if classes is not None:
+        classes = check_classes(classes)
+    if column.dtype.kind == "i":
+        return _check_indices(column.astype(np.int64), classes, place)
+    column = without_decimals(column.astype(np.str_))
+    names, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+    known = {name: int(row) for name, row in zip(names.tolist(), first.tolist(), strict=True) if name}
     if classes is None:
-        unique = np.unique(names[known]).tolist()
-        classes = sorted(unique, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n))
-    labels = np.full(len(names), -1, dtype=np.int64)
-    codes = encode_labels(names[known], tuple(classes))
-    assert codes is not None
-    labels[known] = codes
-    return tuple(classes), labels
+        for name, row in known.items():
+            _require_class_name(name, place(row), all(map(is_number, known)))
+        classes = tuple(sorted(known, key=natural_key))
+        _say_alike(classes, "classes")
+    elif known and not known.keys() <= set(classes) and _are_indices(known, classes):
+        numbers = np.array([int(name or -1) for name in names.tolist()], dtype=np.int64)[inverse.reshape(-1)]
+        return _check_indices(numbers, classes, place)
+    codes = {name: code for code, name in enumerate(classes)} | {"": -1}
+    if unknown := [name for name in known if name not in codes]:
+        raise MismatchError(
+            f"{place(known[unknown[0]])}: labels {unknown[:5]} are not among the classes {list(classes)}"
+        )
+    return classes, np.array([codes[name] for name in names.tolist()], dtype=np.int64)[inverse.reshape(-1)]
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names as a user gives them. Raises MismatchError unless they are a list of distinct names."""
+    if isinstance(classes, str):
+        raise MismatchError(f"classes: a list of names expected, found the text {classes!r}; write [{classes!r}]")
+    names = tuple(str(name) for name in normalise(list(classes), "classes").tolist())
+    if "" in names or len(set(names)) < len(names):
+        raise MismatchError(f"classes: distinct names expected, found {list(classes)}")
+    return names
+
+
+def encode_splits(splits: Any, place: Callable[[int], str] = "splits: row {}".format) -> NDArray[np.uint8]:
+    """Codes [n] of splits given as codes (0 train, 1 val, 2 test, 255 none) or as words, in any case.
+
+    Raises MismatchError, naming the value and its place, for any other.
+
+    >>> encode_splits(["Training", "valid", "test", None]).tolist()
+    [0, 1, 2, 255]
+    """
+    column = normalise(splits, "splits")
+    if column.dtype.kind == "i":
+        codes = np.where(column == -1, SPLITS["none"], column)
+        wrong = np.flatnonzero(~np.isin(codes, list(SPLITS.values())))
+    else:
+        words, inverse = np.unique(column, return_inverse=True)
+        codes = np.array([SPLITS.get(split_of(word), -1) for word in words.tolist()], dtype=np.int64)[
+            inverse.reshape(-1)
+        ]
+        wrong = np.flatnonzero(codes < 0)
+    if wrong.size:
+        raise MismatchError(
+            f"{place(int(wrong[0]))}: unknown split {column[wrong[0]].item()!r}; use train, val, test or none"
+        )
+    return codes.astype(np.uint8)
+
+
+def split_of(word: str) -> str:
+    """The split that a word means: "train", "val", "test" or "none"; the word itself where it means none of them."""
+    return SPLIT_WORDS.get(word.casefold(), word)
+
+
+def is_index_name(name: str, code: int) -> bool:
+    """Whether a class has no name but its index."""
+    return name == str(code)
+
+
+def encode_names(names: Any, what: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Distinct names of slides or groups in natural order, and the index of every entry's name [n], -1 for unknown."""
+    texts = names_of(names, what)
+    unique, inverse = np.unique(texts, return_inverse=True)
+    ordered = sorted((name for name in unique.tolist() if name), key=natural_key)
+    _say_alike(ordered, what)
+    codes = {name: code for code, name in enumerate(ordered)} | {"": -1}
+    return tuple(ordered), np.array([codes[name] for name in unique.tolist()], dtype=np.int32)[inverse.reshape(-1)]
+
+
+def names_of(names: Any, what: str) -> NDArray[np.str_]:
+    """Names [n] as text, "" for unknown. Numbers are names too; -1 among them is unknown."""
+    column = normalise(names, what)
+    return np.where(column == -1, "", column.astype(np.str_)) if column.dtype.kind == "i" else column.astype(np.str_)
+
+
+def check_indices(path: str | Path, name: str, column: NDArray[Any], names: int, first_row: int = 0) -> None:
+    """Raise ArchiveError, naming the row, unless a stored column holds -1 (unknown) or indices of `names` names."""
+    wrong = np.flatnonzero((column < -1) | (column >= names))
+    if wrong.size:
+        raise ArchiveError(
+            f"{path}: {name} {column[wrong[0]]} in row {first_row + wrong[0]} is out of range: "
+            f"the archive has {names} {'classes' if name == 'label' else name + 's'}"
+        )
+
+
+def _check_indices(
+    indices: NDArray[np.int64], classes: tuple[str, ...] | None, place: Callable[[int], str]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    limit = MAX_CLASSES if classes is None else len(classes)
+    wrong = np.flatnonzero((indices < -1) | (indices >= limit))
+    if wrong.size:
+        allowed = f"of the classes {list(classes)[:8]}" if classes else "of a class; give classes= if it is no index"
+        raise MismatchError(
+            f"{place(int(wrong[0]))}: label {indices[wrong[0]]} found, -1 (unknown) to {limit - 1} allowed: the index "
+            f"{allowed}"
+        )
+    if classes is None:
+        classes = tuple(str(code) for code in range(int(indices.max(initial=-1)) + 1))
+    return classes, indices
+
+
+def _say_alike(names: Sequence[str], what: str) -> None:
+    """Warn of names that differ in case alone."""
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            logger.warning("%s %r and %r differ in case alone and are two", what, other, name)
+
+
+def _are_indices(known: Iterable[str], classes: Sequence[str]) -> bool:
+    return not any(map(is_number, classes)) and all(DIGITS.fullmatch(name) and len(name) < 10 for name in known)
+
+
+def _require_class_name(name: str, place: str, all_numbers: bool) -> None:
+    if all_numbers and not DIGITS.fullmatch(name):
+        raise MismatchError(
+            f"{place}: labels are names or whole numbers from 0, found {name!r}; leave the cell empty where a label is "
+            "unknown, or name all classes with classes="
+        )

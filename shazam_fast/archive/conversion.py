@@ -76,6 +76,7 @@ def convert(
     classes: Sequence[str] | None = None,
     teachers: Sequence[str] | None = None,
     slides: Sequence[str] | None = None,
+    label_column: str | None = None,
 ) -> ConversionReport:
     """Pack features into one native archive, the teachers of a patch side by side.
 
@@ -89,7 +90,7 @@ def convert(
         source: a path, or {teacher: path}.
         out: directory of the archive.
         dtype: "float16", or "float32" for features beyond 65504 or to keep every bit.
-        labels, splits, groups, classes, teachers, slides: as in `shazam_fast.open`.
+        labels, splits, groups, classes, teachers, slides, label_column: as in `shazam_fast.open`.
 
     Raises:
         NonFiniteError: a feature is NaN, infinite, or too large for float16; names teacher and row, leaves nothing.
@@ -98,7 +99,7 @@ def convert(
         ArchiveError: a file is missing, damaged, or would have to be unpickled with code execution allowed.
         ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
     """
-    readable = Readable(source, labels, splits, groups, classes, teachers, slides)
+    readable = Readable(source, labels, splits, groups, classes, teachers, slides, label_column)
     job = {**readable.identity(), "teachers": readable.archive.teachers, "dtype": dtype}
     manifest = read_finished(Path(out), job)
     if manifest is None:

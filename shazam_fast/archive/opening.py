@@ -24,6 +24,7 @@ def open_archive(
     splits: Given | GroupedSplit = None,
     groups: Given = None,
     classes: Sequence[str] | None = None,
+    label_column: str | None = None,
 ) -> FeatureArchive:
     """Open features in place, whichever tool wrote them; headers are read, features are not.
 
@@ -33,19 +34,23 @@ def open_archive(
             A FeatureArchive is passed through.
         teachers: which teachers to take, in this order; all by default.
         slides: which slides to take; all by default.
-        labels: a CSV (slide, or slide with x and y, and label), {slide: label}, one label a patch, or "folder" for
-            the name of the folder that a slide's file is in.
-        splits: a CSV (slide and split, or CLAM's splits_*.csv), {slide: split}, one split a patch, or a `GroupedSplit`.
-        groups: patients, which must stay in one split: a CSV, {slide: patient} or one name a patch; taken from
-            the labels' CSV where it has such a column.
-        classes: class names in label order; sorted names by default.
+        labels: a table (CSV with commas, semicolons or tabs; .xlsx; a pandas DataFrame) of slide and label, of slide,
+            x, y and label, or of patient and label; {slide: label} or a Series with slides as its index; one label per
+            patch; or "folder" for the name of the folder that a slide's file is in. The table's columns of patients
+            and splits are used too, unless groups= or splits= are given.
+        splits: a table of slide (or patient) and split; CLAM's splits_k.csv or splits_k_bool.csv; "path:column", such
+            as "k=all.tsv:fold_0" of Patho-Bench; {slide: split}; one split per patch; or a `GroupedSplit`.
+        groups: patients, which must stay in one split: a table of slide and patient, {slide: patient} or one name per
+            patch. Needed where labels or splits are given by patient.
+        classes: class names in label order; names in natural order ("2" before "10") by default.
+        label_column: the column of the labels' table that holds the labels, where it has no usual name.
 
     Raises:
         ArchiveError: a file is missing, truncated, corrupt, or cannot be read in place (says what to do).
         MismatchError: teachers whose slides or rows differ (names both files, the first difference and the counts),
             labels that fit no slide, a split that cuts a group.
     """
-    given = {"labels": labels, "splits": splits, "groups": groups, "classes": classes}
+    given = {"labels": labels, "splits": splits, "groups": groups, "classes": classes, "label_column": label_column}
     if isinstance(path, FeatureArchive):
         if teachers is not None or slides is not None or any(value is not None for value in given.values()):
             raise MismatchError("an archive that is open already cannot be given labels, splits or a selection")
@@ -57,7 +62,7 @@ def open_archive(
     else:
         name, sources = _find(path)
         contents = join(name, choose_teachers(name, sources, teachers), slides)
-    return FeatureArchive(annotate(contents, labels, splits, groups, classes))
+    return FeatureArchive(annotate(contents, labels, splits, groups, classes, label_column))
 
 
 def _find(path: str | Path | Mapping[str, str | Path]) -> tuple[Path, list[Source]]:

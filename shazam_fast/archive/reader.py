@@ -42,9 +42,10 @@ class Readable:
         classes: Sequence[str] | None,
         teachers: Sequence[str] | None,
         slides: Sequence[str] | None = None,
+        label_column: str | None = None,
     ) -> None:
         contents, loads = _gather(source, teachers, slides)
-        self._contents = contents = annotate(contents, labels, splits, groups, classes)
+        self._contents = contents = annotate(contents, labels, splits, groups, classes, label_column)
         self.archive = FeatureArchive(contents)
         names = list(contents.teachers) if loads else [""] * len(contents.blocks)
         self._readers = [
@@ -123,9 +124,8 @@ def _add_what_tools_know(contents: Contents, found: Sequence[Found]) -> Contents
     columns = dict(contents.columns)
     known = {slide: split for one in found for slide, split in one.splits.items()}
     if known and contents.slides:
-        codes = encode_splits([known.get(slide, "none") for slide in contents.slides])
-        assert codes is not None
-        split = codes.astype(np.uint8)[columns["slide"]().astype(np.int64)]
+        codes = encode_splits([*(known.get(slide, "none") for slide in contents.slides), "none"])
+        split = codes[columns["slide"]().astype(np.int64)]  # -1 picks the last
         columns["split"] = lambda: split
     if not all(one.slides for one in found):
         columns.pop("slide", None)

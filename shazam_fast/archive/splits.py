@@ -1,5 +1,6 @@
 """Grouped, stratified splits, and the guard against ones that leak."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,14 +9,28 @@ from numpy.typing import NDArray
 from ..errors import MismatchError, ShazamError
 from ..formats.pieces import SPLITS
 
+logger = logging.getLogger("shazam_fast")
+
+NEAREST = 0.5  # of a share wanted: how far the share may be missed before it is an error
+KINDS = ("patients", "slides of unknown patient", "patches of unknown patient and slide")
+SIZE_FIRST = 4  # how much more a split's size counts than all classes' proportions in it
+PASSES = 10  # over all groups, to improve a split group by group
+
 
 @dataclass(frozen=True)
 class GroupedSplit:
-    """Ask for a random split that keeps every group (patient, else slide) whole and the classes in proportion.
+    """Ask for a random split that keeps every group whole and the classes in proportion.
+
+    A group is a patient; where a patch's patient is unknown, its slide; where that is unknown too, the patch alone.
 
     Args:
-        val, test: shares of the patches wanted; a group is never cut, so they are met as nearly as groups allow.
+        val, test: shares of the labelled patches, met as nearly as whole groups allow.
         seed: the same seed gives the same split of the same archive.
+
+    Raises ShazamError for shares out of range.
+
+    >>> GroupedSplit(val=0.2, test=0.2).assign(np.arange(10) % 2, np.arange(10) // 2).tolist().count(2)
+    2
     """
 
     val: float = 0.15
@@ -23,25 +38,56 @@ class GroupedSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 < self.val <= 0.5 and 0 <= self.test <= 0.5):
-            raise ShazamError(f"shares 0 < val <= 0.5 and 0 <= test <= 0.5 expected, found {self.val} and {self.test}")
+        if not all(isinstance(share, int | float) for share in (self.val, self.test)):
+            raise ShazamError(f"val and test: numbers expected, found {self.val!r} and {self.test!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ShazamError(f"seed: a whole number from 0 expected, found {self.seed!r}")
+        if not (0 < self.val <= 0.5 and 0 <= self.test <= 0.5 and self.val + self.test < 1):
+            raise ShazamError(
+                f"shares 0 < val <= 0.5, 0 <= test <= 0.5 and val + test < 1 expected, found {self.val} and {self.test}"
+            )
 
-    def assign(self, labels: NDArray[np.int64], groups: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Split codes [n] of patches with the given labels and groups; unlabelled patches get "none"."""
-        splits = np.full(len(labels), SPLITS["none"], dtype=np.uint8)
+    def assign(
+        self,
+        labels: NDArray[np.integer],
+        groups: NDArray[np.integer] | None = None,
+        slides: NDArray[np.integer] | None = None,
+        where: str = "the archive",
+    ) -> NDArray[np.uint8]:
+        """Split codes of patches.
+
+        Args:
+            labels: [n] class indices; patches of label -1 get "none".
+            groups: [n] patients, -1 unknown; all unknown where None.
+            slides: [n] slides, -1 unknown; all unknown where None.
+            where: what is split, for messages.
+
+        Returns:
+            uint8 [n]: 0 train, 1 val, 2 test, 255 none.
+
+        Raises MismatchError when there are too few groups for the shares wanted.
+        """
+        shares = np.array([1 - self.val - self.test, self.val, self.test])  # of train, val, test
         rest = np.flatnonzero(labels >= 0)
-        remaining = 1.0
-        for name, share in (("test", self.test), ("val", self.val)):
-            if share > 0:
-                chosen = _one_fold(labels[rest], groups[rest], share / remaining, self.seed)
-                splits[rest[chosen]] = SPLITS[name]
-                rest = np.delete(rest, chosen)
-                remaining -= share
-        splits[rest] = SPLITS["train"]
+        unknown = np.full(len(rest), -1, dtype=np.int64)
+        patient, slide = (unknown if c is None else c[rest].astype(np.int64) for c in (groups, slides))
+        units = _units(patient, slide, where)
+        _, classes = np.unique(labels[rest], return_inverse=True)
+        n_units = int(units.max(initial=-1)) + 1
+        counts = np.zeros((n_units, int(classes.max(initial=0)) + 1))
+        np.add.at(counts, (units, classes), 1)
+        if n_units < np.count_nonzero(shares):
+            raise _too_few(n_units, float(shares[shares > 0].min()), where)
+        of_unit = _assign_units(counts, shares, np.random.default_rng(self.seed))
+        splits = np.full(len(labels), SPLITS["none"], dtype=np.uint8)
+        splits[rest] = of_unit[units]
+        for code, share in enumerate(shares):
+            if abs((splits[rest] == code).mean() - share) > NEAREST * share:
+                raise _too_few(n_units, float(share), where)
         return splits
 
 
-def require_whole_groups(splits: NDArray[np.uint8], groups: NDArray[np.int32], names: tuple[str, ...]) -> None:
+def require_whole_groups(splits: NDArray[np.uint8], groups: NDArray[np.integer], names: tuple[str, ...]) -> None:
     """Raise MismatchError naming the first group (patient, slide) that has patches in two of train, val and test."""
     used = (splits != SPLITS["none"]) & (groups >= 0)
     pairs = np.unique(np.stack([groups[used], splits[used]], axis=1), axis=0)  # (group, split), sorted
@@ -56,15 +102,69 @@ def require_whole_groups(splits: NDArray[np.uint8], groups: NDArray[np.int32], n
         )
 
 
-def _one_fold(labels: NDArray[np.int64], groups: NDArray[np.int32], share: float, seed: int) -> NDArray[np.int64]:
-    from sklearn.model_selection import StratifiedGroupKFold
+def _units(patient: NDArray[np.int64], slide: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+    """Codes [n] from 0 of what must stay in one split: the patient, else the slide, else the patch alone."""
+    both = (patient >= 0) & (slide >= 0)
+    known_slides, first = np.unique(slide[both], return_index=True)
+    if known_slides.size:  # patches of a slide whose patient is known for other patches
+        place = np.searchsorted(known_slides, slide).clip(max=len(known_slides) - 1)
+        filled = (patient < 0) & (slide >= 0) & (known_slides[place] == slide)
+        patient = np.where(filled, patient[both][first][place], patient)
+    kind = np.where(patient >= 0, 0, np.where(slide >= 0, 1, 2))
+    code = np.select([kind == 0, kind == 1], [patient, slide], np.arange(len(patient)))
+    _, units = np.unique(np.stack([kind, code], axis=1), axis=0, return_inverse=True)
+    found = [f"{len(np.unique(code[kind == k]))} {KINDS[k]}" for k in range(3) if (kind == k).any()]
+    logger.info("%s: split by %s", where, " and ".join(found) or "nothing: no patch has a label")
+    return units.reshape(-1)
 
-    folds = max(2, round(1.0 / share))
-    if len(np.unique(groups)) < folds:
-        raise MismatchError(
-            f"{len(np.unique(groups))} groups cannot give a share of {share:.2f} without being cut; "
-            "give splits by hand or larger shares"
-        )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    _, chosen = next(iter(splitter.split(labels, labels, groups)))
-    return np.asarray(chosen, dtype=np.int64)
+
+def _assign_units(
+    counts: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Split codes [units] such that every split holds about its share of every class.
+
+    Args:
+        counts: [units, classes] patches.
+        shares: [splits] that sum to 1.
+        rng: of the order in which units are dealt out.
+
+    Units of several patches are dealt out one after another, each to the split that it brings closest to its share;
+    then they move as long as that comes closer. Units of one patch fill up what is lacking.
+    """
+    counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)  # [units, classes and all patches]
+    total = counts.sum(axis=0).clip(min=1)
+    wanted = shares[:, None] * total  # [splits, classes]
+    weight = 1 / (total**2 * np.maximum(shares, 1e-9)[:, None])  # of a squared miss, so that small shares count as much
+    weight[:, -1] *= SIZE_FIRST * counts.shape[1]
+    usable = np.flatnonzero(shares > 0)
+    order = rng.permutation(len(counts))
+    large = order[counts[order, -1] > 1].tolist()
+    held = np.zeros_like(wanted)  # [splits, classes and all patches]
+    of_unit = np.zeros(len(counts), dtype=np.uint8)
+    for step in range(1 + PASSES):
+        moved = step == 0
+        for unit in large:
+            if step:
+                held[of_unit[unit]] -= counts[unit]
+            lacking = wanted - held
+            change = (lacking - counts[unit]) ** 2 - lacking**2
+            chosen = usable[int((change * weight).sum(axis=1)[usable].argmin())]
+            moved = moved or bool(chosen != of_unit[unit])
+            of_unit[unit] = chosen
+            held[chosen] += counts[unit]
+        if not moved:
+            break
+    single = order[counts[order, -1] == 1]
+    for label, lacking in enumerate((wanted - held)[:, :-1].clip(min=0).T):
+        units = single[counts[single, label] == 1]
+        if units.size and lacking.sum() > 0:
+            bounds = np.rint(np.cumsum(lacking) / lacking.sum() * len(units)).astype(np.int64)
+            of_unit[units] = np.searchsorted(bounds, np.arange(len(units)), side="right")
+    return of_unit
+
+
+def _too_few(n_units: int, share: float, where: str) -> MismatchError:
+    return MismatchError(
+        f"{where}: too few slides or patients ({n_units}) for a {share:.0%} split; "
+        "give larger shares, or splits= as a table or one per patch"
+    )

@@ -16,13 +16,14 @@ from ..formats.pieces import UNKNOWN
 from ..runtime.files import UNFINISHED, write_durably
 from ..runtime.progress import Progress
 from .columns import (
+    check_classes,
     check_column,
     check_features,
     check_lengths,
     encode_labels,
     encode_splits,
-    infer_classes,
     interleave,
+    names_of,
     width_of,
 )
 
@@ -56,11 +57,9 @@ class ArchiveWriter:
         require_dtype(dtype)
         if not teachers or min(teachers.values()) < 1:
             raise ShazamError(f"every teacher needs a name and a positive dim, found {dict(teachers)}")
-        if len(set(classes)) != len(classes):
-            raise ShazamError(f"class names must differ, found {list(classes)}")
         self.path = Path(path)
         self.teachers = dict(teachers)
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes)
         self.geometry = dict(geometry or {})  # may grow until the archive is closed
         self.n_rows = 0
         self._width = sum(self.teachers.values())
@@ -93,11 +92,11 @@ class ArchiveWriter:
         """
         rows = check_features(features, self.teachers)
         columns = {
-            "label": encode_labels(labels, self.classes),
+            "label": None if labels is None else encode_labels(labels, self.classes)[1],
             "coords": None if coords is None else np.asarray(coords),
             "slide": self._encode_names("slide", slides),
             "group": self._encode_names("group", groups),
-            "split": encode_splits(splits),
+            "split": None if splits is None else encode_splits(splits),
         }
         for name, column in columns.items():
             check_column(name, column, rows)
@@ -167,7 +166,7 @@ class ArchiveWriter:
     def _encode_names(self, kind: str, names: ArrayLike | None) -> NDArray[np.int32] | None:
         if names is None:
             return None
-        unique, inverse = np.unique(np.asarray(names).astype(str), return_inverse=True)
+        unique, inverse = np.unique(names_of(names, f"{kind}s"), return_inverse=True)
         known = self._names[kind]
         codes = [known.setdefault(str(name), len(known)) if name else UNKNOWN[kind] for name in unique]
         return np.array(codes, dtype=np.int32)[inverse.reshape(-1)]
@@ -223,10 +222,7 @@ def write_archive(
         NonFiniteError: NaN, infinity or overflow; names the teacher and the first row.
         ShazamError: the directory is already there, or the disk is full. Nothing is left behind.
     """
-    columns: dict[str, Any] = {"labels": labels, "splits": splits, "groups": groups, "slides": slides}
-    columns = {name: np.asarray(c) for name, c in {**columns, "coords": coords}.items() if c is not None}
-    if classes is None:
-        classes = infer_classes(columns.get("labels"))
+    classes, columns = _encode(labels, splits, groups, slides, coords, classes)
     total = len(next(iter(features.values()))) if isinstance(features, Mapping) and features else None
     chunks = _slices(features) if isinstance(features, Mapping) else iter(features)
     first = next(chunks, None)
@@ -244,6 +240,30 @@ def write_archive(
             progress.advance(rows)
         check_lengths(path, columns, writer.n_rows, at_least=False)
     return Path(path)
+
+
+def _encode(
+    labels: ArrayLike | None,
+    splits: ArrayLike | None,
+    groups: ArrayLike | None,
+    slides: ArrayLike | None,
+    coords: ArrayLike | None,
+    classes: Sequence[str] | None,
+) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Classes and columns of all rows, checked before anything is written."""
+    columns: dict[str, NDArray[Any]] = {}
+    classes = () if classes is None and labels is None else classes
+    if labels is not None:
+        classes, columns["labels"] = encode_labels(labels, classes)
+    if splits is not None:
+        columns["splits"] = encode_splits(splits)
+    for name, given in (("groups", groups), ("slides", slides)):
+        if given is not None:
+            columns[name] = names_of(given, name)
+    if coords is not None:
+        columns["coords"] = np.asarray(coords)
+    assert classes is not None
+    return check_classes(classes), columns
 
 
 def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArray[Any]]]:

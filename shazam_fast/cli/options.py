@@ -184,13 +184,15 @@ def _slides(value: str) -> list[str]:
 
 
 def _slides_of_table(path: Path) -> list[str]:
-    from ..runtime.tables import SLIDE_COLUMNS, column_of, read_csv
+    from ..runtime.tables import read_table
 
-    table = read_csv(path)
-    column = column_of(table, SLIDE_COLUMNS)
+    table = read_table(path)
+    column = table.find("slide")
     if column is None:
-        raise ArchiveError(f"--slides {path}: a column {'/'.join(SLIDE_COLUMNS)} expected, found {', '.join(table)}")
-    return list(dict.fromkeys(table[column]))
+        raise ArchiveError(
+            f"--slides {path}: a column slide_id (or slide, filename, ...) expected, found {table.headers}"
+        )
+    return list(dict.fromkeys(name for name in table.texts(column).tolist() if name))
 
 
 def opens_features(*, seeded: bool = False) -> Callable[[Command], Command]:

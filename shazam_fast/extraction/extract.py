@@ -13,6 +13,7 @@ from ..images.slides import slide_patches
 from ..images.sources import class_folders, image_folder, manifest
 from ..images.table import ImageTable
 from ..runtime.devices import choose_device, count_cores
+from ..runtime.tables import TABLE_SUFFIXES
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
 from .plan import Plan
@@ -105,10 +106,10 @@ def _read_table(path: Path, labels: str | None, coords: str | Path | None, class
         raise ShazamError(f"labels: {FOLDER!r} expected, found {labels!r}; in a CSV manifest they are a column")
     if coords is not None:
         return slide_patches(path, coords)
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in TABLE_SUFFIXES:
         return manifest(path, classes)
     if path.is_file():
-        raise ImageError(f"{path}: a folder or a .csv expected; a slide needs coords")
+        raise ImageError(f"{path}: a folder or a table ({', '.join(TABLE_SUFFIXES)}) expected; a slide needs coords")
     return class_folders(path, classes) if labels == FOLDER else image_folder(path)
 
 

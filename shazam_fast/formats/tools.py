@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError, ShazamError
-from ..runtime.tables import read_csv
+from ..runtime.tables import read_table
 from .discovery import FILES, find_sources, select_teacher
 from .hdf5 import opened
 from .pieces import SPLITS, Piece, Source
@@ -93,7 +93,7 @@ def _find_files(path: Path) -> Found:
 
 # eva
 def _find_eva(path: Path) -> Found:
-    table = read_csv(path / EVA_MANIFEST)
+    table = read_table(path / EVA_MANIFEST).columns
     if missing := [name for name in EVA_COLUMNS if name not in table]:
         raise ArchiveError(f"{path / EVA_MANIFEST}: no column {missing[0]!r}; found {', '.join(table)}")
     origins, names, targets, splits = (table[name] for name in EVA_COLUMNS)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..archive.splits import GroupedSplit
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.pieces import SPLITS
-from ..runtime.tables import read_csv
+from ..runtime.tables import read_table
 from .table import ImageTable, require_groups
 
 logger = logging.getLogger("shazam_fast")
@@ -173,7 +173,7 @@ def _table(
         groups = ()  # patches of one slide are in both halves, which training would refuse
     else:
         _, slide_codes = np.unique(rows.slides, return_inverse=True)
-        splits[train] = grouped.assign(labels[train], slide_codes[train].astype(np.int32))
+        splits[train] = grouped.assign(labels[train], slides=slide_codes[train], where=name)
         require_groups(splits, groups)
     coords = np.array(rows.coords, dtype=np.int32) if rows.coords else None
     return ImageTable(
@@ -199,7 +199,7 @@ def _root(path: Path, folder: str, file: str) -> Path:
 
 
 def _columns(source: Path, names: Sequence[str]) -> list[list[str]]:
-    table = read_csv(source)
+    table = read_table(source).columns
     if absent := [name for name in names if name not in table]:
         raise MismatchError(f"{source}: columns {', '.join(absent)} are missing, found {', '.join(table)}")
     return [table[name] for name in names]

@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..archive.assigning import read_positions
+from ..archive.columns import split_of
 from ..errors import ImageError, MismatchError
-from ..runtime.tables import GROUP_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, column_of, read_csv
+from ..runtime.cells import clean_text
+from ..runtime.tables import Table, read_table
 from .table import ImageTable, make_table
 
 logger = logging.getLogger("shazam_fast")
 
 
-SLIDE_COLUMNS = ("slide", "slide_id", "slide_name", "wsi")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2"))
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def image_folder(path: str | Path) -> ImageTable:
@@ -44,50 +46,77 @@ def class_folders(path: str | Path, classes: Sequence[str] | None = None) -> Ima
     """
     root = Path(path)
     tops = _subfolders(root)
-    splits = {top: SPLIT_FOLDERS[top.name] for top in tops if top.name in SPLIT_FOLDERS}
+    splits = {top: split_of(top.name) for top in tops if split_of(top.name) in ("train", "val", "test")}
     parents = {root: "none"} if not splits or len(splits) < len(tops) else splits
     paths: list[Path] = []
     labels: list[str] = []
-    split_of: list[str] = []
+    split_names: list[str] = []
     for parent, split in parents.items():
         for folder in _subfolders(parent):
+            if not clean_text(folder.name):
+                raise ImageError(f"{folder}: {folder.name!r} means that a class is unknown; rename the folder")
             found = _images_below(folder)
             paths += found
             labels += [folder.name] * len(found)
-            split_of += [split] * len(found)
+            split_names += [split] * len(found)
     if not paths:
         raise ImageError(f"{root}: one folder for each class expected, found none")
-    return make_table(paths, split_of, labels, classes)
+    return make_table(paths, split_names, labels, classes)
 
 
-def manifest(path: str | Path, classes: Sequence[str] | None = None) -> ImageTable:
-    """The images that a CSV file lists, in its order.
+def manifest(path: str | Path, classes: Sequence[str] | None = None, label_column: str | None = None) -> ImageTable:
+    """The images that a table lists (CSV or .xlsx), in its order.
 
     Columns: `path` (relative ones from the file's directory), and where they are known `label` (a class name), `split`
     (train, val, test, none), `group` (patient), `slide`, `x` and `y`; empty fields are unknown. The usual other names
     of these columns (image_path, target, patient_id, ...) are understood.
 
-    Raises ArchiveError when the CSV cannot be read; MismatchError when a label is not among `classes`, a split or a
+    Args:
+        path: the table.
+        classes: names in label order; names in natural order when not given.
+        label_column: the column of labels, where it has no usual name.
+
+    Raises ArchiveError when the table cannot be read; MismatchError when a label is not among `classes`, a split or a
     position is not one, the column of paths is missing, or the split cuts a group.
     """
     source = Path(path)
-    table = read_csv(source)
-    column = column_of(table, PATH_COLUMNS)
+    table = read_table(source)
+    column = table.find("path")
     if column is None:
-        raise MismatchError(f"{source}: a column of {'/'.join(PATH_COLUMNS)} expected, found {', '.join(table)}")
+        raise MismatchError(
+            f"{source}: a column of paths (path, image_path, file, ...) expected, found {table.headers}"
+        )
+    if not all(named := [bool(str(value or "").strip()) for value in table.columns[column]]):
+        raise MismatchError(f"{table.place(named.index(False))}: no path in the column {column!r}")
+    paths = [source.parent / str(value) for value in table.columns[column]]
 
-    def values(names: tuple[str, ...]) -> list[str]:
-        found = column_of(table, tuple(name for name in names if name != column))
-        return table[found] if found else []
+    def texts(header: str | None) -> list[str]:
+        return [] if header is None else table.texts(header).tolist()
 
-    paths = [source.parent / value for value in table[column]]
-    try:
-        coords = np.array([table["x"], table["y"]], dtype=np.int32).T if {"x", "y"} <= table.keys() else None
-    except (ValueError, OverflowError):
-        raise MismatchError(f"{source}: whole numbers of pixels expected in the columns x and y") from None
-    splits = [value or "none" for value in values(SPLIT_COLUMNS)] or ["none"] * len(paths)
-    groups, slides = values(GROUP_COLUMNS), values(SLIDE_COLUMNS)
-    return make_table(paths, splits, values(LABEL_COLUMNS), classes, groups, slides, coords)
+    others = (column,)
+    label = table.find("label", others) if label_column is None else table.require(label_column, "label_column")
+    logger.info("%s: labels %s", source, "are unknown: no column of labels" if label is None else f"from {label!r}")
+    groups, slides = (table.find(role, others) for role in ("group", "slide of an image"))
+    splits = texts(table.find("split", others)) or ["none"] * len(paths)
+    return make_table(
+        paths, splits, texts(label), classes, texts(groups), texts(slides), _positions(table), table.place
+    )
+
+
+def _positions(table: Table) -> NDArray[np.int32] | None:
+    """x and y [n, 2], -1 where both are empty; None without such columns."""
+    headers = [table.find(role) for role in ("x", "y")]
+    if None in headers:
+        return None
+    out = np.full((len(table), 2), -1, dtype=np.int32)
+    for axis, header in enumerate(headers):
+        texts = table.texts(str(header))
+        numbers = read_positions(table, str(header), texts[texts != ""].tolist(), np.flatnonzero(texts != ""))
+        out[texts != "", axis] = numbers
+    half = np.flatnonzero((out < 0).sum(axis=1) == 1)
+    if half.size:
+        raise MismatchError(f"{table.place(int(half[0]))}: x and y expected, found one of them")
+    return out
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -5,14 +5,14 @@ Patches of whole-slide images come from `slide_patches.py`, the paper's datasets
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..archive.columns import encode_names, encode_splits
+from ..archive.columns import encode_labels, encode_splits
 from ..archive.splits import require_whole_groups
 from ..errors import ImageError, MismatchError
 from ..formats.geometry import Geometry
@@ -102,14 +102,14 @@ def make_table(
     groups: Sequence[str] = (),
     slides: Sequence[str] = (),
     coords: NDArray[np.int32] | None = None,
+    place: Callable[[int], str] = "image {}".format,
 ) -> ImageTable:
-    """An ImageTable of columns as the sources read them; "" is unknown."""
-    known, codes = encode_names(np.array(labels or [""] * len(paths), dtype=np.str_), classes)
-    split_codes = encode_splits(np.array(splits, dtype=np.str_))
-    assert split_codes is not None
+    """An ImageTable of columns as the sources read them; "" is unknown. `place` says where a row is, for messages."""
+    known, codes = encode_labels(list(labels) or [""] * len(paths), classes, place)
+    split_codes = encode_splits(list(splits), place)
     if groups:
-        require_groups(split_codes.astype(np.uint8), groups)
-    return ImageTable(tuple(paths), codes, known, split_codes.astype(np.uint8), tuple(groups), tuple(slides), coords)
+        require_groups(split_codes, groups)
+    return ImageTable(tuple(paths), codes, known, split_codes, tuple(groups), tuple(slides), coords)
 
 
 def require_groups(splits: NDArray[np.uint8], groups: Sequence[str]) -> None:

@@ -167,11 +167,11 @@ def test_columns_of_another_length(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-@pytest.mark.parametrize(("label", "shown"), [(3, "0..3"), (-2, "-2..")])
-def test_labels_out_of_range(tmp_path, label, shown):
+@pytest.mark.parametrize("label", [3, -2, 2**40])
+def test_labels_out_of_range(tmp_path, label):
     labels = make_patches(rows=20)["labels"]
     labels[4] = label
-    with pytest.raises(sf.MismatchError, match=f"labels {shown}.*3 classes"):
+    with pytest.raises(sf.MismatchError, match=f"labels: row 4: label {label} found, -1 .unknown. to 2 allowed"):
         write(tmp_path, labels=labels)
 
 
@@ -181,8 +181,8 @@ def test_a_label_that_is_no_class(tmp_path):
 
 
 def test_an_unknown_split(tmp_path):
-    with pytest.raises(sf.MismatchError, match="splits are"):
-        write(tmp_path, splits=["training"] * 20)
+    with pytest.raises(sf.MismatchError, match="row 0: unknown split 'holdout'; use train, val, test or none"):
+        write(tmp_path, splits=["holdout"] * 20)
     with pytest.raises(sf.MismatchError, match="no split is called 'training'"):
         sf.open(write(tmp_path)).split("training")
 

@@ -643,7 +643,7 @@ def test_files_that_are_damaged(tmp_path):
         ("origin,embeddings,target\na.png,a.pt,1", "no column 'split'; found origin, embeddings, target"),
         ("origin,embeddings,target,split\na.png,a.pt,1,train\na.png,a.pt,1,val", "'a.png' is listed twice"),
         ("origin,embeddings,target,split\na.png,b.pt,1,train", "b.pt: cannot be read: .*No such file"),
-        ("origin,embeddings,target,split\na.png,a.pt,1,training", "splits are"),
+        ("origin,embeddings,target,split\na.png,a.pt,1,holdout", "unknown split 'holdout'"),
     ],
 )
 def test_manifests_of_eva_that_do_not_fit(tmp_path, text, message):
