@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from ..errors import ShazamError
 from .archives import convert, inspect, verify
@@ -61,8 +59,7 @@ for command in (demo, teachers, extract, convert, inspect, verify, train, evalua
 
 def main() -> None:
     """Run the command line. Errors that a user can cause end it with their message and exit code 1."""
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("shazam_fast").setLevel(logging.INFO)
     try:
         app()

@@ -7,6 +7,7 @@ from ..errors import MismatchError
 
 HEAD_BYTES = 4096  # of a JSON document, among which its format is named
 FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores)"')
+SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
 CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
 HOLDS = {
     "archive": ("features", "inspect, verify, convert, train, evaluate and score"),
@@ -24,6 +25,8 @@ def kind_of(path: Path) -> str | None:
     """
     if not path.is_dir():
         return None
+    if any((path / name).is_file() for name in SCORES):
+        return "scores"
     for document in sorted(path.glob("*.json")):
         if not document.is_file():
             continue

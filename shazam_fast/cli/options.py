@@ -86,6 +86,12 @@ FEATURE_OPTIONS = (
         "Use this slide only; repeat for more. Or a .txt or .csv file of slide names, one per line.",
         "NAME|FILE",
     ),
+    _option(
+        "on_error",
+        str,
+        "At a slide that cannot be read or that a teacher lacks: raise, or skip to leave it out for all teachers. "
+        "Default: raise.",
+    ),
     _option("val", float, "Make splits: fraction of the patches for validation, whole patients (or slides)."),
     _option("test", float, "Make splits: fraction of the patches for the test. Default, with --val: 0.15."),
     _option("seed", int, "Random seed of --val and --test. Default: 0."),
@@ -135,7 +141,9 @@ def parse_pairs(given: Sequence[str], option: str) -> dict[str, str]:
 def _collect_features(values: Mapping[str, Any], *, seeded: bool) -> Features:
     """The features that were asked for; `seeded`: the command has a --seed of its own that is also the splits'."""
     teachers = values["teacher"] or []
-    given: dict[str, Any] = {name: values[name] for name in ("labels", "groups", "label_column") if values[name]}
+    given: dict[str, Any] = {
+        name: values[name] for name in ("labels", "groups", "label_column", "on_error") if values[name]
+    }
     if splits := _splits(values, seeded):
         given["splits"] = splits
     if values["slides"]:
@@ -168,9 +176,9 @@ def _splits(values: Mapping[str, Any], seeded: bool) -> Any:
 
 
 def _slides(value: str) -> list[str]:
-    """Names of slides: the value itself, or what a file of names holds."""
+    """Names of slides: the value itself, or what a .txt or .csv file holds."""
     path = Path(value)
-    if path.suffix.lower() not in (".txt", ".csv") or not (path.exists() or "/" in value or path.suffix == ".txt"):
+    if path.suffix.lower() not in (".txt", ".csv"):
         return [value]
     if path.suffix.lower() == ".csv":
         return _slides_of_table(path)

@@ -80,7 +80,18 @@ TEACHERS: dict[str, Teacher] = {
 
 
 def extract_demo_features(pixels: FloatArray) -> dict[str, FloatArray]:
-    """Show the same patches, float32 [n, s, s], to every teacher: {teacher: float32 [n, d]}."""
+    """Features of the same patches by every teacher.
+
+    Args:
+        pixels: float32 [n, s, s].
+
+    Returns:
+        {teacher: float32 [n, d]}.
+
+    >>> features = extract_demo_features(np.zeros((2, 40, 40), dtype=np.float32))
+    >>> {name: array.shape[1] for name, array in features.items()}
+    {'texture': 60, 'gradients': 108, 'gabor': 48, 'random_conv': 256}
+    """
     return {name: teacher(pixels) for name, teacher in TEACHERS.items()}
 
 

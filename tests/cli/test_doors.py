@@ -68,6 +68,7 @@ ODD = [
     ("inspect", "archive", "--val", "nan"),
     ("inspect", "archive", "--val", "-0.1", "--test", "0.1"),
     ("inspect", "archive", "--slides", "missing.txt"),
+    ("inspect", "archive", "--slides", "missing.csv"),
     ("inspect", "archive", "--slides", "text.csv"),
     ("inspect", "--teacher", "uni=missing"),
     ("inspect", ""),

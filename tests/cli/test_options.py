@@ -55,7 +55,18 @@ def counts(run):
 @pytest.mark.parametrize("command", READING)
 def test_every_command_that_opens_features_has_the_same_options(command):
     text = run_program(command, "--help", width=200).stdout
-    for option in ("labels", "splits", "groups", "label-column", "teacher", "slides", "val", "test", "seed"):
+    for option in (
+        "labels",
+        "splits",
+        "groups",
+        "label-column",
+        "teacher",
+        "slides",
+        "on-error",
+        "val",
+        "test",
+        "seed",
+    ):
         assert f"--{option} " in text
 
 
@@ -131,6 +142,13 @@ def test_the_column_of_the_labels(cohort):
     run = call("inspect", cohort / "20x_256px_0px_overlap", *tables(cohort), "--label-column", "grade")
     assert run.returncode == 0, run.stderr
     assert set(counts(run)) >= {"x", "y"}
+
+
+@pytest.mark.skipif("on_error" not in inspect.signature(sf.open).parameters, reason="open takes no on_error yet")
+def test_broken_slides_can_be_skipped(cohort):
+    run = call("inspect", cohort / "20x_256px_0px_overlap", "--on-error", "skip")
+    assert run.returncode == 0, run.stderr
+    assert "88 patches" in run.stdout
 
 
 @pytest.mark.parametrize(

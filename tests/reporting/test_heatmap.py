@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pkgutil
 import sys
 from types import SimpleNamespace
 
@@ -15,6 +16,13 @@ from shazam_fast.reporting import slide_picture
 from shazam_fast.reporting.slide_files import LONGEST, file_stems
 
 image = pytest.importorskip("matplotlib.image", reason="pictures need matplotlib (extra: heatmap)")
+
+
+class Manifest(dict):
+    """What Scores is made of, by key or by attribute."""
+
+    __getattr__ = dict.get
+
 
 GRID = [(x * 224 + 1000, y * 224 + 5000) for y in range(3) for x in range(4)]
 
@@ -34,7 +42,7 @@ def make_scores(slides, classes=CLASSES, shares=True, geometry=None):
     if shares:
         columns |= {f"share_{name}": teacher_shares[:, i] for i, name in enumerate(TEACHERS)}
     about = {"classes": classes, "teachers": tuple(TEACHERS), "missing_teachers": (), "rows": n, "shares": shares}
-    scores = sf.Scores(about, [pa.table(columns)])
+    scores = sf.Scores(Manifest(about, geometry=geometry or {}), [pa.table(columns)])
     scores.geometry = geometry or {}
     return scores
 
@@ -240,3 +248,11 @@ def test_what_cannot_be_drawn(trained, tmp_path, monkeypatch):
     with pytest.raises(sf.ShazamError, match=r"pip install 'shazam_fast\[heatmap\]'"):
         sf.heatmap(make_scores({"s": GRID}), tmp_path / "maps", patch_size=224)
     assert not (tmp_path / "maps").exists()
+
+
+def test_no_module_hides_a_public_function():
+    modules = {module.name for module in pkgutil.iter_modules(sf.__path__)}
+    assert not modules & set(sf.__all__)
+    import shazam_fast.reporting.heatmaps as _  # noqa: F401 - importing it must not replace the function
+
+    assert callable(sf.heatmap)
