@@ -152,7 +152,7 @@ def test_share(measure, folders, source, stage):
     table = image_folder(folders[source])
     recipe = TEACHERS[0].transform
     extractor = Extractor(
-        table, [sf.load_teacher(t, "random") for t in TEACHERS], ("high",), torch.device(DEVICE), WORKERS
+        table, [sf.load_teacher(t, "random") for t in TEACHERS], ("high",), torch.device(DEVICE), WORKERS, {}
     )
     with ThreadPoolExecutor(WORKERS) as pool:
         images = list(pool.map(decode, table.paths))

@@ -135,7 +135,7 @@ def test_forward(measure, case, provider):
 
         def run():
             with torch.no_grad():
-                out = model.infer(features)[0] if provider == "folded" else model(features).logits
+                out = model(features).logits
             finish()
             return out
 

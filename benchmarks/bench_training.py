@@ -31,13 +31,12 @@ STEPS = 256 if GPU else 16
 PROVIDERS = ["authors", "compile", "plain", "ours", "ours tf32", "ours bf16"]
 
 
-def write_patches(folder):
-    """Random features of as many patches as the steps of a round need."""
+def write_patches(folder, rows=BATCH * STEPS):
+    """Random features, by default of as many patches as the steps of a round need."""
     random = np.random.default_rng(0)
-    rows = BATCH * STEPS
     features = {name: random.standard_normal((rows, dim), dtype=np.float32) for name, dim in TEACHERS.items()}
     path = sf.write_archive(
-        folder / "train.archive",
+        folder / f"{rows}.archive",
         features,
         labels=random.integers(0, CLASSES, rows),
         splits=np.zeros(rows, dtype=np.uint8),
@@ -87,15 +86,21 @@ class OurLoop:
         optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=GPU
         )
-        self.losses = torch.zeros(STEPS, 2 + 2 * len(TEACHERS), device=DEVICE)
+        self.losses = torch.zeros(-(-archive.n_rows // BATCH), 2 + 2 * len(TEACHERS), device=DEVICE)
         feed = TrainingFeed(archive, np.arange(archive.n_rows), DEVICE, BATCH)
         self.step = TrainingStep(self.student, optimizer, config.objective(), feed, self.losses)
 
-    def epoch(self, order):
-        self.step.begin(order, None, 0)
-        for _ in range(STEPS):
-            self.step.run(BATCH)
+    def epoch(self, order, present=None, plain=False):
+        """All batches, the last one short where it must be; `plain` steps are never captured."""
+        self.step.begin(order, present, 0)
+        run = self.plain_step if plain else self.step.run
+        for start in range(0, len(order), BATCH):
+            run(min(BATCH, len(order) - start))
         return self.losses[-1, 0].item()
+
+    def plain_step(self, size):
+        self.step._feed.fetch()
+        self.step._compute(size)
 
 
 def pytest_generate_tests(metafunc):

@@ -1,10 +1,15 @@
 """What all benchmarks share: quick mode, facts about the machine in every record, ratios after the run."""
 
+import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections import defaultdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +23,28 @@ os.environ["PYTHONSAFEPATH"] = "1"  # processes that benchmarks start take the i
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="fewer and smaller cases, under a minute a file")
+    parser.addoption("--quick", action="store_true", help="fewer and smaller cases, under a minute per file")
+    parser.addoption("--records", type=Path, help="file to which each record is appended as soon as it is measured")
 
 
 def processor():
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
     return f"{model}, {torch.get_num_threads()} threads"
+
+
+@cache
+def versions():
+    """What a figure depends on beside the device: versions of the interpreter, the packages and the driver."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        found["triton"] = version("triton")
+    except PackageNotFoundError:
+        found["triton"] = None
+    if torch.cuda.is_available():
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    return found
 
 
 def median_seconds(function, rounds=9):
@@ -55,47 +75,39 @@ def matrix_product(x, y):
     return torch.mm(x, y) if x.is_cuda else product(x, y)
 
 
+def describe(benchmark, ceilings, device, **facts):
+    """Put into the record what was measured and where."""
+    if ceilings is not None:
+        floor = max(facts["bytes"] / ceilings["bytes_per_s"], facts["flops"] / ceilings["flops_per_s"])
+        benchmark.extra_info.update(floor_s=floor, **ceilings)
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    name = torch.cuda.get_device_name() if on_gpu else processor()
+    benchmark.extra_info.update(device=name, **versions(), **facts)
+
+
 @pytest.fixture
-def measure(benchmark):
+def measure(benchmark, request):
     """Time what one provider does in one case; the median is compared with that of the case's baseline provider."""
 
     def run(
-        case,
-        provider,
-        function,
-        *,
-        rows,
-        nbytes,
-        baseline=None,
-        flops=0,
-        rounds=30,
-        warmup=5,
-        setup=None,
-        ceilings=None,
-        **facts,
-    ):
+        case, provider, function, *, rows, nbytes, baseline=None, flops=0, rounds=30, warmup=5, setup=None,
+        ceilings=None, device=None, **facts,
+    ):  # fmt: skip
         """`ceilings` of bytes and FLOPs per second: the record then says which share of them was reached.
 
-        `facts` are recorded as they are.
+        `device` is "cpu" or "cuda", where the work is done; None: on the GPU if there is one. `facts` are recorded as
+        they are.
         """
         benchmark.group = case
-        if ceilings is not None:
-            floor = max(nbytes / ceilings["bytes_per_s"], flops / ceilings["flops_per_s"])
-            benchmark.extra_info.update(floor_s=floor, **ceilings)
-        benchmark.extra_info.update(
-            provider=provider,
-            baseline=baseline,
-            rows=rows,
-            flops=flops,
-            bytes=nbytes,
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
-            python=platform.python_version(),
-            torch=torch.__version__,
-            numpy=np.__version__,
-            **facts,
-        )
+        facts = {"provider": provider, "baseline": baseline, "rows": rows, "flops": flops, "bytes": nbytes, **facts}
+        describe(benchmark, ceilings, device, **facts)
         warmup = 0 if setup is not None else min(warmup, rounds)
-        return benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=warmup, setup=setup)
+        result = benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=warmup, setup=setup)
+        if records := request.config.getoption("--records"):
+            record = {"group": case, "median_s": benchmark.stats.stats.median, **benchmark.extra_info}
+            with records.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        return result
 
     return run
 

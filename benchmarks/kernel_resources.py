@@ -1,85 +1,69 @@
-"""What every Triton kernel needs of a GPU, found by compiling ahead of time.
+"""What every Triton kernel needs of a GPU, compiled ahead of time, and the least time its work can take there.
 
     PYTHONPATH=tests python benchmarks/kernel_resources.py
 
-Registers per thread, bytes spilled per thread, and shared memory per block at the shapes of the presets: 4 teachers,
-D = 128, 256 and 512, float32 maps, batches of 64 and (projection) of 1,024 and more. No GPU is needed.
+Another Triton: `pip install --no-deps --target FOLDER triton==3.6.0`, then PYTHONPATH=tests:FOLDER.
+
+Registers per thread, bytes spilled per thread and shared memory per block, for K = 5 layers and 4,864 float16 columns
+of features in all. Bytes count every input read once and every output written once, FLOPs count matrix products, two
+per multiply-add. The floor is the larger of bytes over the memory's rate and FLOPs over the products' rate, from the
+data sheets; a batch of 64 fits the second-level cache, so what it really takes from memory is less. No GPU is needed.
 """
 
-import torch
 import triton
-from compiled import compile_report
-from shazam_fast.kernels import distillation, folded_scoring, projection, stack_kernels, student_stack, token_attention
-from shazam_fast.kernels.launch import token_tile
+from kernel_variants import Variant, variants
 
-TEACHERS = 4
-DTYPES = {"present_ptr": "*u8", "features_ptr": "*fp16", "rows_ptr": "*i64", "starts_ptr": "*i32"}
-FLOATS = {"lam": "fp32", "delta": "fp32", "delta_squared": "fp32"}
-RESIDUAL = ("offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr")
-
-
-def per_layer(D, **constexprs):
-    """Constexprs and warps of the kernels that take a tile of tokens."""
-    tile = token_tile(TEACHERS, D, itemsize=4)
-    return {"N": TEACHERS, "D": D, "BLOCK_N": tile.N, "BLOCK_B": tile.B, "BLOCK_D": tile.D, **constexprs}, tile.warps
+LAYERS = 5
+COLUMNS = 4864  # of Virchow, UNI, Phikon-v2 and GigaPath
+# Compute capability, bytes/s, and FLOP/s of products with float32 sums (dense), from NVIDIA's data sheets.
+GPUS = {
+    "RTX 4090": (89, 1.008e12, {"ieee": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12}),
+    "H100 SXM": (90, 3.35e12, {"ieee": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12}),
+}
 
 
-def whole_stack(D, precision, residual=None):
-    """Constexprs and warps of the kernels that have a whole stack."""
-    constexprs = student_stack.blocks(TEACHERS, D, precision, itemsize=4)
-    warps = constexprs.pop("num_warps")
-    absent = () if residual is None else ("weights_ptr",) if residual else RESIDUAL
-    return {**constexprs, **dict.fromkeys(absent)}, warps
-
-
-def projected(B, D, precision):
-    constexprs = projection.blocks(B, D, precision, torch.float32)
-    warps = constexprs.pop("num_warps")
-    return {**constexprs, "N": TEACHERS, "D": D}, warps
-
-
-def variants():
-    """Name, kernel, constexprs with warps."""
-    for D in (128, 512):
-        for pool in (False, True):
-            name = "pooled attention" if pool else "attention"
-            yield f"{name} forward D={D}", token_attention.attention_forward, per_layer(D, POOL=pool)
-            yield f"{name} backward D={D}", token_attention.attention_backward, per_layer(D, POOL=pool)
-        yield f"losses forward D={D}", distillation.distillation_forward, per_layer(D, NORM=True)
-        yield f"losses backward D={D}", distillation.distillation_backward, per_layer(D, NORM=True)
-    for D in (128, 256):
-        for precision in ("ieee", "tf32"):
-            for residual in (False, True):
-                name = f"{'residual' if residual else 'bare'} stack"
-                options = whole_stack(D, precision, residual)
-                yield f"{name} forward D={D} {precision}", stack_kernels.stack_forward, options
-                yield f"{name} backward D={D} {precision}", stack_kernels.stack_backward, options
-            yield f"folded stack D={D} {precision}", folded_scoring.folded_forward, whole_stack(D, precision)
-    for B in (64, 1024):
-        for precision in ("ieee", "tf32"):
-            options = projected(B, 128, precision)
-            yield f"projection forward D=128 B={B} {precision}", projection.projection_forward, options
-            yield f"projection backward D=128 B={B} {precision}", projection.projection_backward, options
-
-
-def report(kernel, constexprs, warps, capability):
-    signature = {
-        name: DTYPES.get(name, "*fp32") + ":16" if name.endswith("_ptr") else FLOATS.get(name, "i32")
-        for name in kernel.arg_names
-        if name not in constexprs
-    }
-    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    return compile_report(kernel, signature, constexprs, capability, warps)
+def work(variant: Variant) -> tuple[int, int]:
+    """FLOPs and bytes of one launch."""
+    B, N, D = variant.B, variant.constexprs["N"], variant.constexprs["D"]
+    K, operand = LAYERS, 2 if variant.precision == "bf16" else 4
+    row, scores = B * D * {"fp32": 4, "bf16": 2}[variant.tokens], 4 * B * N * N
+    tokens, between = N * row, 2 * B * N * N * D  # bytes of [B, N, D]; FLOPs of one product among a patch's tokens
+    maps, by_map = K * 2 * D * D * operand, 2 * B * N * D * D  # bytes of all maps; FLOPs of tokens times one of them
+    out = row if variant.constexprs.get("POOL") else tokens
+    residual = "residual" in variant.name
+    return {
+        "attention_forward": (2 * between, 3 * tokens + out + scores),
+        "attention_backward": (4 * between, 6 * tokens + out + 2 * scores),
+        "distillation_forward": (4 * 2 * B * N * D, tokens + row),
+        "distillation_backward": (4 * 2 * B * N * D, 2 * (tokens + row)),
+        "stack_forward": (K * 2 * (by_map + between), (1 + K) * tokens + maps + row + K * scores),
+        "stack_backward": (
+            K * ((3 + residual) * by_map + (5 + residual) * between), (1 + 3 * K) * tokens + maps + row + K * scores
+        ),
+        "folded_forward": (K * (by_map + between), tokens + maps // 2 + row),
+        "projection_forward": (2 * B * COLUMNS * D, 2 * B * COLUMNS + 4 * COLUMNS * D + tokens),
+        "projection_backward": (2 * B * COLUMNS * D, 2 * B * COLUMNS + 4 * COLUMNS * D + tokens),
+    }[variant.kernel.fn.__name__]  # fmt: skip
 
 
 def main() -> None:
     print(f"Triton {triton.__version__}\n")
-    print("| kernel | warps | sm_89: registers | spilled | shared | sm_90: registers | spilled | shared |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    for name, kernel, (constexprs, warps) in variants():
-        found = [report(kernel, constexprs, warps, capability) for capability in (89, 90)]
-        cells = " | ".join(f"{r.registers} | {r.spill_bytes} | {r.shared_bytes / 1024:.1f} KiB" for r in found)
-        print(f"| {name} | {warps} | {cells} |", flush=True)
+    needs = "registers | spilled | shared"
+    print("| kernel | B | warps | MFLOP | MB |" + "".join(f" {gpu}: floor us | {needs} |" for gpu in GPUS))
+    print("|---|" + "--:|" * (4 + 4 * len(GPUS)))
+    for variant in variants():
+        flops, nbytes = work(variant)
+        cells = [variant.name, variant.B, variant.num_warps, f"{flops / 1e6:.1f}", f"{nbytes / 1e6:.2f}"]
+        for capability, bytes_per_s, flops_per_s in GPUS.values():
+            report = variant.compile(capability)
+            floor = max(nbytes / bytes_per_s, flops / flops_per_s[variant.precision])
+            cells += [
+                f"{1e6 * floor:.2f}",
+                report.registers,
+                report.spill_bytes,
+                f"{report.shared_bytes / 1024:.1f} KiB",
+            ]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 if __name__ == "__main__":

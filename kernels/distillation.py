@@ -35,7 +35,7 @@ FLOOR = tl.constexpr(EPSILON**2)  # squared norms below this count as this
 @triton.jit(do_not_specialize=["B"])
 def distillation_forward(
     fused_ptr, targets_ptr, present_ptr, losses_ptr, kept_ptr,
-    stride_fb, stride_tb, stride_tn, stride_mb, stride_mn,
+    stride_fused_b, stride_targets_b, stride_targets_n, stride_present_b, stride_present_n,
     B, lam, delta, delta_squared,
     N: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -46,7 +46,7 @@ def distillation_forward(
     o_n = tl.arange(0, BLOCK_N)[:, None, None]
     m_n = (o_b < B) & (o_n < N)
     if present_ptr is not None:
-        m_n = tl.load(present_ptr + o_b * stride_mb + o_n * stride_mn, mask=m_n, other=0) != 0
+        m_n = tl.load(present_ptr + o_b * stride_present_b + o_n * stride_present_n, mask=m_n, other=0) != 0
 
     b_tt = tl.zeros([1, BLOCK_B, 1], dtype)  # |t|^2
     b_TT = tl.zeros([BLOCK_N, BLOCK_B, 1], dtype)  # |T|^2
@@ -54,8 +54,10 @@ def distillation_forward(
     b_far = tl.zeros([BLOCK_N, BLOCK_B, 1], dtype)  # r^2, or the elements' Huber losses
     for d in range(0, D, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
-        b_t = tl.load(fused_ptr + o_b * stride_fb + o_d, mask=(o_b < B) & (o_d < D), other=0.0).to(dtype)
-        b_T = tl.load(targets_ptr + o_b * stride_tb + o_n * stride_tn + o_d, mask=m_n & (o_d < D), other=0.0).to(dtype)
+        b_t = tl.load(fused_ptr + o_b * stride_fused_b + o_d, mask=(o_b < B) & (o_d < D), other=0.0).to(dtype)
+        b_T = tl.load(
+            targets_ptr + o_b * stride_targets_b + o_n * stride_targets_n + o_d, mask=m_n & (o_d < D), other=0.0
+        ).to(dtype)
         b_x = b_t - b_T
         b_near = b_x if NORM else tl.minimum(tl.maximum(b_x, -delta), delta)
         b_tt += tl.sum(b_t * b_t, axis=2, keep_dims=True)
@@ -63,7 +65,7 @@ def distillation_forward(
         b_tT += tl.sum(b_t * b_T, axis=2, keep_dims=True)
         b_far += tl.sum(b_near * b_x if NORM else b_near * (b_x - 0.5 * b_near), axis=2, keep_dims=True)
 
-    b_floor = tl.full([1, 1, 1], FLOOR, dtype)  # in maximum, a bare number would be float32 to Triton before 3.9
+    b_floor = tl.full([1, 1, 1], FLOOR, dtype)  # before Triton 3.9, tl.maximum would take a plain number as float32
     b_tt_floored = tl.maximum(b_tt, b_floor)
     b_TT_floored = tl.maximum(b_TT, b_floor)
     b_a = 1.0 / (tl.sqrt(b_tt_floored) * tl.sqrt(b_TT_floored))
@@ -94,8 +96,9 @@ def distillation_forward(
 # dt = sum over teachers of g_c (t c / |t|^2 - a T) + g_h p,  dT = g_c (T c / |T|^2 - a t) - g_h p
 @triton.jit(do_not_specialize=["B"])
 def distillation_backward(
-    fused_ptr, targets_ptr, present_ptr, kept_ptr, dcosine_ptr, dhuber_ptr, dfused_ptr, dtargets_ptr,
-    stride_fb, stride_tb, stride_tn, stride_mb, stride_mn, stride_dc, stride_dh,
+    fused_ptr, targets_ptr, present_ptr, kept_ptr, d_cosine_ptr, d_huber_ptr, d_fused_ptr, d_targets_ptr,
+    stride_fused_b, stride_targets_b, stride_targets_n, stride_present_b, stride_present_n,
+    stride_d_cosine, stride_d_huber,
     B, lam, delta,
     N: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -108,27 +111,29 @@ def distillation_backward(
     m_n = (o_b < B) & (o_n < N)
     m_t = (o_b < B) & (o_d < D)
     if present_ptr is not None:
-        m_n = tl.load(present_ptr + o_b * stride_mb + o_n * stride_mn, mask=m_n, other=0) != 0
+        m_n = tl.load(present_ptr + o_b * stride_present_b + o_n * stride_present_n, mask=m_n, other=0) != 0
 
-    b_gc = lam * tl.load(dcosine_ptr + o_n * stride_dc, mask=o_n < N, other=0.0) / B  # [BLOCK_N, 1, 1]
-    b_gh = lam * tl.load(dhuber_ptr + o_n * stride_dh, mask=o_n < N, other=0.0) / B
+    b_gc = lam * tl.load(d_cosine_ptr + o_n * stride_d_cosine, mask=o_n < N, other=0.0) / B  # [BLOCK_N, 1, 1]
+    b_gh = lam * tl.load(d_huber_ptr + o_n * stride_d_huber, mask=o_n < N, other=0.0) / B
     kept_ptr += (o_b * N + o_n) * 4
     b_a = tl.load(kept_ptr, mask=m_n, other=0.0)  # [BLOCK_N, BLOCK_B, 1]
     b_ct = tl.load(kept_ptr + 1, mask=m_n, other=0.0)
     b_cT = tl.load(kept_ptr + 2, mask=m_n, other=0.0)
-    b_t = tl.load(fused_ptr + o_b * stride_fb + o_d, mask=m_t, other=0.0).to(dtype)
-    b_T = tl.load(targets_ptr + o_b * stride_tb + o_n * stride_tn + o_d, mask=m_n & (o_d < D), other=0.0).to(dtype)
+    b_t = tl.load(fused_ptr + o_b * stride_fused_b + o_d, mask=m_t, other=0.0).to(dtype)
+    b_T = tl.load(
+        targets_ptr + o_b * stride_targets_b + o_n * stride_targets_n + o_d, mask=m_n & (o_d < D), other=0.0
+    ).to(dtype)
     b_x = b_t - b_T
     if NORM:
         b_pull = b_gh * tl.load(kept_ptr + 3, mask=m_n, other=0.0) * b_x
     else:
         b_pull = tl.where(m_n, b_gh / D * tl.minimum(tl.maximum(b_x, -delta), delta), 0.0)
     b_dt = tl.sum(b_gc * (b_ct * b_t - b_a * b_T) + b_pull, axis=0, keep_dims=True)
-    tl.store(dfused_ptr + o_b * D + o_d, b_dt.to(dfused_ptr.dtype.element_ty), mask=m_t)
-    if dtargets_ptr is not None:
+    tl.store(d_fused_ptr + o_b * D + o_d, b_dt.to(d_fused_ptr.dtype.element_ty), mask=m_t)
+    if d_targets_ptr is not None:
         b_dT = b_gc * (b_cT * b_T - b_a * b_t) - b_pull
         o_nd = (o_b * N + o_n) * D + o_d
-        tl.store(dtargets_ptr + o_nd, b_dT.to(dtargets_ptr.dtype.element_ty), mask=m_t & (o_n < N))
+        tl.store(d_targets_ptr + o_nd, b_dT.to(d_targets_ptr.dtype.element_ty), mask=m_t & (o_n < N))
 
 
 class _Terms(NamedTuple):
@@ -159,23 +164,23 @@ def _launch_forward(
     return losses.sum(dim=0), kept
 
 
-def _launch_backward(ctx: Any, dcosine: Tensor, dhuber: Tensor, lam: float) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the fused token and, unless nobody wants it, of the targets."""
+def _launch_backward(ctx: Any, d_cosine: Tensor, d_huber: Tensor, lam: float) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the fused token and, where one is needed, of the targets."""
     fused, targets, present, kept = ctx.saved_tensors
     B, N, D = targets.shape
     tile = token_tile(N, D, targets.element_size())
     mask, *mask_strides = mask_arguments(present)
-    dfused = fused.new_empty((B, D))
-    dtargets = targets.new_empty((B, N, D)) if ctx.needs_input_grad[1] else None
-    strides_of_losses = (g.stride(0) if g.ndim else 0 for g in (dcosine, dhuber))
+    d_fused = fused.new_empty((B, D))
+    d_targets = targets.new_empty((B, N, D)) if ctx.needs_input_grad[1] else None
+    strides_of_losses = (g.stride(0) if g.ndim else 0 for g in (d_cosine, d_huber))
     with torch.cuda.device_of(targets):
         distillation_backward[(triton.cdiv(B, tile.B), triton.cdiv(D, tile.D))](
-            fused, targets, mask, kept, dcosine, dhuber, dfused, dtargets,
+            fused, targets, mask, kept, d_cosine, d_huber, d_fused, d_targets,
             fused.stride(0), *targets.stride()[:2], *mask_strides, *strides_of_losses,
             B, lam, ctx.terms.delta,
             N, D, ctx.terms.norm, tile.N, tile.B, tile.D, num_warps=tile.warps,
         )  # fmt: skip
-    return dfused, dtargets
+    return d_fused, d_targets
 
 
 def _forward(ctx: Any, fused: Tensor, targets: Tensor, present: Tensor | None, terms: _Terms) -> tuple[Tensor, ...]:
@@ -198,8 +203,8 @@ class _PerTeacher(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dcosine: Tensor, dhuber: Tensor) -> tuple[Tensor | None, ...]:
-        return *_launch_backward(ctx, dcosine, dhuber, 1.0), None, None
+    def backward(ctx: Any, d_cosine: Tensor, d_huber: Tensor) -> tuple[Tensor | None, ...]:
+        return *_launch_backward(ctx, d_cosine, d_huber, 1.0), None, None
 
 
 class _Total(torch.autograd.Function):
@@ -214,10 +219,10 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if dtotal is None:
+    def backward(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if d_total is None:
             return None, None, None, None
-        return *_launch_backward(ctx, dtotal, dtotal, ctx.terms.lam), None, None
+        return *_launch_backward(ctx, d_total, d_total, ctx.terms.lam), None, None
 
 
 def _check(fused: Tensor, targets: Tensor, delta: float, huber: str, present: Tensor | None) -> None:
@@ -238,7 +243,7 @@ def distillation_losses(
     Args:
         fused: [B, D], columns next to each other; float32, float16, bfloat16 or float64.
         targets: [B, N, D], N at most 32, in the dtype of `fused`.
-        delta: where the Huber loss turns from quadratic to linear.
+        delta: where the Huber loss turns from quadratic to linear. It reaches the kernel as float32, in float64 too.
         huber: "norm", of the distance |t - T_i|, or "elementwise", the mean over the elements.
         present: bool [B, N], which teachers a patch has; an absent one adds 0. None when it has all.
 
@@ -258,7 +263,7 @@ def distillation_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """lam times the sum of all of `distillation_losses`, to be minimised, and these losses, to be read.
 
-    Arguments and errors as there; the total [] alone can be differentiated.
+    Arguments and errors as there, `lam` is float32 as `delta` is; the total [] alone can be differentiated.
     """
     _check(fused, targets, delta, huber, present)
     total, cosine, far = _Total.apply(fused, targets, present, _Terms(lam, delta, huber == "norm"))

@@ -1,8 +1,8 @@
-"""The folded bare stack for scoring: all layers' scores, their N x N recurrence, pooling and weights in one kernel.
+"""The folded bare stack for scoring: all layers' scores, their N x N recurrence, pooling and shares in one kernel.
 
-Tokens are read once and only the pooled token and the weights are written: 4 (N + 1) D bytes a patch in float32, where
-the scores' left sides alone would take 4 N K D on their way through memory. One product with a D x D map per layer, a
-third of what the unfolded stack takes.
+Tokens are read once and only the pooled token and the shares are written: 4 (N + 1) D bytes per patch in float32,
+where the scores' left factors T B_l alone would take 4 N K D on their way through memory. One product with a D x D map
+per layer, a third of what the unfolded stack takes.
 """
 
 # Kernels carry no Python types.
@@ -13,47 +13,55 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import mask_arguments, require_mask, require_rows
-from .stack_kernels import _inner, _mix, _rows, _share, _times
-from .student_stack import MAPS_DTYPE, ROWS, blocks, require_small
+from .launch import mask_arguments, require_mask, require_row_tokens, require_rows, row_blocks, row_programs
+from .precision import PRECISIONS
+from .row_tiles import (
+    identity_and_visible,
+    inner_products,
+    mean_share,
+    mix_rows,
+    patch_sums,
+    program_rows,
+    row_softmax,
+    times_map,
+)
 
 
 # M_0 = I; S_l = M_{l-1} (T B_l T^T) M_{l-1}^T; M_l = softmax(S_l) M_{l-1}; w = mean M_K; pooled = w T
 @triton.jit(do_not_specialize=["B", "K"])
 def folded_forward(
-    tokens_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, pooled_ptr, weights_ptr, B, K,
+    tokens_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, pooled_ptr, shares_ptr, B, K,
     N: tl.constexpr, D: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SLICE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Pooled token and weights of a program's patches, 16 rows apart from each other by a block-diagonal mask."""
-    G: tl.constexpr = BLOCK_R // BLOCK_N
-    _, row, m_row, m_there, m_mean = _rows(present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N)
-    o_r = tl.arange(0, BLOCK_R)
+    """Pooled token and teacher shares of a program's patches."""
+    PATCHES: tl.constexpr = BLOCK_R // BLOCK_N
+    _, o_row, m_row, m_present, m_mean = program_rows(
+        present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
+    )
     o_d = tl.arange(0, D)
-    x = tl.load(tokens_ptr + row[:, None] * D + o_d[None, :], mask=(m_row & m_there)[:, None], other=0.0)  # T, [R, D]
-    # A row that is not there sees itself alone, so that its softmax is defined; nobody sees it.
-    m_self = o_r[:, None] == o_r[None, :]
-    m_sees = (m_mean & m_there[:, None]) | m_self
-    m = tl.where(m_self, 1.0, 0.0).to(x.dtype)  # M_l, [R, R]
+    m_x = (m_row & m_present)[:, None]
+    b_x = tl.load(tokens_ptr + o_row[:, None] * D + o_d[None, :], mask=m_x, other=0.0)  # T, [R, D]
+    m_identity, m_visible = identity_and_visible(m_present, m_mean, BLOCK_R)
+    b_m = tl.where(m_identity, 1.0, 0.0).to(b_x.dtype)  # M_l, [R, R]
     for layer in tl.range(0, K, num_stages=1):
-        y = _times(x, maps_ptr + layer * D, K * D, 1, BLOCK_C, SLICE, PRECISION)  # T B_l
-        s = _mix(_mix(m, _inner(y, x, SLICE, "ieee"), "ieee"), tl.trans(m), "ieee")
-        s = tl.where(m_sees, s, float("-inf"))
-        s = tl.exp(s - tl.max(s, axis=1)[:, None])
-        m = _mix(s / tl.sum(s, axis=1)[:, None], m, "ieee")
-    w = tl.sum(_share(m_there, m_mean, x.dtype)[:, None] * m, axis=0)  # [R]
-    tl.store(weights_ptr + row, w, mask=m_row)
-    pooled = tl.sum(tl.reshape(w[:, None] * x, [G, BLOCK_N, D]), axis=1)  # [G, D]
-    o_g = tl.program_id(0).to(tl.int64) * G + tl.arange(0, G)
-    tl.store(pooled_ptr + o_g[:, None] * D + o_d[None, :], pooled, mask=(o_g < B)[:, None])
+        b_y = times_map(b_x, maps_ptr + layer * D, K * D, 1, BLOCK_C, BLOCK_S, PRECISION)  # T B_l
+        b_s = mix_rows(b_m, inner_products(b_y, b_x, BLOCK_S, "ieee"), "ieee")
+        b_p = row_softmax(mix_rows(b_s, tl.trans(b_m), "ieee"), m_visible)
+        b_m = mix_rows(b_p, b_m, "ieee")
+    b_w = tl.sum(mean_share(m_present, m_mean, b_x.dtype)[:, None] * b_m, axis=0)  # [R]
+    tl.store(shares_ptr + o_row, b_w, mask=m_row)
+    o_patch = tl.program_id(0).to(tl.int64) * PATCHES + tl.arange(0, PATCHES)
+    b_pooled = patch_sums(b_w[:, None] * b_x, BLOCK_N)  # [PATCHES, D]
+    tl.store(pooled_ptr + o_patch[:, None] * D + o_d[None, :], b_pooled, mask=(o_patch < B)[:, None])
 
 
 @torch.no_grad()
 def folded_stack(
     tokens: Tensor, score_maps: Tensor, present: Tensor | None = None, precision: str = "ieee"
 ) -> tuple[Tensor, Tensor]:
-    """The folded bare stack: pooled w T [B, D] and the teachers' weights w [B, N]; for inference, no gradient.
+    """The folded bare stack: pooled w T [B, D] and the teacher shares w [B, N]; for inference, no gradient.
 
     Args:
         tokens: [B, N, D], float32 (float64 with "ieee"), N at most 16, D one of 16, 32, 64, 128, 256.
@@ -64,17 +72,16 @@ def folded_stack(
     Raises:
         ValueError: anything else than that, with what was expected and what was found.
     """
-    require_small(tokens, precision)
-    B, N, D = tokens.shape
+    B, N, D = require_row_tokens(tokens, precision)
     if score_maps.ndim != 2 or score_maps.shape[1] == 0 or score_maps.shape[1] % D:
         raise ValueError(f"score_maps: [{D}, K * {D}] expected, found {list(score_maps.shape)}")
     require_rows("score_maps", score_maps, (D, score_maps.shape[1]), tokens)
     require_mask(present, B, N, tokens)
-    maps = score_maps.to(MAPS_DTYPE[precision] or tokens.dtype).contiguous()
-    pooled, weights = tokens.new_empty(B, D), tokens.new_empty(B, N)
+    maps = score_maps.to(PRECISIONS[precision].operand or tokens.dtype).contiguous()
+    pooled, shares = tokens.new_empty(B, D), tokens.new_empty(B, N)
     with torch.cuda.device_of(tokens):
-        folded_forward[(triton.cdiv(B, ROWS // triton.next_power_of_2(N)),)](
-            tokens.contiguous(), *mask_arguments(present), maps, pooled, weights, B, score_maps.shape[1] // D,
-            **blocks(N, D, precision, tokens.itemsize),
+        folded_forward[(row_programs(B, N),)](
+            tokens.contiguous(), *mask_arguments(present), maps, pooled, shares, B, score_maps.shape[1] // D,
+            **row_blocks(N, D, precision, tokens.itemsize),
         )  # fmt: skip
-    return pooled, weights
+    return pooled, shares

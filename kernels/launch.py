@@ -1,8 +1,10 @@
-"""What the launchers share: checks of what a caller passes, block sizes, and limits of a compute capability.
+"""What the launchers share: checks of a caller's tensors, block sizes, and limits of a compute capability.
 
-A tile of tokens is [BLOCK_N, BLOCK_B, BLOCK_D], teachers first: Triton hands out lanes from the last axis, then
-warps, so columns lie across the lanes, patches across the warps, and the teachers of a patch in one thread's
-registers, where sums over teachers cost no exchange. `token_tile` chooses its sides.
+Kernels of one layer or of the losses take a tile of tokens [BLOCK_N, BLOCK_B, BLOCK_D], teachers first: Triton gives
+the last axis to the lanes of a warp and the axis before it to the warps, so the teachers of a patch lie in one
+thread's registers, where sums over teachers need no exchange. `token_tile` chooses its sides.
+
+Kernels of a whole stack take BLOCK_R rows, see `row_tiles`. `row_blocks` chooses their blocks.
 """
 
 from typing import NamedTuple
@@ -11,7 +13,11 @@ import torch
 import triton
 from torch import Tensor
 
-MAX_TEACHERS = 32
+from .precision import PRECISIONS, require_precision
+
+MAX_TEACHERS = 32  # of a patch, for kernels that take a tile of tokens
+ROWS = 16  # rows of a program of a stack kernel, so the most teachers of a patch there
+WIDTHS = (16, 32, 64, 128, 256)  # D that stack kernels take
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # Shared memory that one block may ask for, KiB per compute capability (CUDA C++ Programming Guide, "Compute
@@ -20,7 +26,7 @@ _SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 2
 
 
 class Tile(NamedTuple):
-    """Sides of a tile of tokens, all powers of two, and the warps that work on it."""
+    """Sides of a tile of tokens, all powers of two, and the number of warps that work on it."""
 
     N: int
     B: int
@@ -41,6 +47,33 @@ def token_tile(N: int, D: int, itemsize: int) -> Tile:
     block_b = max(1, min(128 * vector // block_d, 2048 // block_n**2))
     threads = max(block_b * block_d // vector, block_b * block_n**2 // 16)  # 16 scores each where D is tiny
     return Tile(block_n, block_b, block_d, max(1, threads // 32))
+
+
+def row_blocks(N: int, D: int, precision: str, itemsize: int) -> dict[str, int | str]:
+    """Constexprs and warps of a stack kernel for N teachers of width D.
+
+    One warp per slice of a product keeps its operands small. With these blocks, kernels of 4 teachers stay within the
+    99 KiB of shared memory of sm_89 under Triton 3.6 to 3.9.
+    """
+    ieee = precision == "ieee"
+    block_c, block_s, warps = min(D, 32 if precision == "tf32" else 64), 16, min(8, D // 8)
+    if D == 256:
+        block_c, block_s = (16, 64) if ieee else (16, 32)
+    return {
+        "N": N,
+        "D": D,
+        "BLOCK_R": ROWS,
+        "BLOCK_N": triton.next_power_of_2(N),
+        "BLOCK_C": block_c * 4 // itemsize,
+        "BLOCK_S": block_s,
+        "PRECISION": PRECISIONS[precision].dot,
+        "num_warps": warps,
+    }
+
+
+def row_programs(B: int, N: int) -> int:
+    """Programs of a stack kernel for B patches of N teachers."""
+    return int(triton.cdiv(B, ROWS // triton.next_power_of_2(N)))
 
 
 def shared_memory_limit(capability: int) -> int:
@@ -72,6 +105,19 @@ def require_tokens(name: str, x: Tensor) -> tuple[int, int, int]:
         raise ValueError(f"{name}: [B, N, D], none 0 and N at most {MAX_TEACHERS}, expected, found {list(x.shape)}")
     B, N, D = x.shape
     require_rows(name, x, (B, N, D), x)
+    return B, N, D
+
+
+def require_row_tokens(tokens: Tensor, precision: str) -> tuple[int, int, int]:
+    """B, N, D of tokens that stack kernels take in this precision; ValueError for anything else."""
+    require_precision(precision)
+    if tokens.ndim != 3 or 0 in tokens.shape or tokens.shape[1] > ROWS or tokens.shape[2] not in WIDTHS:
+        wanted = f"[B, N, D] with N at most {ROWS} and D one of {WIDTHS}"
+        raise ValueError(f"tokens: {wanted} expected, found {list(tokens.shape)}")
+    if tokens.dtype != torch.float32 and (tokens.dtype, precision) != (torch.float64, "ieee"):
+        wanted = "torch.float32, or torch.float64 with precision 'ieee',"
+        raise ValueError(f"tokens: {wanted} expected, found {tokens.dtype} with {precision!r}")
+    B, N, D = tokens.shape
     return B, N, D
 
 

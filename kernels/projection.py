@@ -9,6 +9,7 @@ keep 4 bytes a value from forward. Features get no gradient.
 # Kernels carry no Python types.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -20,40 +21,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import DTYPES, mask_arguments, require_mask, require_rows
+from .precision import PRECISIONS, require_precision
 
-OPERANDS = {"ieee": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: as they are
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit
 def _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher):
-    """Rows of the table that patches `o_b` lie in, and which patches have this teacher."""
-    row = o_b.to(tl.int64)
+    """The row of the table of each patch `o_b`, and which patches have this teacher. [BLOCK_B] each."""
+    o_row = o_b.to(tl.int64)
     if rows_ptr is not None:
-        row = tl.load(rows_ptr + o_b, mask=m_b, other=0).to(tl.int64)
+        o_row = tl.load(rows_ptr + o_b, mask=m_b, other=0).to(tl.int64)
     if present_ptr is not None:
         m_b &= tl.load(present_ptr + o_b * stride_present_b + teacher * stride_present_n, mask=m_b, other=0) != 0
-    return row, m_b
+    return o_row, m_b
 
 
 @triton.jit
-def _standardised(features_ptr, stride, mean_ptr, scale_ptr, row, m_row, o_c, m_c, dtype: tl.constexpr):
+def _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype: tl.constexpr):
     """(features - mean) / scale of a tile, 0 outside of it. [BLOCK_B, BLOCK_C]."""
     m_x = m_row[:, None] & m_c[None, :]
-    x = tl.load(features_ptr + row[:, None] * stride + o_c[None, :], mask=m_x, other=0.0).to(dtype)
+    b_x = tl.load(features_ptr + o_row[:, None] * stride_features + o_c[None, :], mask=m_x, other=0.0).to(dtype)
     if mean_ptr is not None:
-        mean = tl.load(mean_ptr + o_c, mask=m_c, other=0.0)
-        scale = tl.load(scale_ptr + o_c, mask=m_c, other=1.0)
-        x = tl.where(m_x, (x - mean[None, :]) / scale[None, :], 0.0)
-    return x
+        b_mean = tl.load(mean_ptr + o_c, mask=m_c, other=0.0)
+        b_scale = tl.load(scale_ptr + o_c, mask=m_c, other=1.0)
+        b_x = tl.where(m_x, (b_x - b_mean[None, :]) / b_scale[None, :], 0.0)
+    return b_x
 
 
 # T_i = (F_i - mean_i) / scale_i W_i + b_i
 @triton.jit(do_not_specialize=["B"])
 def projection_forward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    starts_ptr, weight_ptr, bias_ptr, tokens_ptr, B, N: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    starts_ptr, weight_ptr, bias_ptr, tokens_ptr, B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_B patches, one teacher and BLOCK_D columns of its token."""
     dtype: tl.constexpr = tokens_ptr.dtype.element_ty
@@ -61,59 +63,73 @@ def projection_forward(
     o_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_b, m_d = o_b < B, o_d < D
-    row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
-    start, stop = tl.load(starts_ptr + teacher), tl.load(starts_ptr + teacher + 1)
-    tokens = tl.zeros([BLOCK_B, BLOCK_D], dtype)
-    for c in tl.range(start, stop, BLOCK_C, num_stages=2):
+    o_row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
+    start = tl.multiple_of(tl.load(starts_ptr + teacher), ALIGN)
+    stop = tl.multiple_of(tl.load(starts_ptr + teacher + 1), ALIGN)
+    b_tokens = tl.zeros([BLOCK_B, BLOCK_D], dtype)
+    for c in tl.range(start, stop, BLOCK_C, num_stages=4):
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < stop
-        x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, row, m_row, o_c, m_c, dtype)
-        w = tl.load(weight_ptr + o_c[:, None] * D + o_d[None, :], mask=m_c[:, None] & m_d[None, :], other=0.0)
-        tokens = tl.dot(x.to(OPERAND), w.to(OPERAND), tokens, input_precision=PRECISION, out_dtype=dtype)
-    tokens += tl.load(bias_ptr + teacher * D + o_d, mask=m_d, other=0.0)[None, :]
-    o_t = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
-    tl.store(tokens_ptr + o_t, tokens, mask=m_b[:, None] & m_d[None, :])
+        b_x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype)
+        b_w = tl.load(weight_ptr + o_c[:, None] * D + o_d[None, :], mask=m_c[:, None] & m_d[None, :], other=0.0)
+        b_tokens = tl.dot(b_x.to(OPERAND), b_w.to(OPERAND), b_tokens, input_precision=PRECISION, out_dtype=dtype)
+    b_tokens += tl.load(bias_ptr + teacher * D + o_d, mask=m_d, other=0.0)[None, :]
+    o_tokens = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
+    tl.store(tokens_ptr + o_tokens, b_tokens, mask=m_b[:, None] & m_d[None, :])
 
 
 # dW_i = ((F_i - mean_i) / scale_i)^T dT_i
 @triton.jit(do_not_specialize=["B"])
 def projection_backward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    starts_ptr, d_tokens_ptr, d_weight_ptr, B, N: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    starts_ptr, d_tokens_ptr, d_weight_ptr, B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_C columns of one teacher's features and BLOCK_D of its token, and goes over all patches."""
     dtype: tl.constexpr = d_tokens_ptr.dtype.element_ty
     teacher = tl.program_id(1)
-    start, stop = tl.load(starts_ptr + teacher), tl.load(starts_ptr + teacher + 1)
-    o_c = start + tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = tl.multiple_of(tl.load(starts_ptr + teacher), ALIGN)
+    stop = tl.multiple_of(tl.load(starts_ptr + teacher + 1), ALIGN)
+    first = start + tl.program_id(0) * BLOCK_C
+    o_c = first + tl.arange(0, BLOCK_C)
     o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_c, m_d = o_c < stop, o_d < D
-    if start + tl.program_id(0) * BLOCK_C < stop:  # the grid is made for the widest teacher
-        d_weight = tl.zeros([BLOCK_C, BLOCK_D], dtype)
+    if first < stop:  # the grid is made for the widest teacher
+        b_dw = tl.zeros([BLOCK_C, BLOCK_D], dtype)
         for b in tl.range(0, B, BLOCK_B, num_stages=2):
             o_b = b + tl.arange(0, BLOCK_B)
             m_b = o_b < B
-            row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
-            x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, row, m_row, o_c, m_c, dtype)
-            o_t = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
-            d_t = tl.load(d_tokens_ptr + o_t, mask=m_b[:, None] & m_d[None, :], other=0.0)
-            x = tl.trans(x.to(OPERAND))
-            d_weight = tl.dot(x, d_t.to(OPERAND), d_weight, input_precision=PRECISION, out_dtype=dtype)
-        tl.store(d_weight_ptr + o_c[:, None] * D + o_d[None, :], d_weight, mask=m_c[:, None] & m_d[None, :])
+            o_row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
+            b_x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype)
+            o_tokens = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
+            b_dt = tl.load(d_tokens_ptr + o_tokens, mask=m_b[:, None] & m_d[None, :], other=0.0)
+            b_x = tl.trans(b_x.to(OPERAND))
+            b_dw = tl.dot(b_x, b_dt.to(OPERAND), b_dw, input_precision=PRECISION, out_dtype=dtype)
+        tl.store(d_weight_ptr + o_c[:, None] * D + o_d[None, :], b_dw, mask=m_c[:, None] & m_d[None, :])
 
 
 def blocks(B: int, D: int, precision: str, dtype: torch.dtype) -> dict[str, Any]:
     """Constexprs and warps for B patches and width D: many small programs for a training batch, larger ones beyond."""
     wide = B >= 1024 and dtype != torch.float64
-    sides = {"BLOCK_B": 64 if wide else 16, "BLOCK_C": 32, "BLOCK_D": min(max(16, triton.next_power_of_2(D)), 64)}
-    operand = _TRITON[OPERANDS[precision] or dtype]
+    operand, dot = PRECISIONS[precision]
     return {
-        **sides,
-        "OPERAND": operand,
-        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "BLOCK_B": 64 if wide else 16,
+        "BLOCK_C": 32,
+        "BLOCK_D": min(max(16, triton.next_power_of_2(D)), 64),
+        "OPERAND": _TRITON[operand or dtype],
+        "PRECISION": dot,
         "num_warps": 8 if wide else 4,
     }
+
+
+def alignment(dims: tuple[int, ...], stride: int) -> int:
+    """What every teacher's first column and the table's row stride can be divided by, at most 16.
+
+    The kernels cannot see it in `starts`, which they read from memory. Without it they would read float16 features two
+    bytes at a time instead of sixteen, and wait for each.
+    """
+    return math.gcd(16, stride, *dims)
 
 
 @cache
@@ -136,6 +152,7 @@ class _Inputs:
         mean, scale = standard or (None, None)
         self.batch = len(features if rows is None else rows)
         self.dims = dims
+        self.align = alignment(dims, features.stride(0))
         self.arguments = (
             features, features.stride(0), rows, *mask_arguments(present), mean, scale, _starts(dims, features.device),
         )  # fmt: skip
@@ -150,7 +167,7 @@ class _Projection(torch.autograd.Function):
         grid = (triton.cdiv(B, options["BLOCK_B"]), N, triton.cdiv(D, options["BLOCK_D"]))
         with torch.cuda.device_of(weight):
             projection_forward[grid](
-                *inputs.arguments, weight.contiguous(), bias.contiguous(), tokens, B, N, D, **options
+                *inputs.arguments, weight.contiguous(), bias.contiguous(), tokens, B, N, D, inputs.align, **options
             )
         ctx.inputs, ctx.precision = inputs, precision
         return tokens
@@ -166,8 +183,38 @@ class _Projection(torch.autograd.Function):
             options = blocks(B, D, ctx.precision, d_tokens.dtype)
             grid = (triton.cdiv(max(inputs.dims), options["BLOCK_C"]), N, triton.cdiv(D, options["BLOCK_D"]))
             with torch.cuda.device_of(d_tokens):
-                projection_backward[grid](*inputs.arguments, d_tokens.contiguous(), d_weight, B, N, D, **options)
+                projection_backward[grid](
+                    *inputs.arguments, d_tokens.contiguous(), d_weight, B, N, D, inputs.align, **options
+                )
         return d_weight, d_tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
+
+
+def _check(
+    features: Tensor,
+    rows: Tensor | None,
+    standard: tuple[Tensor, Tensor] | None,
+    weight: Tensor,
+    bias: Tensor,
+    dims: Sequence[int],
+) -> None:
+    if weight.dtype not in (torch.float32, torch.float64) or bias.ndim != 2:
+        raise ValueError(f"weight: float32 or float64 and bias [N, D] expected, found {weight.dtype}, {bias.shape}")
+    if features.ndim != 2 or features.dtype not in DTYPES or (features.shape[1] > 1 and features.stride(1) != 1):
+        raise ValueError(f"features: float [R, {sum(dims)}] expected, found {features.dtype} {list(features.shape)}")
+    if features.requires_grad:
+        raise ValueError("features: no gradient expected")
+    N, D = bias.shape
+    shapes = {"features": features.shape[1], "weight": len(weight), "dims": sum(dims)}
+    if len(set(shapes.values())) != 1 or len(dims) != N:
+        raise ValueError(f"one width and {N} teachers expected, found {shapes} and {len(dims)} teachers")
+    require_rows("weight", weight, (sum(dims), D), weight)
+    require_rows("bias", bias, (N, D), weight)
+    for name, vector in zip(("mean", "scale"), standard or (), strict=False):
+        require_rows(name, vector, (sum(dims),), weight)
+    if rows is not None and (
+        rows.ndim != 1 or rows.dtype not in (torch.int32, torch.int64) or not rows.is_contiguous()
+    ):
+        raise ValueError(f"rows: contiguous int32 or int64 [B] expected, found {rows.dtype} {list(rows.shape)}")
 
 
 def project(
@@ -195,26 +242,8 @@ def project(
     Raises:
         ValueError: anything else than that, with what was expected and what was found. Rows are not looked at.
     """
-    if precision not in OPERANDS:
-        raise ValueError(f"precision: one of {', '.join(OPERANDS)} expected, found {precision!r}")
-    if weight.dtype not in (torch.float32, torch.float64) or bias.ndim != 2:
-        raise ValueError(f"weight: float32 or float64 and bias [N, D] expected, found {weight.dtype}, {bias.shape}")
-    if features.ndim != 2 or features.dtype not in DTYPES or (features.shape[1] > 1 and features.stride(1) != 1):
-        raise ValueError(f"features: float [R, {sum(dims)}] expected, found {features.dtype} {list(features.shape)}")
-    if features.requires_grad:
-        raise ValueError("features: no gradient expected")
-    N, D = bias.shape
-    shapes = {"features": features.shape[1], "weight": len(weight), "dims": sum(dims)}
-    if len(set(shapes.values())) != 1 or len(dims) != N:
-        raise ValueError(f"one width and {N} teachers expected, found {shapes} and {len(dims)} teachers")
-    require_rows("weight", weight, (sum(dims), D), weight)
-    require_rows("bias", bias, (N, D), weight)
-    for name, vector in zip(("mean", "scale"), standard or (), strict=False):
-        require_rows(name, vector, (sum(dims),), weight)
-    if rows is not None and (
-        rows.ndim != 1 or rows.dtype not in (torch.int32, torch.int64) or not rows.is_contiguous()
-    ):
-        raise ValueError(f"rows: contiguous int32 or int64 [B] expected, found {rows.dtype} {list(rows.shape)}")
-    require_mask(present, len(features if rows is None else rows), N, weight)
+    _check(features, rows, standard, weight, bias, dims)
+    require_precision(precision)
+    require_mask(present, len(features if rows is None else rows), len(bias), weight)
     tokens: Tensor = _Projection.apply(weight, bias, _Inputs(features, rows, standard, tuple(dims), present), precision)
     return tokens

@@ -8,6 +8,7 @@ Equation numbers are those of Shazam, arXiv 2503.00736.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,32 +85,33 @@ def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Ten
     return mean_pool(tokens, present), torch.stack(attention, dim=1)
 
 
-def residual_stack(
-    tokens: Tensor,
-    qkv: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    present: Tensor | None,
-) -> Tensor:
+class ResidualMaps(NamedTuple):
+    """What K residual attention layers multiply and add, the layers one after another."""
+
+    qkv: Tensor  # [K, D, 3D], query, key and value side by side
+    qkv_bias: Tensor  # [K, 3D]
+    out_weight: Tensor  # Wo [K, D, D] (x W, the transpose of `nn.Linear.weight`)
+    out_bias: Tensor  # bo [K, D]
+    norm_weight: Tensor  # [K, D], of a LayerNorm with eps 1e-5
+    norm_bias: Tensor  # [K, D]
+
+
+def residual_stack(tokens: Tensor, maps: ResidualMaps, present: Tensor | None) -> Tensor:
     """K residual attention layers T <- LN(T + (P V) Wo + bo) and the mean, the authors' released script.
 
-    tokens [B, N, D], qkv [K, D, 3D], qkv_bias [K, 3D], out_weight [K, D, D], the others [K, D] -> fused [B, D].
+    tokens [B, N, D] -> fused [B, D].
     """
     D = tokens.shape[-1]
     if present is not None:
         tokens = tokens.masked_fill(~present[:, :, None], 0.0)
-    for layer in zip(qkv, qkv_bias, out_weight, out_bias, norm_weight, norm_bias, strict=True):
-        weight, bias, out, offset, gain, shift = layer
+    for weight, bias, out, offset, gain, shift in zip(*maps, strict=True):
         q, k, v = (tokens @ weight + bias).split(D, dim=-1)
         attended = attention_weights(q @ k.mT / math.sqrt(D), present) @ v
         tokens = F.layer_norm(tokens + attended @ out + offset, (D,), gain, shift)
     return mean_pool(tokens, present)
 
 
-def teacher_weights(attention: Tensor, present: Tensor | None) -> Tensor:
+def teacher_shares(attention: Tensor, present: Tensor | None) -> Tensor:
     """Exact share w of each teacher's token in the fused feature of the bare student. [B, K, N, N] -> [B, N].
 
     The value path is linear, so t = (w T) C with w = mean P_K ... P_1; w lies on the simplex.

@@ -3,16 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import mask_arguments, require_mask, require_rows
+from .launch import mask_arguments, require_mask, require_row_tokens, require_rows, row_blocks, row_programs
+from .precision import PRECISIONS
 from .stack_kernels import stack_backward, stack_forward
-
-ROWS = 16  # of a program, so also the most teachers of a patch
-WIDTHS = (16, 32, 64, 128, 256)
-MAPS_DTYPE = {"ieee": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: as they are
 
 
 class Maps(NamedTuple):
@@ -24,40 +20,22 @@ class Maps(NamedTuple):
     shift: Tensor | None = None
 
 
-def blocks(N: int, D: int, precision: str, itemsize: int) -> dict[str, int | str]:
-    """Constexprs and warps for N teachers of width D.
-
-    One warp per slice of a product keeps its operands small. With these, kernels of 4 teachers stay within the 99 KiB
-    of shared memory of sm_89 on Triton 3.6 and 3.9, and do not spill there at D = 128.
-    """
-    ieee = precision == "ieee"
-    block_c, part, warps = min(D, 32 if precision == "tf32" else 64), 16, min(8, D // 8)
-    if D == 256:
-        block_c, part = (16, 64) if ieee else (16, 32)
-    sides = {"BLOCK_R": ROWS, "BLOCK_N": triton.next_power_of_2(N), "BLOCK_C": block_c * 4 // itemsize, "SLICE": part}
-    return {"N": N, "D": D, **sides, "PRECISION": "ieee" if ieee else "tf32", "num_warps": warps}
-
-
-def _programs(B: int, N: int) -> int:
-    return int(triton.cdiv(B, ROWS // triton.next_power_of_2(N)))
-
-
 def _launch_forward(
     tokens: Tensor, present: Tensor | None, maps: Maps, precision: str, keep: bool
 ) -> tuple[Tensor | None, ...]:
-    """fused [B, D], weights [B, N] (bare), and if kept T [K, B*N, D] and P [K, B, N, N] of every layer."""
+    """fused [B, D], shares [B, N] (bare), and if kept T [K, B*N, D] and P [K, B, N, N] of every layer."""
     B, N, D = tokens.shape
     K = len(maps.products)
     fused = tokens.new_empty(B, D)
-    weights = tokens.new_empty(B, N) if maps.gain is None else None
+    shares = tokens.new_empty(B, N) if maps.gain is None else None
     saved = tokens.new_empty(K, B * N, D) if keep else None
     attention = tokens.new_empty(K, B, N, N) if keep else None
     with torch.cuda.device_of(tokens):
-        stack_forward[(_programs(B, N),)](
-            tokens, *mask_arguments(present), *maps, fused, weights, saved, attention, B, K,
-            **blocks(N, D, precision, tokens.itemsize),
+        stack_forward[(row_programs(B, N),)](
+            tokens, *mask_arguments(present), *maps, fused, shares, saved, attention, B, K,
+            **row_blocks(N, D, precision, tokens.itemsize),
         )  # fmt: skip
-    return fused, weights, saved, attention
+    return fused, shares, saved, attention
 
 
 def _launch_backward(
@@ -68,11 +46,11 @@ def _launch_backward(
     D = saved.shape[-1]
     d_tokens = saved.new_empty(B, N, D)
     d_products = saved.new_empty(K, B * N, 2 * D)
-    d_norm = None if maps.gain is None else saved.new_empty(_programs(B, N), K, 2, D)
+    d_norm = None if maps.gain is None else saved.new_empty(row_programs(B, N), K, 2, D)
     with torch.cuda.device_of(saved):
-        stack_backward[(_programs(B, N),)](
+        stack_backward[(row_programs(B, N),)](
             d_fused.contiguous(), saved, attention, *mask_arguments(present), *maps[:3], d_tokens, d_products, d_norm,
-            B, K, **blocks(N, D, precision, saved.itemsize),
+            B, K, **row_blocks(N, D, precision, saved.itemsize),
         )  # fmt: skip
     return d_tokens, d_products, d_norm
 
@@ -83,14 +61,14 @@ class _Stack(torch.autograd.Function):
         ctx: Any, tokens: Tensor, present: Tensor | None, precision: str, keep: bool, *maps: Tensor
     ) -> tuple[Tensor | None, ...]:
         products, *others = (x if x is None else x.contiguous() for x in maps)
-        rounded = Maps(products.to(MAPS_DTYPE[precision] or tokens.dtype), *others)
-        fused, weights, saved, attention = _launch_forward(tokens, present, rounded, precision, keep)
+        rounded = Maps(products.to(PRECISIONS[precision].operand or tokens.dtype), *others)
+        fused, shares, saved, attention = _launch_forward(tokens, present, rounded, precision, keep)
         ctx.save_for_backward(saved, attention, present, *rounded)
         ctx.precision = precision
         ctx.set_materialize_grads(False)  # shares carry no gradient: no zeros for them
-        if weights is not None:
-            ctx.mark_non_differentiable(weights)
-        return fused, weights
+        if shares is not None:
+            ctx.mark_non_differentiable(shares)
+        return fused, shares
 
     @staticmethod
     @once_differentiable
@@ -106,30 +84,17 @@ class _Stack(torch.autograd.Function):
 
 
 def run_stack(tokens: Tensor, maps: Maps, present: Tensor | None, precision: str) -> tuple[Tensor, Tensor | None]:
-    """fused [B, D] and, without residual, weights [B, N] of a stack of maps; differentiable in tokens and maps."""
+    """fused [B, D] and, without residual, shares [B, N] of a stack of maps; differentiable in tokens and maps."""
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (tokens, *maps))
-    fused, weights = _Stack.apply(tokens.contiguous(), present, precision, keep, *maps)
-    return fused, weights
-
-
-def require_small(tokens: Tensor, precision: str) -> None:
-    """ValueError for tokens or a precision that the kernels of a whole stack cannot take."""
-    if precision not in MAPS_DTYPE:
-        raise ValueError(f"precision: one of {', '.join(MAPS_DTYPE)} expected, found {precision!r}")
-    if tokens.ndim != 3 or 0 in tokens.shape or tokens.shape[1] > ROWS or tokens.shape[2] not in WIDTHS:
-        wanted = f"[B, N, D] with N at most {ROWS} and D one of {WIDTHS}"
-        raise ValueError(f"tokens: {wanted} expected, found {list(tokens.shape)}")
-    if tokens.dtype != torch.float32 and (tokens.dtype, precision) != (torch.float64, "ieee"):
-        wanted = "torch.float32, or torch.float64 with precision 'ieee',"
-        raise ValueError(f"tokens: {wanted} expected, found {tokens.dtype} with {precision!r}")
+    fused, shares = _Stack.apply(tokens.contiguous(), present, precision, keep, *maps)
+    return fused, shares
 
 
 def require_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, precision: str) -> tuple[int, int]:
     """K and D; ValueError for what the kernels cannot take."""
-    require_small(tokens, precision)
+    B, N, D = require_row_tokens(tokens, precision)
     if qkv.ndim != 3 or len(qkv) == 0:
         raise ValueError(f"qkv: [K, D, 3D] with at least one layer expected, found {list(qkv.shape)}")
-    B, N, D = tokens.shape
     require_rows("qkv", qkv, (len(qkv), D, 3 * D), tokens)
     require_mask(present, B, N, tokens)
     return len(qkv), D
@@ -154,6 +119,6 @@ def bare_stack(
     with torch.autocast(tokens.device.type, enabled=False):
         wq, wk, wv = qkv.split(D, dim=-1)
         maps = torch.cat([wq @ wk.mT, wv], dim=-1)
-    fused, weights = run_stack(tokens, Maps(maps), present, precision)
-    assert weights is not None  # a stack without norms has them
-    return fused, weights
+    fused, shares = run_stack(tokens, Maps(maps), present, precision)
+    assert shares is not None  # a stack without norms has them
+    return fused, shares

@@ -1,9 +1,8 @@
 """Attention among the N teachers of each patch, N at most 32: one kernel forward, one backward.
 
-No more than 32 x 32 scores belong to a patch, so its whole softmax stays in registers, nothing is kept online as in
-attention over long sequences, and the probabilities themselves are what backward reads. Tokens are read from
-whatever view they lie in, such as the slices of one [B, N, 3D] projection. The arithmetic is float32 for every
-narrower dtype, products included.
+A patch has at most 32 x 32 scores. Its whole softmax stays in registers, unlike in attention over long sequences, and
+backward reads the stored probabilities. Tokens may be any view with neighbouring columns, such as the slices of one
+[B, N, 3D] projection. The arithmetic is float32 for every narrower dtype, products included.
 
 An absent teacher's rows are never read. Its rows of the output, its rows and columns of the attention and all its
 gradients are 0.
@@ -24,16 +23,17 @@ from .launch import accumulator, mask_arguments, require_mask, require_rows, req
 
 
 @triton.jit
-def _teachers(present_ptr, stride_mb, stride_mn, o_b, o_n, B, N):
-    """The teachers that patch `o_b` has, a bit each; no bit where there is no such patch. [1, BLOCK_B, 1]."""
-    m_there = (o_b < B) & (o_n < N)
+def _teachers(present_ptr, stride_present_b, stride_present_n, o_b, o_n, B, N):
+    """The teachers that patch `o_b` has, one bit each; none where there is no such patch. [1, BLOCK_B, 1]."""
+    m_present = (o_b < B) & (o_n < N)
     if present_ptr is not None:
-        m_there = tl.load(present_ptr + o_b * stride_mb + o_n * stride_mn, mask=m_there, other=0) != 0
-    return tl.sum(m_there.to(tl.int32) << o_n, axis=0, keep_dims=True)
+        m_present = tl.load(present_ptr + o_b * stride_present_b + o_n * stride_present_n, mask=m_present, other=0) != 0
+    return tl.sum(m_present.to(tl.int32) << o_n, axis=0, keep_dims=True)
 
 
 @triton.jit
 def _has(b_teachers, o_n):
+    """Whether a patch has teacher `o_n`."""
     return ((b_teachers >> o_n) & 1) != 0
 
 
@@ -53,8 +53,8 @@ def _column(b_x, o_j, j):
 # out = W v with W = P, or with the mean over the present rows of P: the same as the mean of their outputs.
 @triton.jit(do_not_specialize=["B"])
 def attention_forward(
-    q_ptr, k_ptr, v_ptr, present_ptr, out_ptr, p_ptr,
-    stride_qb, stride_qn, stride_kb, stride_kn, stride_vb, stride_vn, stride_mb, stride_mn,
+    q_ptr, k_ptr, v_ptr, present_ptr, out_ptr, attention_ptr,
+    stride_q_b, stride_q_n, stride_k_b, stride_k_n, stride_v_b, stride_v_n, stride_present_b, stride_present_n,
     B,
     N: tl.constexpr, D: tl.constexpr, POOL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -63,28 +63,28 @@ def attention_forward(
     OUT_N: tl.constexpr = 1 if POOL else N
     UNROLL: tl.constexpr = N if N <= 8 else 1
     BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
-    dtype = p_ptr.dtype.element_ty
+    dtype = attention_ptr.dtype.element_ty
     o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
     o_i = tl.arange(0, BLOCK_N)[:, None, None]
     o_j = tl.arange(0, BLOCK_N)[None, None, :]
-    b_teachers = _teachers(present_ptr, stride_mb, stride_mn, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
+    b_teachers = _teachers(present_ptr, stride_present_b, stride_present_n, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
     m_i = _has(b_teachers, o_i)  # [BLOCK_N, BLOCK_B, 1]
     m_ij = m_i & _has(b_teachers, o_j)  # [BLOCK_N, BLOCK_B, BLOCK_N]
 
     b_s = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
     for d in range(0, D, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
-        b_q = tl.load(q_ptr + o_b * stride_qb + o_i * stride_qn + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
+        b_q = tl.load(q_ptr + o_b * stride_q_b + o_i * stride_q_n + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
         for j in tl.range(0, N, loop_unroll_factor=UNROLL):
             m_j = _has(b_teachers, j) & (o_d < D)
-            b_k = tl.load(k_ptr + o_b * stride_kb + j * stride_kn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_k = tl.load(k_ptr + o_b * stride_k_b + j * stride_k_n + o_d, mask=m_j, other=0.0).to(dtype)
             b_s += tl.where(o_j == j, tl.sum(b_q * b_k, axis=2, keep_dims=True), 0.0)
 
     b_s *= D**-0.5
     b_max = tl.max(tl.where(m_ij, b_s, float("-inf")), axis=2, keep_dims=True)
     b_e = tl.exp(tl.where(m_ij, b_s - b_max, float("-inf")))
-    b_p = b_e / tl.maximum(tl.sum(b_e, axis=2, keep_dims=True), 1.0)  # 1 counts where a row has no key at all
-    tl.store(p_ptr + (o_b * N + o_i) * N + o_j, b_p, mask=(o_b < B) & (o_i < N) & (o_j < N))
+    b_p = b_e / tl.maximum(tl.sum(b_e, axis=2, keep_dims=True), 1.0)  # a row without any key has the sum 0
+    tl.store(attention_ptr + (o_b * N + o_i) * N + o_j, b_p, mask=(o_b < B) & (o_i < N) & (o_j < N))
 
     b_w = b_p
     if POOL:
@@ -95,18 +95,18 @@ def attention_forward(
         b_out = tl.zeros([BLOCK_OUT, BLOCK_B, BLOCK_D], dtype)
         for j in tl.range(0, N, loop_unroll_factor=UNROLL):
             m_j = _has(b_teachers, j) & (o_d < D)
-            b_v = tl.load(v_ptr + o_b * stride_vb + j * stride_vn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_v = tl.load(v_ptr + o_b * stride_v_b + j * stride_v_n + o_d, mask=m_j, other=0.0).to(dtype)
             b_out += _column(b_w, o_j, j) * b_v
         m_out = (o_b < B) & (o_out < OUT_N) & (o_d < D)
         tl.store(out_ptr + (o_b * OUT_N + o_out) * D + o_d, b_out.to(out_ptr.dtype.element_ty), mask=m_out)
 
 
-# dW = dout v^T, dP = dW (its share for a mean), dS = P * (dP - rowsum(P * dP)) / sqrt(D)
+# dW = dout v^T, dP = dW (divided by the number of rows for a mean), dS = P * (dP - rowsum(P * dP)) / sqrt(D)
 # dq = dS k, dk = dS^T q, dv = W^T dout
 @triton.jit(do_not_specialize=["B"])
 def attention_backward(
-    q_ptr, k_ptr, v_ptr, present_ptr, p_ptr, dout_ptr, dp_ptr, dq_ptr, dk_ptr, dv_ptr,
-    stride_qb, stride_qn, stride_kb, stride_kn, stride_vb, stride_vn, stride_mb, stride_mn,
+    q_ptr, k_ptr, v_ptr, present_ptr, attention_ptr, d_out_ptr, d_attention_ptr, d_q_ptr, d_k_ptr, d_v_ptr,
+    stride_q_b, stride_q_n, stride_k_b, stride_k_n, stride_v_b, stride_v_n, stride_present_b, stride_present_n,
     B,
     N: tl.constexpr, D: tl.constexpr, POOL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -115,33 +115,33 @@ def attention_backward(
     OUT_N: tl.constexpr = 1 if POOL else N
     UNROLL: tl.constexpr = N if N <= 8 else 1
     BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
-    dtype = p_ptr.dtype.element_ty
+    dtype = attention_ptr.dtype.element_ty
     o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
     o_i = tl.arange(0, BLOCK_N)[:, None, None]
     o_j = tl.arange(0, BLOCK_N)[None, None, :]
     o_out = tl.arange(0, BLOCK_OUT)[:, None, None]
-    b_teachers = _teachers(present_ptr, stride_mb, stride_mn, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
+    b_teachers = _teachers(present_ptr, stride_present_b, stride_present_n, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
     m_i = _has(b_teachers, o_i)  # [BLOCK_N, BLOCK_B, 1]
     m_out = (o_b < B) if POOL else m_i
 
     b_dw = tl.zeros([BLOCK_OUT, BLOCK_B, BLOCK_N], dtype)
     for d in range(0, D, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
-        b_dout = tl.load(dout_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
+        b_dout = tl.load(d_out_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
         for j in tl.range(0, N, loop_unroll_factor=UNROLL):
             m_j = _has(b_teachers, j) & (o_d < D)
-            b_v = tl.load(v_ptr + o_b * stride_vb + j * stride_vn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_v = tl.load(v_ptr + o_b * stride_v_b + j * stride_v_n + o_d, mask=m_j, other=0.0).to(dtype)
             b_dw += tl.where(o_j == j, tl.sum(b_dout * b_v, axis=2, keep_dims=True), 0.0)
 
-    # Column by column: loads of so few numbers take on the layout of what uses them.
+    # Column by column: a load of so few numbers then has the layout of what uses them.
     b_p = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
     b_dp = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
     for j in tl.range(0, N, loop_unroll_factor=UNROLL):
         o_p = (o_b * N + o_i) * N + j
         m_p = m_i & _has(b_teachers, j)
-        b_p += tl.where(o_j == j, tl.load(p_ptr + o_p, mask=m_p, other=0.0), 0.0)
-        if dp_ptr is not None:
-            b_dp += tl.where(o_j == j, tl.load(dp_ptr + o_p, mask=m_p, other=0.0), 0.0)
+        b_p += tl.where(o_j == j, tl.load(attention_ptr + o_p, mask=m_p, other=0.0), 0.0)
+        if d_attention_ptr is not None:
+            b_dp += tl.where(o_j == j, tl.load(d_attention_ptr + o_p, mask=m_p, other=0.0), 0.0)
     b_w = b_p
     if POOL:
         b_w = tl.sum(b_p, axis=0, keep_dims=True) / _count(m_i, dtype)
@@ -151,22 +151,22 @@ def attention_backward(
 
     for d in range(0, D, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
-        b_q = tl.load(q_ptr + o_b * stride_qb + o_i * stride_qn + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
-        b_dout = tl.load(dout_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
+        b_q = tl.load(q_ptr + o_b * stride_q_b + o_i * stride_q_n + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
+        b_dout = tl.load(d_out_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
         b_dq = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_D], dtype)
         for j in tl.range(0, N, loop_unroll_factor=UNROLL):
             m_j = _has(b_teachers, j) & (o_d < D)
-            b_k = tl.load(k_ptr + o_b * stride_kb + j * stride_kn + o_d, mask=m_j, other=0.0).to(dtype)
+            b_k = tl.load(k_ptr + o_b * stride_k_b + j * stride_k_n + o_d, mask=m_j, other=0.0).to(dtype)
             b_ds_j = _column(b_ds, o_j, j)
             b_dq += b_ds_j * b_k
             b_dk = tl.sum(b_ds_j * b_q, axis=0, keep_dims=True)
             b_dv = tl.sum(_column(b_w, o_j, j) * b_dout, axis=0, keep_dims=True)
             m_store = (o_b < B) & (o_d < D)
             o_jd = (o_b * N + j) * D + o_d
-            tl.store(dk_ptr + o_jd, b_dk.to(dk_ptr.dtype.element_ty), mask=m_store)
-            tl.store(dv_ptr + o_jd, b_dv.to(dv_ptr.dtype.element_ty), mask=m_store)
+            tl.store(d_k_ptr + o_jd, b_dk.to(d_k_ptr.dtype.element_ty), mask=m_store)
+            tl.store(d_v_ptr + o_jd, b_dv.to(d_v_ptr.dtype.element_ty), mask=m_store)
         m_dq = (o_b < B) & (o_i < N) & (o_d < D)
-        tl.store(dq_ptr + (o_b * N + o_i) * D + o_d, b_dq.to(dq_ptr.dtype.element_ty), mask=m_dq)
+        tl.store(d_q_ptr + (o_b * N + o_i) * D + o_d, b_dq.to(d_q_ptr.dtype.element_ty), mask=m_dq)
 
 
 def _launch_forward(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, pool: bool) -> tuple[Tensor, Tensor]:
@@ -186,23 +186,23 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, poo
 
 
 def _launch_backward(
-    saved: tuple[Tensor, ...], present: Tensor | None, pool: bool, dout: Tensor, dattention: Tensor | None
+    saved: tuple[Tensor, ...], present: Tensor | None, pool: bool, d_out: Tensor, d_attention: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, attention = saved
     B, N, D = q.shape
     tile = token_tile(N, D, q.element_size())
     mask, *mask_strides = mask_arguments(present)
-    dq, dk, dv = (q.new_empty((B, N, D)) for _ in range(3))
-    dout = dout.contiguous()
-    dattention = None if dattention is None else dattention.contiguous()
+    d_q, d_k, d_v = (q.new_empty((B, N, D)) for _ in range(3))
+    d_out = d_out.contiguous()
+    d_attention = None if d_attention is None else d_attention.contiguous()
     with torch.cuda.device_of(q):
         attention_backward[(triton.cdiv(B, tile.B),)](
-            q, k, v, mask, attention, dout, dattention, dq, dk, dv,
+            q, k, v, mask, attention, d_out, d_attention, d_q, d_k, d_v,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *mask_strides,
             B,
             N, D, pool, tile.N, tile.B, tile.D, num_warps=tile.warps,
         )  # fmt: skip
-    return dq, dk, dv
+    return d_q, d_k, d_v
 
 
 class _TokenAttention(torch.autograd.Function):
@@ -216,12 +216,12 @@ class _TokenAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, dattention: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor | None, d_attention: Tensor | None) -> tuple[Tensor | None, ...]:
         *saved, present = ctx.saved_tensors
-        if dout is None:
+        if d_out is None:
             q = saved[0]
-            dout = q.new_zeros((len(q), q.shape[-1]) if ctx.pool else q.shape)
-        return *_launch_backward(tuple(saved), present, ctx.pool, dout, dattention), None, None
+            d_out = q.new_zeros((len(q), q.shape[-1]) if ctx.pool else q.shape)
+        return *_launch_backward(tuple(saved), present, ctx.pool, d_out, d_attention), None, None
 
 
 def token_attention(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .formats.geometry import Geometry as Geometry
     from .images.datasets import load_dataset as load_dataset
     from .images.table import ImageTable as ImageTable
-    from .reporting.heatmap import heatmap as heatmap
+    from .reporting.heatmaps import heatmap as heatmap
     from .scoring.evaluate import evaluate as evaluate
     from .scoring.metrics import Metrics as Metrics
     from .scoring.score import score as score
@@ -109,7 +109,7 @@ _HOMES = {
         "FinetuneResult",
         "finetune",
     ),
-    "reporting.heatmap": ("heatmap",),
+    "reporting.heatmaps": ("heatmap",),
 }
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _HOME["open"] = ("archive.opening", "open_archive")

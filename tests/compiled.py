@@ -12,22 +12,18 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-# Older compilers than the one that the block sizes were chosen with spill a few numbers at the largest shapes.
-OLDER_TRITON = tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
-FEW_BYTES = 96 if OLDER_TRITON else 0
-
 
 class Report(NamedTuple):
     registers: int  # per thread
     spill_bytes: int  # per thread, in local memory
     shared_bytes: int  # per block
+    ptx: str
 
 
 def compile_report(
@@ -89,7 +85,7 @@ def _compile(
     options = {"num_warps": num_warps, "num_stages": num_stages}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack, static_shared, local = _resources(binary.asm["cubin"])
-    return Report(registers, stack + local, static_shared + binary.metadata.shared)
+    return Report(registers, stack + local, static_shared + binary.metadata.shared, binary.asm["ptx"])
 
 
 def _resources(cubin: bytes) -> tuple[int, ...]:

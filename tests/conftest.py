@@ -39,29 +39,6 @@ def device():
 
 
 @pytest.fixture
-def bfloat16(monkeypatch):
-    """bfloat16 as GPUs have it: Triton's interpreter cuts off instead of rounding, and multiplies bit patterns."""
-    from triton import language as tl
-    from triton.runtime import interpreter
-
-    builder = interpreter.InterpreterBuilder
-    truncate, dot = builder.create_fp_trunc, builder.create_dot
-
-    def create_fp_trunc(self, x, wanted):
-        if wanted.scalar == tl.bfloat16:
-            rounded = torch.from_numpy(x.data).bfloat16().float().numpy()
-            x = interpreter.TensorHandle(rounded, x.dtype)
-        return truncate(self, x, wanted)
-
-    def create_dot(self, a, b, *others):
-        a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(self, a, b, *others)
-
-    monkeypatch.setattr(builder, "create_fp_trunc", create_fp_trunc)
-    monkeypatch.setattr(builder, "create_dot", create_dot)
-
-
-@pytest.fixture
 def patches():
     return make_patches()
 

@@ -43,7 +43,7 @@ def annotate(
     ArchiveError for a table that cannot be read.
     """
     source = _source(labels, "label")
-    if label_column is not None and not isinstance(source, Table):
+    if label_column is not None and (not isinstance(source, Table) or isinstance(labels, Mapping)):
         raise MismatchError("label_column: chooses a column of the labels' table, but labels= is no table")
     contents = _with_groups(contents, groups, source)
     if source is not None:
@@ -52,7 +52,8 @@ def annotate(
         contents = _with_classes(contents, check_classes(classes))
     if splits is not None:
         return _with_splits(contents, splits)
-    if isinstance(source, Table) and (header := source.find("split")) is not None:
+    header = source.find("split") if isinstance(source, Table) else None
+    if isinstance(source, Table) and header is not None and any(source.texts(header)):
         logger.info("%s: splits from its column %r", source.where, header)
         return _with_column_of_splits(contents, source, header, required=False)
     return contents
@@ -80,15 +81,19 @@ def _source(given: Any, role: str) -> Table | NDArray[Any] | str | None:
     return np.asarray(normalise(given, f"{role}s"))
 
 
-def _column(contents: Contents, source: Table | NDArray[Any] | str, header: str | None, what: str) -> Column:
+def _column(
+    contents: Contents, source: Table | NDArray[Any] | str, header: str | None, what: str, required: bool = True
+) -> Column:
     """The values that a source holds, and which of them each patch has (-1: none)."""
     patches = Patches(contents)
     if isinstance(source, str):
+        if not contents.slides:
+            raise MismatchError(f"{contents.path}: labels='folder' needs one file per slide, in one folder per class")
         source = contents.folders()
     if isinstance(source, Table):
         assert header is not None
         values = without_decimals(source.texts(header))
-        return values, source, patches.find_rows(source, values, what)
+        return values, source, patches.find_rows(source, values, what, required)
     if source.shape != (patches.n_rows,):
         raise MismatchError(f"{contents.path}: {what} of shape ({patches.n_rows},) expected, found {source.shape}")
     return source, None, np.arange(patches.n_rows)
@@ -112,7 +117,7 @@ def _with_groups(contents: Contents, groups: Given, labels: Table | NDArray[Any]
         logger.info("%s: patients from its column %r", labels.where, header)
     if source is None:
         return contents
-    values, _, rows = _column(contents, source, header, "groups")
+    values, _, rows = _column(contents, source, header, "groups", groups is not None)
     names, codes = encode_names(_spread(values, rows), "groups")
     return _with(replace(contents, groups=names), "group", codes)
 
@@ -185,7 +190,7 @@ def _with_column_of_splits(contents: Contents, table: Table, header: str, requir
     values = table.texts(header)
     codes = encode_splits(values, table.place)
     words = np.array(list(SPLITS))[np.searchsorted(list(SPLITS.values()), codes)]  # "Training" and "train" agree
-    rows = Patches(contents).find_rows(table, np.where(values == "", "", words), "splits")
+    rows = Patches(contents).find_rows(table, np.where(values == "", "", words), "splits", required)
     column = _spread(np.append(codes, np.uint8(SPLITS["none"])), rows)
     if required:
         require_all_splits(column, codes, table, {code: name for name, code in SPLITS.items()})

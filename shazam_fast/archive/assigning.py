@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
-from ..formats.pieces import Contents
+from ..formats.pieces import UNKNOWN, Contents
 from ..runtime.cells import read_numbers, without_decimals
 from ..runtime.slide_names import match_slides, show
 from ..runtime.tables import Table
@@ -42,13 +42,14 @@ class Patches:
         """Index of every patch's group (patient) [n_rows], -1 unknown. Raises ArchiveError when one is out of range."""
         return self._indices("group", self.contents.groups)
 
-    def find_rows(self, table: Table, values: NDArray[np.str_], what: str) -> NDArray[np.int64]:
+    def find_rows(self, table: Table, values: NDArray[np.str_], what: str, required: bool = True) -> NDArray[np.int64]:
         """The row of the table that gives each patch its value [n_rows], -1 where none does.
 
         Args:
             table: with columns of slides; of slides, x and y; or of patients.
             values: [rows of the table] what they say, "" unknown. Rows of equal values may repeat.
             what: "labels", "splits" or "groups", for messages.
+            required: whether it is an error when the table says nothing of any patch, or only a warning.
 
         Rows that speak of nothing in the archive, and slides, patches or patients without a row, are counted in a
         warning with examples.
@@ -58,10 +59,10 @@ class Patches:
         """
         slide, x, y = (table.find(role) for role in ("slide", "x", "y"))
         if slide is not None and x is not None and y is not None:
-            return self._by_position(table, values, what, (slide, x, y))
+            return self._by_position(table, values, what, (slide, x, y), required)
         if slide is not None:
             names = table.texts(slide)
-            return self._by_name(table, names, values, what, "slide")
+            return self._by_name(table, names, values, what, "slide", required)
         group = None if what == "groups" else table.find("group")
         if group is None:
             raise MismatchError(
@@ -73,7 +74,7 @@ class Patches:
                 f"{table.where}: {what} by patient ({group!r}), but the patients of the slides are not known; "
                 "give groups=, a table of slides and patients"
             )
-        return self._by_name(table, without_decimals(table.texts(group)), values, what, "patient")
+        return self._by_name(table, without_decimals(table.texts(group)), values, what, "patient", required)
 
     def _indices(self, name: str, names: Sequence[str]) -> NDArray[np.int64]:
         if name not in self.contents.columns or not names:
@@ -83,7 +84,7 @@ class Patches:
         return column
 
     def _by_name(
-        self, table: Table, names: NDArray[np.str_], values: NDArray[np.str_], what: str, kind: str
+        self, table: Table, names: NDArray[np.str_], values: NDArray[np.str_], what: str, kind: str, required: bool
     ) -> NDArray[np.int64]:
         """By slide or by patient: the row of each of the archive's, spread to its patches."""
         there = self.contents.slides if kind == "slide" else self.contents.groups
@@ -99,7 +100,7 @@ class Patches:
             else:
                 lost.append(name)
         known = (row_of >= 0) & (values[row_of] != "")
-        if not known.any():
+        if required and not known.any():
             raise MismatchError(
                 f"{self.contents.path}: none of its {len(there)} {kind}s ({show(there)}) has {what} in {table.where} "
                 f"({show(list(stated))})"
@@ -119,7 +120,7 @@ class Patches:
         return np.array([codes.get(name, -1) for name in names], dtype=np.int64)
 
     def _by_position(
-        self, table: Table, values: NDArray[np.str_], what: str, headers: tuple[str, str, str]
+        self, table: Table, values: NDArray[np.str_], what: str, headers: tuple[str, str, str], required: bool
     ) -> NDArray[np.int64]:
         if not self.contents.slides or "coords" not in self.contents.columns:
             raise MismatchError(
@@ -135,8 +136,9 @@ class Patches:
         stated = _first_rows(table, keys, values, what)
         here = zip(self.slides.tolist(), *coords.T.tolist(), strict=True)
         found = np.array([stated.get(key, -1) for key in here], dtype=np.int64)
+        found[(coords == UNKNOWN["coords"]).all(axis=1)] = -1  # a position that is not known is no position
         known = (found >= 0) & (values[found] != "")
-        if not known.any():
+        if required and not known.any():
             raise MismatchError(
                 f"{self.contents.path}: none of its {self.n_rows} patches has {what} in {table.where}; "
                 f"slides there are {show(list(dict.fromkeys(names)))}, first position {x[:1]}, {y[:1]}"

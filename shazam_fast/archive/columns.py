@@ -1,5 +1,6 @@
 """What users hand in for an archive's columns, checked and encoded."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.pieces import COLUMNS, SPLITS
 from ..runtime.cells import DIGITS, is_number, natural_key, normalise, without_decimals
+
+logger = logging.getLogger("shazam_fast")
 
 MAX_CLASSES = 65_536  # of labels given as indices without names
 SPLIT_WORDS = {
@@ -137,6 +140,7 @@ def encode_labels(
         for name, row in known.items():
             _require_class_name(name, place(row), all(map(is_number, known)))
         classes = tuple(sorted(known, key=natural_key))
+        _say_alike(classes, "classes")
     elif known and not known.keys() <= set(classes) and _are_indices(known, classes):
         numbers = np.array([int(name or -1) for name in names.tolist()], dtype=np.int64)[inverse.reshape(-1)]
         return _check_indices(numbers, classes, place)
@@ -198,6 +202,7 @@ def encode_names(names: Any, what: str) -> tuple[tuple[str, ...], NDArray[np.int
     texts = names_of(names, what)
     unique, inverse = np.unique(texts, return_inverse=True)
     ordered = sorted((name for name in unique.tolist() if name), key=natural_key)
+    _say_alike(ordered, what)
     codes = {name: code for code, name in enumerate(ordered)} | {"": -1}
     return tuple(ordered), np.array([codes[name] for name in unique.tolist()], dtype=np.int32)[inverse.reshape(-1)]
 
@@ -232,6 +237,14 @@ def _check_indices(
     if classes is None:
         classes = tuple(str(code) for code in range(int(indices.max(initial=-1)) + 1))
     return classes, indices
+
+
+def _say_alike(names: Sequence[str], what: str) -> None:
+    """Warn of names that differ in case alone."""
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            logger.warning("%s %r and %r differ in case alone and are two", what, other, name)
 
 
 def _are_indices(known: Iterable[str], classes: Sequence[str]) -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NonFiniteError, ShazamError
+from ..errors import MismatchError, NonFiniteError, ShazamError
+from ..formats.geometry import Geometry
 from ..formats.native import MANIFEST, PartWriter, manifest_content
 from ..runtime.files import UNFINISHED, rename_durably, write_durably
 from ..runtime.jobs import read_json, require_part, require_same_job
@@ -42,8 +43,20 @@ class PartChunk:
 
 
 @dataclass(frozen=True)
+class PartSource:
+    """What a part is made of: a digest that changes when one of its images does, and the image that changed last."""
+
+    digest: str
+    newest: str
+
+
+@dataclass(frozen=True)
 class PartStore:
-    """The archive at `path` in the making, in `parts` parts. `job` tells this work from any other, in JSON values."""
+    """The archive at `path` while it is written, in `parts` parts.
+
+    `job` tells this work from any other, in JSON values; `sources` has one entry per part. `geometry` is that of the
+    slides.
+    """
 
     path: Path
     teachers: Mapping[str, int]
@@ -53,6 +66,8 @@ class PartStore:
     classes: Sequence[str]
     slides: Sequence[str]
     groups: Sequence[str]
+    sources: Sequence[PartSource]
+    geometry: Mapping[str, Geometry]
 
     def claim(self) -> None:
         """Create the directory and say whose it is, or check that it is this job's.
@@ -70,6 +85,14 @@ class PartStore:
     def missing(self) -> list[int]:
         """Numbers of the parts that are not finished. Raises ArchiveError when one that was has changed."""
         return [index for index in range(self.parts) if self._record(index) is None]
+
+    def require_unchanged(self, index: int, digest: str) -> None:
+        """Raise MismatchError when the images of a part have changed since it was written with this digest."""
+        if digest != self.sources[index].digest:
+            raise MismatchError(
+                f"{self.path}: images have changed since part {index} was written of them (the last one: "
+                f"{self.sources[index].newest}); restore them, or delete the directory and extract again"
+            )
 
     def finished(self, index: int) -> bool:
         """Whether a part is there, for another process to see."""
@@ -94,7 +117,7 @@ class PartStore:
                 entry = part.close(sum(self.teachers.values()), dtype) if part.n_rows else None
             finally:
                 part.abort()  # removes nothing once it is closed
-            record = {"part": entry, "paths": paths, "left_out": left_out}
+            record = {"part": entry, "paths": paths, "left_out": left_out, "source": self.sources[index].digest}
             write_durably(self._record_path(index), json.dumps(record).encode())
         except OSError as error:
             raise ShazamError(f"{self._part_path(index)}: the part could not be written: {error}") from error
@@ -107,10 +130,10 @@ class PartStore:
         left_out = [item for record in records for item in record["left_out"]]
         if not parts:
             raise ShazamError(f"{self.path}: none of the {len(left_out)} images could be read: {left_out[0]}")
-        notes = {"images": IMAGES, "left_out": left_out}
+        notes = {"images": IMAGES, "left_out": left_out, "sources": [source.digest for source in self.sources]}
         manifest = manifest_content(
             self.teachers, np.dtype(self.dtype), self.classes, self.slides, self.groups, parts,
-            {"job": self.job, "notes": notes},
+            {"job": self.job, "notes": notes}, self.geometry,
         )  # fmt: skip
         try:
             write_durably(self.path / IMAGES, _paths_table([p for record in records for p in record["paths"]]))
@@ -141,6 +164,7 @@ class PartStore:
         if not path.exists():
             return None
         record = read_json(path)
+        self.require_unchanged(index, record["source"])
         if record["part"] is not None:
             require_part(self._part_path(index), record["part"]["bytes"], f"delete {path} to write it again")
         return record

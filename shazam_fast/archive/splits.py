@@ -14,7 +14,7 @@ logger = logging.getLogger("shazam_fast")
 NEAREST = 0.5  # of a share wanted: how far the share may be missed before it is an error
 KINDS = ("patients", "slides of unknown patient", "patches of unknown patient and slide")
 SIZE_FIRST = 4  # how much more a split's size counts than all classes' proportions in it
-PASSES = 4  # over all groups, to improve a split group by group
+PASSES = 10  # over all groups, to improve a split group by group
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class GroupedSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not all(isinstance(share, int | float) for share in (self.val, self.test)):
+            raise ShazamError(f"val and test: numbers expected, found {self.val!r} and {self.test!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ShazamError(f"seed: a whole number from 0 expected, found {self.seed!r}")
         if not (0 < self.val <= 0.5 and 0 <= self.test <= 0.5 and self.val + self.test < 1):
             raise ShazamError(
                 f"shares 0 < val <= 0.5, 0 <= test <= 0.5 and val + test < 1 expected, found {self.val} and {self.test}"
@@ -122,10 +126,10 @@ def _assign_units(
     Args:
         counts: [units, classes] patches.
         shares: [splits] that sum to 1.
-        rng: breaks ties.
+        rng: of the order in which units are dealt out.
 
-    Units of several patches are dealt out one after another, large ones first, each to the split that it brings closest
-    to its share; then they move as long as that comes closer. Units of one patch fill up what is lacking.
+    Units of several patches are dealt out one after another, each to the split that it brings closest to its share;
+    then they move as long as that comes closer. Units of one patch fill up what is lacking.
     """
     counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)  # [units, classes and all patches]
     total = counts.sum(axis=0).clip(min=1)
@@ -134,7 +138,6 @@ def _assign_units(
     weight[:, -1] *= SIZE_FIRST * counts.shape[1]
     usable = np.flatnonzero(shares > 0)
     order = rng.permutation(len(counts))
-    order = order[np.argsort(-(counts[order] / total).sum(axis=1), kind="stable")]
     large = order[counts[order, -1] > 1].tolist()
     held = np.zeros_like(wanted)  # [splits, classes and all patches]
     of_unit = np.zeros(len(counts), dtype=np.uint8)

@@ -1,28 +1,45 @@
-"""The command line: the public functions under the same names, with the same defaults."""
+"""The program `shazam-fast`: the public functions as commands, with the same names and defaults."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from ..errors import ShazamError
 from .archives import convert, inspect, verify
 from .extraction import extract, teachers
-from .options import console
+from .printing import console
 from .scoring import heatmap, score
 from .training import evaluate, train
 
 app = typer.Typer(
     name="shazam-fast",
-    help="Fuse the features of several pathology foundation models: train, score, explain.",
+    help="Fuse the features of several pathology foundation models: train a student, score patches, draw heatmaps.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"shazam-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def demo(
@@ -30,7 +47,7 @@ def demo(
         "shazam-demo"
     ),
 ) -> None:
-    """Train, score and explain on a real histology image: no download, about a minute."""
+    """Train, score and draw a real histology image: no download, about a minute."""
     from ..demo.run import run_demo
 
     run_demo(out, console)
@@ -41,11 +58,17 @@ for command in (demo, teachers, extract, convert, inspect, verify, train, evalua
 
 
 def main() -> None:
-    """Run the command line; errors that a user can cause end it with their message and exit code 1."""
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    """Run the command line. Errors that a user can cause end it with their message and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("shazam_fast").setLevel(logging.INFO)
     try:
         app()
-    except ShazamError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ShazamError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+    except MemoryError:
+        sys.exit("error: not enough memory")

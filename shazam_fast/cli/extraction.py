@@ -1,63 +1,78 @@
-"""`shazam-fast extract`: images to features."""
+"""`shazam-fast extract` and `teachers`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column
 
-from ..teachers.spec import TeacherSpec
+from .kinds import require_place_for
+from .options import Device, parse_pairs
+from .printing import print_table, say
+
+if TYPE_CHECKING:
+    from ..teachers.spec import TeacherSpec
 
 
 def extract(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of images, CSV manifest, or slide (folder of slides).", show_default=False),
+        typer.Argument(
+            help="Folder of images, CSV with a column path, slide, or folder of slides.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Archive to write; the same command continues a stopped extraction.")],
+    out: Annotated[Path, typer.Option(help="Archive to write. Run the command again to resume it.")],
     teacher: Annotated[
-        list[str], typer.Option(help="Name of a teacher (see `shazam-fast teachers`); repeat for each.")
+        list[str],
+        typer.Option(help="Name of a teacher (shazam-fast teachers lists them); repeat for more.", metavar="NAME"),
     ],
     dataset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="unitopatho or huncrc: SOURCE is that dataset as it is published."),
+        str | None,
+        typer.Option(help="unitopatho or huncrc: SOURCE is that dataset as published.", show_default=False),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a dataset: by_slide, or as_published.")] = "by_slide",
+    split: Annotated[str, typer.Option(help="With --dataset: by_slide or as_published.")] = "by_slide",
     labels: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='"folder": the images lie in one folder a class.', show_default=False),
+        str | None,
+        typer.Option(
+            help="The word folder: there is one folder of images per class.", metavar="folder", show_default=False
+        ),
     ] = None,
     coords: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Of a slide: TRIDENT's or CLAM's coords file; or the folder of them.", show_default=False),
+        Path | None,
+        typer.Option(help="Patch coordinates written by TRIDENT or CLAM (file or folder).", show_default=False),
     ] = None,
-    levels: Annotated[str, typer.Option(help="high, or low,mid,high for multi-level features.")] = "high",
+    levels: Annotated[str, typer.Option(help="high, or low,mid,high for features of three depths.")] = "high",
     weights: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME=PATH", help="A teacher's weights in a local file, not from the hub."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="Local file of a teacher's weights. Default: Hugging Face.", show_default=False
+        ),
     ] = None,
-    transform: Annotated[str, typer.Option(help="own: each teacher's; imagenet: as the paper's scripts.")] = "own",
-    unreadable: Annotated[str, typer.Option(help="What a broken image does: stop or exclude.")] = "stop",
+    transform: Annotated[
+        str, typer.Option(help="own: each teacher's; imagenet: the same for all, as in the authors' scripts.")
+    ] = "own",
+    unreadable: Annotated[str, typer.Option(help="At an image that cannot be read: stop or exclude.")] = "stop",
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     batch_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Images in a forward pass; 64 on a GPU, 8 on the CPU.", show_default=False),
+        int | None,
+        typer.Option(min=1, help="Images per forward pass. Default: 64 on a GPU, 8 on the CPU.", show_default=False),
     ] = None,
     workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Threads that decode; one a core.", show_default=False),
+        int | None,
+        typer.Option(min=1, help="Image-decoding threads. Default: one per core.", show_default=False),
     ] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; a GPU when there is one.")] = None,  # noqa: UP045
+    device: Device = None,
     cluster: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="ray: spread over a Ray cluster.", show_default=False),
+        str | None,
+        typer.Option(help="ray: spread the work over a Ray cluster.", show_default=False),
     ] = None,
 ) -> None:
-    """Run foundation models over images and write their features as an archive; each image is decoded once."""
+    """Run foundation models over images and write their features as an archive."""
     from ..extraction.extract import extract as run
     from ..images.datasets import load_dataset
-    from .options import console, parse_pairs
 
+    require_place_for(out, "archive")
     report = run(
         source if dataset is None else load_dataset(dataset, source, split),
         teacher,
@@ -75,32 +90,59 @@ def extract(
         cluster=cluster,
     )
     for item in report.left_out:
-        console.print(f"left out: {item['reason']}", highlight=False)
+        say(f"left out: {item['reason']}")
     blocks = ", ".join(f"{name} {dim:,}" for name, dim in report.teachers.items())
-    console.print(f"{report.n_rows:,} images in {report.path}: {blocks}", highlight=False)
+    say(f"{report.n_rows:,} images in {report.path}: {blocks}")
 
 
-def teachers() -> None:
-    """Print the foundation models that are known by name: where their weights are, input, feature, licence."""
-    from ..teachers.registry import list_teachers
-    from .options import console
+def teachers(
+    name: Annotated[str | None, typer.Argument(help="Print all about this teacher.", show_default=False)] = None,
+) -> None:
+    """Print the foundation models that are known by name, or all about one of them."""
+    from ..teachers.registry import get_teacher, list_teachers
 
-    table = Table("name", "weights", "input", "feature", "precision", "blocks", "licence")
-    for spec in list_teachers():
-        table.add_row(
-            spec.name,
-            f"{spec.hub or spec.library}{' (gated)' if spec.gated else ''}",
-            _input(spec),
-            f"{spec.dim:,} {spec.pooling}",
-            spec.precision,
-            f"{spec.blocks}: {spec.levels[0]}, {spec.levels[1]}" if spec.levels else str(spec.blocks or "-"),
-            f"{spec.licence}{' *' if spec.covers_derivatives else ''}",
-        )
-    console.print(table)
-    console.print("blocks: how many, and the early and middle one of multi-level features, counted from 0")
-    console.print("* the terms also cover models trained on the teacher's outputs, such as a student")
+    if name is not None:
+        return _print_teacher(get_teacher(name))
+    print_table(
+        [Column(heading, no_wrap=True) for heading in ("name", "dim", "pooling", "input", "gated")] + ["licence"],
+        [
+            (
+                spec.name,
+                f"{spec.dim:,}",
+                spec.pooling,
+                _input(spec),
+                "yes" if spec.gated else "no",
+                f"{spec.licence}{' *' if spec.covers_derivatives else ''}",
+            )
+            for spec in list_teachers()
+        ],
+    )
+    say("gated: Hugging Face asks you to accept a licence before you can download the weights")
+    say("* the terms also cover models trained on the teacher's features, such as a student")
+    say("shazam-fast teachers NAME prints all about one")
+    return None
 
 
-def _input(spec: TeacherSpec) -> str:
+def _print_teacher(spec: "TeacherSpec") -> None:
+    levels = "unknown" if spec.levels is None else f"blocks {spec.levels[0]} and {spec.levels[1]}, counted from 0"
+    terms = "; the terms also cover models trained on the teacher's features" if spec.covers_derivatives else ""
+    about = {
+        "name": spec.name,
+        "weights": f"{spec.hub or 'none given'}{' (gated: accept the licence there first)' if spec.gated else ''}",
+        "licence": f"{spec.licence}{terms}",
+        "feature": f"{spec.dim:,} columns, pooling {spec.pooling}",
+        "input": f"{_input(spec)} pixels",
+        "mean": ", ".join(f"{value:.4g}" for value in spec.transform.mean),
+        "std": ", ".join(f"{value:.4g}" for value in spec.transform.std),
+        "library": spec.library,
+        "precision": f"{spec.precision} on a GPU, float32 on the CPU",
+        "blocks": str(spec.blocks or "unknown"),
+        "levels low, mid": levels,
+    }
+    for heading, text in about.items():
+        say(f"{heading:<16} {text}")
+
+
+def _input(spec: "TeacherSpec") -> str:
     size, resize, _ = spec.transform.geometry
     return f"{size}" if resize == size else f"{size} of {resize}" if resize else f"{size}, both sides"

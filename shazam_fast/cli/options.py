@@ -1,41 +1,212 @@
-"""The command line: the public functions under the same names, with the same defaults."""
+"""Options that several commands share, and how they are added to a command."""
 
-from dataclasses import fields
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..training.config import TrainConfig
+from ..errors import ArchiveError
+from .kinds import require_kind
 
-console = Console()
+if TYPE_CHECKING:
+    from ..archive.archive import FeatureArchive
 
-Labels = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(metavar="CSV", help='Table of slide (or slide, x, y) and label; or "folder".', show_default=False),
+Command = Callable[..., None]
+
+StudentPath = Annotated[Path, typer.Argument(help="Directory of a student.", show_default=False)]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.", show_default=False),
 ]
-Splits = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(metavar="CSV", help="Table of slide and split, or CLAM's splits_*.csv.", show_default=False),
-]
+Split = Annotated[str | None, typer.Option(help="train, val, test or none. Default: all patches.", show_default=False)]
 
 
-def parse_pairs(given: list[str], option: str) -> dict[str, str]:
-    """{name: path} of what was given for an option, name=path each."""
+@dataclass(frozen=True)
+class Features:
+    """The features that a command reads.
+
+    Args:
+        source: a path, or {teacher: path}.
+        given: what else `shazam_fast.open` and `shazam_fast.convert` are to be told, by the names of their arguments.
+    """
+
+    source: Path | Mapping[str, str]
+    given: Mapping[str, Any]
+
+    def open(self) -> "FeatureArchive":
+        """Open them in place."""
+        from ..archive.opening import open_archive
+
+        return open_archive(self.source, **self.given)
+
+
+def _option(name: str, kind: Any, help: str, metavar: str | None = None) -> inspect.Parameter:
+    annotation = Annotated[kind | None, typer.Option(help=help, metavar=metavar, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+FEATURE_OPTIONS = (
+    inspect.Parameter(
+        "archive",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Path | None,
+            typer.Argument(
+                metavar="ARCHIVE",
+                show_default=False,
+                help="An archive, or a folder or file of features (TRIDENT, CLAM, STAMP, ...). "
+                "Leave it out with --teacher NAME=PATH.",
+            ),
+        ],
+    ),
+    _option(
+        "labels",
+        str,
+        "CSV with columns slide_id and label (optionally x and y), or the word folder: the name of the folder that a "
+        "slide's file is in.",
+        "CSV",
+    ),
+    _option("splits", str, "CSV with columns slide_id and split (train, val, test), or CLAM's splits_*.csv.", "CSV"),
+    _option("groups", str, "CSV with columns slide_id and patient. A patient stays in one split.", "CSV"),
+    _option("label_column", str, "Column of the labels' CSV that holds the label.", "NAME"),
+    _option(
+        "teacher",
+        list[str],
+        "Use this teacher only; repeat for more. NAME=PATH for each teacher in place of ARCHIVE joins features "
+        "from several places.",
+        "NAME|NAME=PATH",
+    ),
+    _option(
+        "slides",
+        list[str],
+        "Use this slide only; repeat for more. Or a .txt or .csv file of slide names, one per line.",
+        "NAME|FILE",
+    ),
+    _option(
+        "on_error",
+        str,
+        "At a slide that cannot be read or that a teacher lacks: raise, or skip to leave it out for all teachers. "
+        "Default: raise.",
+    ),
+    _option("val", float, "Make splits: fraction of the patches for validation, whole patients (or slides)."),
+    _option("test", float, "Make splits: fraction of the patches for the test. Default, with --val: 0.15."),
+    _option("seed", int, "Random seed of --val and --test. Default: 0."),
+)
+
+
+def add_options(
+    options: Sequence[inspect.Parameter], into: str, collect: Callable[[Mapping[str, Any]], Any]
+) -> Callable[[Command], Command]:
+    """A decorator that gives a command more options and hands them over as one argument.
+
+    Args:
+        options: as keyword-only parameters, annotated for typer; those that the command has are not added again.
+        into: the command's parameter that takes what `collect` makes of {name: value}.
+        collect: called with the value of every option.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters
+        added = [option for option in options if option.name not in own]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own.values() if p.name != into] + added
+
+        def run(**values: Any) -> None:
+            collected = collect({option.name: values[option.name] for option in options})
+            command(**{name: value for name, value in values.items() if name in own}, **{into: collected})
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def parse_pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """{name: path} of what was given for an option, NAME=PATH each.
+
+    >>> parse_pairs(["uni=a.h5"], "--teacher")
+    {'uni': 'a.h5'}
+    """
     pairs = [pair.partition("=") for pair in given]
     if not all(name and path for name, _, path in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
         raise typer.BadParameter(f"{option} NAME=PATH, each name once, expected; found {', '.join(given)}")
     return {name: path for name, _, path in pairs}
 
 
-def options_given(context: typer.Context) -> dict[str, Any]:
-    """Training options typed by the user: one left at its default must not undo what the preset says."""
-    names = {field.name for field in fields(TrainConfig)} & set(context.params)
-    sources = {name: context.get_parameter_source(name) for name in names}
-    return {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+def _collect_features(values: Mapping[str, Any], *, seeded: bool) -> Features:
+    """The features that were asked for; `seeded`: the command has a --seed of its own that is also the splits'."""
+    teachers = values["teacher"] or []
+    given: dict[str, Any] = {
+        name: values[name] for name in ("labels", "groups", "label_column", "on_error") if values[name]
+    }
+    if splits := _splits(values, seeded):
+        given["splits"] = splits
+    if values["slides"]:
+        given["slides"] = [slide for value in values["slides"] for slide in _slides(value)]
+    source: Path | dict[str, str] | None = values["archive"]
+    if any("=" in teacher for teacher in teachers):
+        if source is not None:
+            raise typer.BadParameter("give ARCHIVE, or --teacher NAME=PATH for each teacher, not both")
+        source = parse_pairs(teachers, "--teacher")
+    elif teachers:
+        given["teachers"] = teachers
+    if source is None:
+        raise typer.BadParameter("ARCHIVE is missing (or give --teacher NAME=PATH for each teacher)")
+    for path in source.values() if isinstance(source, dict) else [source]:
+        require_kind(Path(path), "archive")
+    return Features(source, given)
 
 
-ArchivePath = Annotated[Path, typer.Argument(help="Feature archive.", show_default=False)]
-StudentPath = Annotated[Path, typer.Argument(help="Directory of a trained student.", show_default=False)]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; a GPU when there is one.")]  # noqa: UP045
+def _splits(values: Mapping[str, Any], seeded: bool) -> Any:
+    wanted = {name: values[name] for name in ("val", "test") if values[name] is not None}
+    if wanted and values["splits"]:
+        raise typer.BadParameter("give --splits, or --val and --test, not both")
+    if not wanted:
+        if values["seed"] is not None and not seeded:
+            raise typer.BadParameter("--seed is the seed of --val and --test; give one of them")
+        return values["splits"]
+    from ..archive.splits import GroupedSplit
+
+    return GroupedSplit(**wanted, seed=values["seed"] or 0)
+
+
+def _slides(value: str) -> list[str]:
+    """Names of slides: the value itself, or what a .txt or .csv file holds."""
+    path = Path(value)
+    if path.suffix.lower() not in (".txt", ".csv"):
+        return [value]
+    if path.suffix.lower() == ".csv":
+        return _slides_of_table(path)
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"--slides {path}: cannot be read: {error}") from None
+    if not any(names):
+        raise ArchiveError(f"--slides {path}: one slide name per line expected, found none")
+    return [name for name in names if name]
+
+
+def _slides_of_table(path: Path) -> list[str]:
+    from ..runtime.tables import read_table
+
+    table = read_table(path)
+    column = table.find("slide")
+    if column is None:
+        raise ArchiveError(
+            f"--slides {path}: a column slide_id (or slide, filename, ...) expected, found {table.headers}"
+        )
+    return list(dict.fromkeys(name for name in table.texts(column).tolist() if name))
+
+
+def opens_features(*, seeded: bool = False) -> Callable[[Command], Command]:
+    """Give a command ARCHIVE and all options that say which features, labels and splits; it gets a `Features`.
+
+    Args:
+        seeded: the command has a --seed of its own, which makes the splits too.
+    """
+    return add_options(FEATURE_OPTIONS, "features", lambda values: _collect_features(values, seeded=seeded))

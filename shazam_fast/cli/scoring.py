@@ -1,22 +1,22 @@
-"""The commands that score archives and show the scores; cli.py takes them up."""
+"""`shazam-fast score` and `heatmap`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .options import ArchivePath, Device, StudentPath
+from .kinds import require_kind, require_place_for
+from .options import Device, Features, Split, StudentPath, opens_features
+from .printing import say
 
-console = Console()
 
-
+@opens_features()
 def score(
     student: StudentPath,
-    archive: ArchivePath,
-    out: Annotated[Path, typer.Option(help="Directory for the scores; the same command finishes a stopped run.")],
-    split: Annotated[Optional[str], typer.Option(help="train, val, test or none; all by default.")] = None,  # noqa: UP045
-    fused: Annotated[bool, typer.Option("--fused", help="Write the fused feature of every patch too.")] = False,
+    features: Features,
+    out: Annotated[Path, typer.Option(help="Directory for the scores. Run the command again to resume it.")],
+    split: Split = None,
+    fused: Annotated[bool, typer.Option("--fused", help="Also write the fused feature of every patch.")] = False,
     allow_missing_teachers: Annotated[
         bool,
         typer.Option(
@@ -27,16 +27,20 @@ def score(
     ] = False,
     device: Device = None,
     cluster: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='"ray": spread over the Ray cluster of RAY_ADDRESS, or of this machine.'),
+        str | None,
+        typer.Option(
+            help="ray: spread the work over the Ray cluster of RAY_ADDRESS, or over this machine.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write prediction, probabilities and teacher shares of every patch."""
     from ..scoring.score import score as run
 
+    require_kind(student, "student")
+    require_place_for(out, "scores")
     scores = run(
         student,
-        archive,
+        features.open(),
         out,
         split=split,
         fused=fused,
@@ -44,21 +48,32 @@ def score(
         device=device,
         cluster=cluster,
     )
-    console.print(f"{len(scores):,} patches scored: {out}")
+    say(f"{len(scores):,} patches scored: {out}")
     if scores.missing_teachers:
-        console.print(f"[yellow]without {', '.join(scores.missing_teachers)}[/yellow]")
+        say(f"without {', '.join(scores.missing_teachers)}", "yellow")
 
 
 def heatmap(
     scores: Annotated[Path, typer.Argument(help="Directory that score wrote.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Directory for one picture and one GeoJSON file a slide.")],
+    out: Annotated[Path, typer.Option(help="Directory for one picture and one GeoJSON file per slide.")],
     patch_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Side of a patch in level-0 pixels; the smallest step between patches by default."),
+        float | None,
+        typer.Option(
+            help="Side of a patch in level-0 pixels. Default: as recorded for each slide by the tool that cut it.",
+            show_default=False,
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            help="Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Draw class, confidence and dominant teacher of every slide, and write GeoJSON for QuPath."""
-    from ..reporting.heatmap import heatmap as run
+    """Draw predicted class, confidence and largest attention share of every slide, and write GeoJSON for QuPath."""
+    from ..reporting.heatmaps import heatmap as run
 
-    pictures = run(scores, out, patch_size=patch_size)
-    console.print(f"{len(pictures):,} slides drawn: {out}")
+    require_kind(scores, "scores")
+    pictures = run(scores, out, patch_size=patch_size, mpp=mpp)
+    say(f"{len(pictures):,} slides drawn: {out}")

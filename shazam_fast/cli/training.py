@@ -1,72 +1,115 @@
-"""The command line: the public functions under the same names, with the same defaults."""
+"""`shazam-fast train` and `evaluate`."""
 
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-from rich.table import Table
 
 from ..training.config import PRESETS, TrainConfig
-from .options import ArchivePath, Device, StudentPath, console, options_given
+from .kinds import require_kind, require_place_for
+from .options import Device, Features, StudentPath, add_options, opens_features
+from .printing import print_table, say
 
 if TYPE_CHECKING:
     from ..scoring.metrics import Metrics
 
+HELP = {
+    "epochs": "Passes over the training split, at most.",
+    "batch_size": "Patches per step.",
+    "lr": "Learning rate of AdamW.",
+    "weight_decay": "Weight decay of AdamW.",
+    "lam": "Weight of the distillation losses (lambda).",
+    "delta": "Residual at which the Huber loss becomes linear.",
+    "huber": "Huber loss of: norm (the distance of student and teacher, as in the paper) or elementwise (each "
+    "component, as in the authors' script).",
+    "targets": "What to distil from: projected (the teachers' tokens), detached (the same without gradient) or frozen "
+    "(fixed random maps of the features, as in the authors' script).",
+    "dim": "Width of the student (D).",
+    "depth": "Attention layers (K).",
+    "block": "bare (the paper) or residual (the authors' script).",
+    "teacher_dropout": "Probability of withholding a teacher from a patch in training.",
+    "standardize": "Scale every feature to mean 0 and variance 1 of the training split.",
+    "patience": "Stop after this many epochs without a better validation score.",
+    "seed": "Random seed, also of --val and --test.",
+    "device": "cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.",
+    "backend": "auto, triton (an error where its kernels do not apply) or reference (plain PyTorch).",
+    "precision": "Of matrix products on a GPU: ieee (float32), tf32, bf16 or fp16.",
+    "checkpoint_seconds": "Seconds between two checkpoints.",
+}
 
+
+def _training_options() -> list[inspect.Parameter]:
+    """One option per field of TrainConfig, with its type and default."""
+    kinds = get_type_hints(TrainConfig)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                kinds[field.name], typer.Option(help=HELP.get(field.name), show_default=field.default is not None)
+            ],
+        )
+        for field in fields(TrainConfig)
+    ]
+
+
+def _typed(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the user typed: one left at its default must not undo what the preset says."""
+    sources = {name: context.get_parameter_source(name) for name in options}
+    return {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+@opens_features(seeded=True)
+@add_options(_training_options(), "options", dict)
 def train(
     context: typer.Context,
-    archive: ArchivePath,
-    out: Annotated[Path, typer.Option(help="Directory for the student; the same command continues a stopped run.")],
-    preset: Annotated[Optional[str], typer.Option(help=f"One of {', '.join(PRESETS)}.")] = None,  # noqa: UP045
-    epochs: Annotated[int, typer.Option(help="Passes over the training split, at most.")] = TrainConfig.epochs,
-    batch_size: Annotated[int, typer.Option(help="Patches per step.")] = TrainConfig.batch_size,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = TrainConfig.lr,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = TrainConfig.weight_decay,
-    lam: Annotated[float, typer.Option(help="Weight of the distillation losses.")] = TrainConfig.lam,
-    delta: Annotated[float, typer.Option(help="Where the Huber loss turns linear.")] = TrainConfig.delta,
-    huber: Annotated[str, typer.Option(help="norm or elementwise.")] = TrainConfig.huber,
-    targets: Annotated[str, typer.Option(help="projected, detached or frozen.")] = TrainConfig.targets,
-    dim: Annotated[int, typer.Option(help="Model width D.")] = TrainConfig.dim,
-    depth: Annotated[int, typer.Option(help="Attention layers K.")] = TrainConfig.depth,
-    block: Annotated[str, typer.Option(help="bare (the paper) or residual.")] = TrainConfig.block,
-    teacher_dropout: Annotated[
-        float, typer.Option(help="Probability of hiding a teacher.")
-    ] = TrainConfig.teacher_dropout,
-    standardize: Annotated[bool, typer.Option(help="Standardise every feature.")] = TrainConfig.standardize,
-    patience: Annotated[int, typer.Option(help="Epochs to wait for a better one.")] = TrainConfig.patience,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = TrainConfig.seed,
-    device: Device = TrainConfig.device,
+    features: Features,
+    options: dict[str, Any],
+    out: Annotated[Path, typer.Option(help="Directory for the student. Run the command again to resume it.")],
+    preset: Annotated[
+        str | None, typer.Option(help=f"Values of options, by name: {', '.join(PRESETS)}.", show_default=False)
+    ] = None,
 ) -> None:
-    """Train a student; Ctrl-C keeps a checkpoint from which the same command goes on."""
+    """Train a student. Ctrl-C keeps a checkpoint; the same command resumes from it."""
     from ..training.train import train as run
 
-    result = run(archive, out=out, preset=preset, **options_given(context))
+    require_place_for(out, "student")
+    result = run(features.open(), out=out, preset=preset, **_typed(context, options))
     best = max(result.history, key=lambda record: record["val_score"])
-    console.print(f"student in {out}: best of {len(result.history)} epochs is number {best['epoch'] + 1}")
+    say(f"student in {out}: the best of {len(result.history)} epochs is number {best['epoch'] + 1}")
     print_metrics(result.metrics)
 
 
+@opens_features()
 def evaluate(
     student: StudentPath,
-    archive: ArchivePath,
+    features: Features,
     split: Annotated[str, typer.Option(help="train, val, test or none.")] = "test",
     device: Device = None,
 ) -> None:
     """Print a student's metrics on a labelled split."""
     from ..scoring.evaluate import evaluate as run
 
-    print_metrics({split: run(student, archive, split, device=device)})
+    require_kind(student, "student")
+    print_metrics({split: run(student, features.open(), split, device=device)})
 
 
 def print_metrics(metrics: "dict[str, Metrics]") -> None:
     """Print one row of metrics per split, then one confusion matrix per split."""
-    table = Table("split", "patches", "balanced accuracy", "weighted F1", "accuracy", "AUROC", "calibration error")
+    rows = []
     for split, m in metrics.items():
         values = (m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc, m.calibration_error)
-        table.add_row(split, f"{m.n_rows:,}", *(f"{value:.3f}" for value in values))
-    console.print(table)
+        rows.append((split, f"{m.n_rows:,}", *(f"{value:.3f}" for value in values)))
+    print_table(
+        ["split", "patches", "balanced accuracy", "weighted F1", "accuracy", "AUROC", "calibration error"], rows
+    )
     for split, m in metrics.items():
-        confusion = Table("true \\ predicted", *m.classes, title=f"confusion, {split}", title_justify="left")
-        for name, row in zip(m.classes, m.confusion.tolist(), strict=True):
-            confusion.add_row(name, *(f"{n:,}" for n in row))
-        console.print(confusion)
+        print_table(
+            ["true \\ predicted", *m.classes],
+            [(name, *(f"{n:,}" for n in row)) for name, row in zip(m.classes, m.confusion.tolist(), strict=True)],
+            f"confusion, {split}",
+        )

@@ -1,4 +1,4 @@
-"""The demo: several teachers look at a real histology image; a student fuses them, and says whom it trusts.
+"""The demo: several teachers describe patches of a real histology image, and a student fuses their features.
 
 Everything goes through the public functions, on files in the output directory, as a user's own data would.
 """
@@ -16,6 +16,8 @@ from ..archive.archive import FeatureArchive
 from ..archive.opening import open_archive
 from ..archive.writer import write_archive
 from ..comparison.probes import linear_probe
+from ..errors import ShazamError
+from ..reporting.canvas import new_page
 from ..scoring.metrics import Metrics
 from ..scoring.score import score
 from ..training.train import train
@@ -25,24 +27,33 @@ from .tissue import Patches, cut_patches, load_tissue
 
 ARCHIVE, STUDENT, PLAIN_STUDENT = "tissue.archive", "student", "student-without-distillation"
 SCORES, FIGURE = "scores", "demo.png"
-# Strong distillation pulls the teachers' tokens together, and then all are trusted alike: a weak one (the paper's for
-# HunCRC) and a shallow student leave something to see. Figures of one small image are an illustration, no evidence.
+MARK = "made-by-the-demo.txt"  # only a directory with this file, or an empty one, is written to
+# With strong distillation the teachers' tokens, and so their attention shares, become nearly equal: a weak one (the
+# paper's for HunCRC) and a shallow student leave differences to see. One small image is an illustration, no evidence.
 DEPTH, LAM = 2, 0.05
 
 
 def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
-    """Run the demo into the directory `out` and return the test metrics of every method.
+    """Run the demo: archive, two students, scores and picture.
 
-    Writes the archive, both students, the scores and `demo.png`; what an earlier demo left there is replaced.
-    Raises ShazamError when scikit-image or matplotlib is missing.
+    Args:
+        out: directory, new or of an earlier demo, which is replaced.
+        console: where progress and results are printed.
+
+    Returns:
+        {method: its metrics on the test area}.
+
+    Raises:
+        ShazamError: scikit-image or matplotlib is missing, or `out` holds other files.
     """
     out, started = Path(out), time.monotonic()
-    _remove_earlier(out)
     tissue = load_tissue()
+    new_page(1, 1, "demo")  # matplotlib is there
+    _prepare(out)
     patches = cut_patches(tissue)
     console.print(f"{len(patches.labels):,} patches of {patches.size} x {patches.size} pixels cut from one slide")
     archive = _write_features(out / ARCHIVE, patches)
-    console.print(f"{len(archive.teachers)} teachers have seen them: {out / ARCHIVE}")
+    console.print(f"features of {len(archive.teachers)} teachers: {out / ARCHIVE}")
 
     results = {f"{name} alone": linear_probe(archive, [name]) for name in archive.teachers}
     results["concatenation"] = linear_probe(archive, list(archive.teachers))
@@ -68,12 +79,17 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
         scores.teachers,
         headline,
     )
-    console.print(f"students, scores and picture are in [bold]{out}[/bold]; look at [bold]{out / FIGURE}[/bold]")
+    console.print(f"students, scores and picture: {out}; open {out / FIGURE}", markup=False, soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} seconds")
     return results
 
 
-def _remove_earlier(out: Path) -> None:
+def _prepare(out: Path) -> None:
+    """Make the directory; remove what an earlier demo left, and nothing else."""
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
+        raise ShazamError(f"{out} holds other files; choose a new directory: --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("shazam-fast demo made this directory; running it again replaces what is here.\n")
     for name in (ARCHIVE, STUDENT, PLAIN_STUDENT, SCORES):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / FIGURE).unlink(missing_ok=True)

@@ -55,7 +55,17 @@ class Patches:
 
 
 def load_tissue() -> Tissue:
-    """Unmix scikit-image's immunohistochemistry image; needs the `demo` extra."""
+    """Unmix scikit-image's immunohistochemistry image.
+
+    Returns:
+        The image and its two stains, 512 x 512 pixels.
+
+    Raises:
+        ShazamError: scikit-image is missing.
+
+    >>> load_tissue().rgb.shape
+    (512, 512, 3)
+    """
     try:
         from scipy.ndimage import gaussian_filter
         from skimage.color import rgb2hed
@@ -69,7 +79,22 @@ def load_tissue() -> Tissue:
 
 
 def cut_patches(tissue: Tissue, size: int = 40, stride: int = 8) -> Patches:
-    """Cut every `size` x `size` patch at `stride` pixels, with its label and its split."""
+    """Cut overlapping square patches, each with its label and its split.
+
+    Args:
+        tissue: what `load_tissue` gives.
+        size: side of a patch in pixels.
+        stride: distance between two neighbours in pixels.
+
+    Returns:
+        n patches; those that lie in two areas belong to no split.
+
+    Raises:
+        ShazamError: no such patch fits, or a split misses a class.
+
+    >>> cut_patches(load_tissue(), size=64, stride=32).pixels.shape
+    (225, 64, 64)
+    """
     height, width = tissue.hematoxylin.shape
     if not MIN_SIZE <= size <= min(height, width) or stride < 1:
         expected = f"a patch size of {MIN_SIZE} to {min(height, width)} pixels and a stride of 1 or more"

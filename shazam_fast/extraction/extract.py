@@ -13,6 +13,7 @@ from ..images.slides import slide_patches
 from ..images.sources import class_folders, image_folder, manifest
 from ..images.table import ImageTable
 from ..runtime.devices import choose_device, count_cores
+from ..runtime.tables import TABLE_SUFFIXES
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
 from .plan import Plan
@@ -42,7 +43,8 @@ def extract(
 
     Every image is decoded once and given to all teachers. Interrupted in any way, the same call goes on after the
     finished parts (2,048 images each) and gives the same bytes; called again once it is done, it returns the report.
-    Under torchrun every process takes its share of the parts, on its own GPU; all return when the archive is complete.
+    Images that change meanwhile are an error. Under torchrun every process takes its share of the parts, on its own
+    GPU; all return when the archive is complete.
 
     Args:
         images: a folder of images; a CSV manifest (see `image_sources.manifest`); a slide, or a folder of slides, with
@@ -51,7 +53,8 @@ def extract(
         out: directory of the archive. `images.parquet` in it names the image of every row; `archive.json` records
             each teacher's weights, transform, precision and licence, the versions of the libraries, images left out.
         labels: "folder" when the images lie in one folder a class.
-        coords: TRIDENT's or CLAM's coords file of the slide, or a folder of them.
+        coords: TRIDENT's or CLAM's coords file of the slide, or a folder of them. Patches are read as these tools read
+            them: black where they reach over the slide's edge; `archive.json` records how many do.
         classes: names in label order; sorted by name when not given.
         levels: "high" is the teacher's own feature; "low" and "mid" are the CLS token of an early and a middle block,
             called "<teacher>:low" and "<teacher>:mid" in the archive. All come from one forward pass.
@@ -66,7 +69,9 @@ def extract(
         cluster: "ray" spreads the parts over a Ray cluster that sees `images` and `out` under the same paths.
 
     Raises:
-        ImageError: images that are missing, listed twice, or unreadable (named, with the reason).
+        ImageError: images that are missing, listed twice, or unreadable (named, with the reason), or that 8-bit RGB
+            cannot hold (pages, further channels, 16 bits, transparency); with unreadable="stop", images that an
+            earlier call has left out.
         MismatchError: an unknown teacher; a teacher without levels; or `out` holds the work of another call.
         NonFiniteError: a teacher's feature is NaN, infinite, or too large for float16; names image and teacher.
         ShazamError: weights or a package that cannot be had; the disk is full, which leaves finished parts valid.
@@ -81,8 +86,19 @@ def extract(
     if cluster is not None:
         from .cluster import extract_on_cluster
 
-        return extract_on_cluster(plan, cluster, device)
-    return _extract_here(plan, device)
+        return _require_wanted(plan, extract_on_cluster(plan, cluster, device))
+    return _require_wanted(plan, _extract_here(plan, device))
+
+
+def _require_wanted(plan: Plan, report: ExtractionReport) -> ExtractionReport:
+    """Raise ImageError when an earlier call has left images out that this one does not want to be left out."""
+    if plan.unreadable == "stop" and report.left_out:
+        raise ImageError(
+            f"{plan.out}: {len(report.left_out)} images are left out by an earlier call with unreadable='exclude' "
+            f"(the first: {report.left_out[0]['reason']}); give unreadable='exclude' to take the archive as it is, or "
+            "mend the images, delete the directory and extract again"
+        )
+    return report
 
 
 def _read_table(path: Path, labels: str | None, coords: str | Path | None, classes: Sequence[str] | None) -> ImageTable:
@@ -90,10 +106,10 @@ def _read_table(path: Path, labels: str | None, coords: str | Path | None, class
         raise ShazamError(f"labels: {FOLDER!r} expected, found {labels!r}; in a CSV manifest they are a column")
     if coords is not None:
         return slide_patches(path, coords)
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in TABLE_SUFFIXES:
         return manifest(path, classes)
     if path.is_file():
-        raise ImageError(f"{path}: a folder or a .csv expected; a slide needs coords")
+        raise ImageError(f"{path}: a folder or a table ({', '.join(TABLE_SUFFIXES)}) expected; a slide needs coords")
     return class_folders(path, classes) if labels == FOLDER else image_folder(path)
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ImageError
+from ..errors import ImageError, MismatchError
 from ..images.decoding import decode
-from ..images.slides import SlideReader
+from ..images.slide_reader import SlideReader
 from ..images.table import ImageTable
 from ..teachers.models import Teacher, autocast_of, prepare
 from ..teachers.transform import Transform
@@ -29,9 +30,11 @@ logger = logging.getLogger("shazam_fast")
 
 LEVELS = ("low", "mid", "high")
 BATCHES_AHEAD = 2  # decoded while the models work on one
+MIRAX = ".mrxs"  # slides that keep their pixels in a folder of the same name
 LAUNCHED = 2  # batches on the GPU, one of whose features are on their way back
 
 Geometry = tuple[int, int | None, str]  # see Transform.geometry
+Stamp = tuple[int, int]  # size in bytes and time of the last change in nanoseconds of a file
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,41 @@ class ExtractedBatch:
 
 
 class ImageReader:
-    """Row number -> RGB image, from image files or from slides. Used by several threads at once."""
+    """Row number -> RGB image, from image files or from slides. Used by several threads at once.
 
-    def __init__(self, table: ImageTable) -> None:
+    Args:
+        table: the images.
+        stamps: of the files when the extraction began; a file without one may change.
+    """
+
+    def __init__(self, table: ImageTable, stamps: Mapping[Path, Stamp]) -> None:
         self._table = table
+        self._stamps = stamps
         self._slides = SlideReader()
         self._warned = False
 
     def __call__(self, row: int) -> Image.Image:
-        """Raises ImageError, naming the file, when the image cannot be read."""
+        """The image of a row.
+
+        Raises:
+            ImageError: naming file and row, when the image cannot be read.
+            MismatchError: naming file and row, when the file is gone or has changed since the extraction began.
+        """
+        path = self._table.paths[row]
+        try:
+            image = self._read(row)
+        except ImageError as error:
+            self._require_unchanged(path, row)
+            raise ImageError(f"{error} (row {row} of the images)") from None
+        self._require_unchanged(path, row)
+        return image
+
+    def _require_unchanged(self, path: Path, row: int) -> None:
+        if path in self._stamps and self._stamps[path] != (found := stamp_of(path)):
+            what = "is no longer there" if found is None else "has changed since the extraction began"
+            raise MismatchError(f"{path} {what} (row {row} of the images); once the images rest, extract again")
+
+    def _read(self, row: int) -> Image.Image:
         table = self._table
         if table.sides is not None and table.coords is not None:
             (x, y), (level0, side) = table.coords[row].tolist(), table.sides[row].tolist()
@@ -74,12 +103,19 @@ class Extractor:
         levels: of "low", "mid" (CLS of an early and a middle block) and "high" (the teacher's own feature).
         device: where the models run; autocast at each teacher's precision on a GPU, float32 on the CPU.
         workers: threads that decode.
+        stamps: of the image files when the extraction began, see `ImageReader`.
     """
 
     def __init__(
-        self, table: ImageTable, teachers: Sequence[Teacher], levels: Sequence[str], device: torch.device, workers: int
+        self,
+        table: ImageTable,
+        teachers: Sequence[Teacher],
+        levels: Sequence[str],
+        device: torch.device,
+        workers: int,
+        stamps: Mapping[Path, Stamp],
     ) -> None:
-        self._reader = ImageReader(table)
+        self._reader = ImageReader(table, stamps)
         self._levels = [level for level in LEVELS if level in levels]
         self._device = device
         self._workers = workers
@@ -215,6 +251,17 @@ class _Launched:
     batch: _Decoding
     features: Tensor
     done: torch.cuda.Event | None
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes when an image file does, or the folder of data beside a .mrxs slide; None when it is not there."""
+    try:
+        found = [path.stat()]
+        if path.suffix.lower() == MIRAX and (folder := path.with_suffix("")).is_dir():
+            found += [file.stat() for file in folder.iterdir()]
+    except OSError:
+        return None
+    return sum(file.st_size for file in found), max(file.st_mtime_ns for file in found)
 
 
 def column_block(teacher: str, level: str) -> str:

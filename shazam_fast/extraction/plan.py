@@ -4,20 +4,24 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
+from torch import nn
 
+from ..archive.parts import PartSource
 from ..archive.writer import require_dtype
-from ..errors import MismatchError, ShazamError
-from ..images.table import ImageTable
+from ..errors import ImageError, MismatchError, ShazamError
+from ..formats.geometry import describe_geometry
+from ..images.slide_reader import reader_name, reader_packages
+from ..images.table import ImageTable, some_of
 from ..teachers.models import Teacher, load_teacher
 from ..teachers.spec import TeacherSpec
-from .pipeline import LEVELS
+from .pipeline import LEVELS, Stamp, stamp_of
 
 PART_ROWS = 2048  # what a kill can cost: seconds on a GPU
 UNREADABLE = ("stop", "exclude")
@@ -25,7 +29,23 @@ UNREADABLE = ("stop", "exclude")
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides what the archive will hold; sent whole to other machines."""
+    """All that decides what the archive will hold; sent whole to other machines.
+
+    Args:
+        table: the images [n].
+        specs: of the teachers, each once.
+        weights: {teacher: "hub", "random" or a file}, "hub" for those that are not named.
+        transform, token: see `load_teacher`.
+        levels: of "low", "mid" and "high".
+        batch_size: images in a forward pass; None for what suits the device.
+        workers: threads that decode.
+        dtype: "float16" or "float32" on disk.
+        unreadable: "stop" or "exclude".
+        out: directory of the archive.
+        part_rows: images per part.
+
+    Raises ShazamError for values that cannot be; ImageError when an image is missing.
+    """
 
     table: ImageTable
     specs: tuple[TeacherSpec, ...]
@@ -39,6 +59,7 @@ class Plan:
     unreadable: str
     out: Path
     part_rows: int = field(default_factory=lambda: PART_ROWS)
+    stamps: Mapping[Path, Stamp] = field(init=False)  # of the image files now
 
     def __post_init__(self) -> None:
         require_dtype(self.dtype)
@@ -53,6 +74,7 @@ class Plan:
             raise ShazamError(f"unreadable: one of {UNREADABLE} expected, found {self.unreadable!r}")
         if (self.batch_size is not None and self.batch_size < 1) or self.workers < 1:
             raise ShazamError(f"batch_size and workers >= 1 expected, found {self.batch_size} and {self.workers}")
+        object.__setattr__(self, "stamps", _stamps(self.table))
 
     @property
     def parts(self) -> int:
@@ -68,6 +90,16 @@ class Plan:
         """The number of the part that a batch belongs to."""
         return batch.start // self.part_rows
 
+    def sources(self) -> list[PartSource]:
+        """What the files are that each part is made of, so that a changed image is noticed when the work goes on."""
+        return [self._source(start) for start in range(0, len(self.table), self.part_rows)]
+
+    def _source(self, start: int) -> PartSource:
+        paths = list(dict.fromkeys(self.table.paths[start : start + self.part_rows]))
+        stamps = [self.stamps[path] for path in paths]
+        newest = max(paths, key=lambda path: self.stamps[path][1])
+        return PartSource(xxhash.xxh3_128_hexdigest(json.dumps(stamps).encode()), str(newest))
+
     def build(self) -> list[Teacher]:
         """The teachers with their weights."""
         return [
@@ -76,8 +108,20 @@ class Plan:
 
 
 def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
-    """What the archive records of its making; two calls with the same values write the same parts."""
-    packages = sorted({"numpy", "pillow", *(teacher.spec.library for teacher in teachers)} - {"torch"})
+    """What the archive records of its making; two calls with the same values write the same parts.
+
+    Args:
+        plan: the extraction.
+        teachers: as `plan.build` gives them, not yet moved to a device.
+        device: where they will run.
+        batch_size: images in a forward pass.
+
+    Returns:
+        JSON values.
+    """
+    of_slides = plan.table.sides is not None
+    libraries = {teacher.spec.library for teacher in teachers} - {"torch"}
+    packages = sorted({"numpy", "pillow", *libraries, *(reader_packages() if of_slides else ())})
     return {
         "images": _describe(plan.table),
         "teachers": {teacher.spec.name: _record(teacher, device) for teacher in teachers},
@@ -86,7 +130,9 @@ def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, 
         "batch_size": batch_size,
         "part_rows": plan.part_rows,
         "device": device.type,
-        "versions": {"torch": str(torch.__version__), **{name: version(name) for name in packages}},
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "slide_reader": reader_name() if of_slides else None,
+        "versions": {"torch": str(torch.__version__), **{name: _version(name) for name in packages}},
     }
 
 
@@ -94,7 +140,7 @@ def _record(teacher: Teacher, device: torch.device) -> dict[str, Any]:
     spec = teacher.spec
     return {
         "hub": spec.hub,
-        "revision": teacher.revision,
+        "revision": teacher.revision if teacher.revision != "callable" else _describe_module(teacher.model),
         "arguments": {name: _plain(value) for name, value in spec.arguments.items()},
         "transform": teacher.transform.to_dict(),
         "pooling": spec.pooling,
@@ -110,12 +156,44 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else getattr(value, "__qualname__", str(value))
 
 
+def _describe_module(model: nn.Module) -> str:
+    """What tells a model that a callable made from another: its layers, parameters and buffers."""
+    digest = xxhash.xxh3_128(f"{type(model).__qualname__} {model}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"callable xxh3:{digest.hexdigest()}"
+
+
+def _version(package: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _stamps(table: ImageTable) -> dict[Path, Stamp]:
+    stamps = {path: stamp_of(path) for path in dict.fromkeys(table.paths)}
+    if missing := [str(path) for path, stamp in stamps.items() if stamp is None]:
+        raise ImageError(f"{len(missing)} image files are missing: {some_of(missing)}")
+    return {path: stamp for path, stamp in stamps.items() if stamp is not None}
+
+
 def _describe(table: ImageTable) -> dict[str, Any]:
-    """Which images in which order, and what is known of them. Not their bytes: a broken one may be mended."""
+    """Which images in which order, and what is known of them.
+
+    Not what changes when a broken image is mended: that is in `Plan.sources`, part by part.
+    """
     digest = xxhash.xxh3_128()
+    places = {path: os.fsencode(os.path.realpath(path)) + b"\0" for path in dict.fromkeys(table.paths)}
     for path in table.paths:
-        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")
+        digest.update(places[path])
     for array in (table.labels, table.splits, table.coords, table.sides):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
-    digest.update(json.dumps([table.classes, table.groups, table.slides]).encode())
-    return {"count": len(table), "xxh3": digest.hexdigest(), "note": table.note}
+    names = [table.classes, table.groups, table.slides, describe_geometry(table.geometry)]
+    digest.update(json.dumps(names).encode())
+    record = {"count": len(table), "xxh3": digest.hexdigest(), "note": table.note}
+    if table.sides is not None:
+        record |= {"over_the_edge": table.over_edge, "outside_the_slide": "black"}
+    return record

@@ -48,7 +48,8 @@ class Extraction:
         teachers = plan.build()
         self._plan = plan
         self._batch_size = plan.batch_size or BATCH_SIZES["cpu" if device.type == "cpu" else "gpu"]
-        self._extractor = Extractor(plan.table, teachers, plan.levels, device, plan.workers)
+        job = describe_job(plan, teachers, device, self._batch_size)
+        self._extractor = Extractor(plan.table, teachers, plan.levels, device, plan.workers, plan.stamps)
         slides, slide_index = _codes(plan.table.slides)
         groups, group_index = _codes(plan.table.groups)
         self._columns: dict[str, NDArray[Any] | None] = {
@@ -59,8 +60,8 @@ class Extraction:
             "group": group_index,
         }
         self.store = PartStore(
-            plan.out, self._extractor.dims, plan.dtype, plan.parts,
-            describe_job(plan, teachers, device, self._batch_size), plan.table.classes, slides, groups,
+            plan.out, self._extractor.dims, plan.dtype, plan.parts, job, plan.table.classes, slides, groups,
+            plan.sources(), plan.table.geometry,
         )  # fmt: skip
 
     def write(self, parts: Sequence[int]) -> None:
@@ -117,10 +118,15 @@ def complete(store: PartStore, write: Callable[[Sequence[int]], None]) -> Extrac
 
 
 def finished_report(store: PartStore) -> ExtractionReport | None:
-    """The report of an extraction that is done; None while it is not. Raises MismatchError if it was another one."""
+    """The report of an extraction that is done; None while it is not.
+
+    Raises MismatchError if it was another one, or if its images have changed since.
+    """
     manifest = read_finished(store.path, store.job)
     if manifest is None:
         return None
+    for index, digest in enumerate(manifest["notes"]["sources"]):
+        store.require_unchanged(index, digest)
     remove_leftovers(store.path, {part["file"] for part in manifest["parts"]})  # killed before it could
     return ExtractionReport(store.path, manifest["rows"], store.teachers, tuple(manifest["notes"]["left_out"]))
 

@@ -1,32 +1,47 @@
 """Patches of whole-slide images, at the positions that TRIDENT and CLAM found tissue at.
 
 Both write HDF5 files with a dataset `coords` [n, 2]: x and y of a patch's corner at level 0. Its attributes say how
-large the patches are, in one of two ways:
+large the patches are, in one of three ways:
 
-    TRIDENT  {job}/patches/{slide}_patches.h5: patch_size_level0, the side at level 0, and patch_size, the side wanted
-    CLAM     patches/{slide}.h5: patch_size, the side at level patch_level
-
-Slides are read through openslide where it is installed, else through tiffslide.
+    TRIDENT     {job}/patches/{slide}_patches.h5: patch_size_level0, the side at level 0; patch_size, the side wanted
+    CLAM        patches/{slide}.h5: patch_size, the side at level patch_level
+    older CLAM  the same with custom_downsample: that many times larger at level patch_level, resized to patch_size
 """
 
-import threading
-from importlib import import_module
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import ArchiveError, ImageError, MismatchError, ShazamError
+from ..errors import ArchiveError, ImageError, MismatchError
+from ..formats.geometry import Geometry
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS
-from ..runtime.slide_names import IMAGE_SUFFIXES
-from .decoding import PILLOW_ERRORS, WHITE, to_rgb
-from .table import ImageTable
+from ..runtime.slide_names import IMAGE_SUFFIXES, match_slides, name_slides
+from .slide_reader import choose_level, open_slide, reader_name, resolution
+from .table import ImageTable, some_of
 
-BACKENDS = (("openslide", "OpenSlide"), ("tiffslide", "TiffSlide"))
-TOLERANCE = 1.01  # levels said to be 4 times smaller are 4.0003 times smaller
+logger = logging.getLogger("shazam_fast")
+
+COORDS_SUFFIXES = (".h5", ".hdf5")
+LARGEST_SIDE = 1 << 15  # pixels of a patch's side that are taken for a size
+INFLATION = 1100  # times that compressed coords may be larger than their bytes in the file (gzip: 1,032)
+
+
+@dataclass(frozen=True)
+class _SlidePatches:
+    """The patches of one slide: corners int64 [n, 2] and side at level 0, and the side that they are resized to."""
+
+    path: Path
+    name: str
+    corners: NDArray[np.int64]
+    side_level0: int
+    side: int
+    over_edge: int
+    geometry: Geometry
 
 
 def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
@@ -34,123 +49,166 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
 
     Args:
         slides: a whole-slide image, or a folder of them.
-        coords: TRIDENT's or CLAM's coords file of that slide, or the folder of theirs; slides without one are left out.
+        coords: TRIDENT's or CLAM's coords file of that slide, or the folder of theirs (.h5 or .hdf5). Slides of the
+            folder that have no coords file are left out, which is logged with their number. A coords file is of the
+            slide that the attribute `name` of its coords names, else of the one that it is called after.
+
+    Returns:
+        One row per patch, in the order of the coords files; with `geometry` per slide, and in `over_edge` the number
+        of patches that reach over the edge of their slide (what lies outside is black).
 
     Raises:
         ImageError: a coords file has no slide, a slide cannot be opened, or there is no patch at all.
-        MismatchError: positions outside the slide: the coords are another slide's.
+        MismatchError: positions outside the slide, or another slide's size: the coords are another slide's; a coords
+            file that fits two slides.
         ArchiveError: a coords file that is not one.
         ShazamError: neither openslide nor tiffslide is installed.
     """
-    pairs = _pair(Path(slides), Path(coords))
-    found = [_read_patches(slide, file) for slide, file in pairs]
-    counts = [len(corners) for corners, _ in found]
+    found = [_read_patches(*pair) for pair in _pair(Path(slides), Path(coords))]
+    if empty := [one.name for one in found if not len(one.corners)]:
+        logger.warning("%s: %d slides have no patch and are left out: %s", coords, len(empty), some_of(empty))
+    found = [one for one in found if len(one.corners)]
+    if not found:
+        raise ImageError(f"{coords}: no images: the coords hold no patch")
+    counts = [len(one.corners) for one in found]
+    sides = np.array([(one.side_level0, one.side) for one in found], dtype=np.int32)
     return ImageTable(
-        paths=tuple(slide for (slide, _), n in zip(pairs, counts, strict=True) for _ in range(n)),
+        paths=tuple(one.path for one, n in zip(found, counts, strict=True) for _ in range(n)),
         labels=np.full(sum(counts), -1, dtype=np.int64),
         classes=(),
         splits=np.full(sum(counts), SPLITS["none"], dtype=np.uint8),
-        slides=tuple(slide.stem for (slide, _), n in zip(pairs, counts, strict=True) for _ in range(n)),
-        coords=np.concatenate([corners for corners, _ in found]).astype(np.int32),
-        sides=np.concatenate([np.tile(sides, (len(corners), 1)) for corners, sides in found]).astype(np.int32),
+        slides=tuple(one.name for one, n in zip(found, counts, strict=True) for _ in range(n)),
+        coords=np.concatenate([one.corners for one in found]).astype(np.int32),
+        sides=np.repeat(sides, counts, axis=0),
+        geometry={one.name: one.geometry for one in found},
+        over_edge=sum(one.over_edge for one in found),
     )
 
 
-class SlideReader:
-    """Reads patches of slides; every thread keeps the slide that it read last open, since rows come slide by slide."""
-
-    def __init__(self) -> None:
-        self._last = threading.local()
-
-    def read(self, path: Path, x: int, y: int, side_level0: int, side: int) -> Image.Image:
-        """The patch with its corner at x, y of level 0, resized to `side`, as RGB; white beyond the slide's edges.
-
-        It is read from the smallest level that is no smaller than wanted. Raises ImageError when that fails.
-        """
-        slide = self._open(path)
-        try:
-            level = slide.get_best_level_for_downsample(TOLERANCE * side_level0 / side)
-            downsample = slide.level_downsamples[level]
-            size = max(1, round(side_level0 / downsample))
-            width, height = slide.level_dimensions[level]
-            width, height = min(size, width - round(x / downsample)), min(size, height - round(y / downsample))
-            region = to_rgb(path, slide.read_region((x, y), level, (width, height)))
-        except (*PILLOW_ERRORS, RuntimeError, NotImplementedError) as error:
-            raise ImageError(f"{path}: the patch at {x}, {y} cannot be read: {error}") from None
-        if (width, height) != (size, size):
-            inside, region = region, Image.new("RGB", (size, size), WHITE)
-            region.paste(inside)
-        return region if size == side else region.resize((side, side), Image.Resampling.BICUBIC)
-
-    def _open(self, path: Path) -> Any:
-        if getattr(self._last, "path", None) != path:
-            self._last.slide = _open_slide(path)
-            self._last.path = path
-        return self._last.slide
-
-
-def _pair(slides: Path, coords: Path) -> list[tuple[Path, Path]]:
-    """(slide, coords file) of every slide that has both."""
+def _pair(slides: Path, coords: Path) -> list[tuple[str, Path, Path]]:
+    """(name, slide, coords file) of every slide that has both, in the order of the coords files."""
     if slides.is_file() and coords.is_file():
-        return [(slides, coords)]
+        name = name_slides([slides.name])[0]
+        if not any(index >= 0 for index in match_slides(_names_given(coords), [name], str(coords), str(slides))):
+            logger.warning("%s: by their names these are the coords of another slide than %s", coords, slides.name)
+        return [(name, slides, coords)]
     if slides.is_dir() and coords.is_dir():
-        by_name = {file.stem: file for file in sorted(slides.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES}
-        files = {file.stem.removesuffix("_patches"): file for file in sorted(coords.glob("*.h5"))}
-        if missing := sorted(set(files) - set(by_name)):
-            raise ImageError(
-                f"{slides}: no slide for {len(missing)} coords files in {coords}: {', '.join(missing[:5])}"
-            )
-        if files:
-            return [(by_name[name], file) for name, file in files.items()]
+        files = _files_of(coords, COORDS_SUFFIXES)
+        known = _files_of(slides, IMAGE_SUFFIXES)
+        if not files:
+            raise ImageError(f"{coords}: no coords file ({', '.join(COORDS_SUFFIXES)}) found")
+        return _pair_folders(slides, known, coords, files)
     raise ImageError(f"{slides}, {coords}: a slide and its coords file, or a folder of slides and one of .h5 expected")
 
 
-def _read_patches(path: Path, file: Path) -> tuple[NDArray[np.int64], tuple[int, int]]:
-    """Corners [n, 2] at level 0 of a slide's patches; their side at level 0, and the side wanted."""
+def _pair_folders(slides: Path, known: list[Path], coords: Path, files: list[Path]) -> list[tuple[str, Path, Path]]:
+    names = name_slides([path.name for path in known]) if known else []
+    found = {file: _find(file, names, slides) for file in files}
+    if missing := [file.name for file, index in found.items() if index < 0]:
+        raise ImageError(f"{slides}: no slide for {len(missing)} coords files in {coords}: {some_of(missing)}")
+    indices = list(found.values())
+    if repeated := [file.name for file, index in found.items() if indices.count(index) > 1]:
+        raise MismatchError(f"{coords}: several coords files are of one slide: {some_of(repeated)}; keep one of them")
+    if left_out := [path.name for index, path in enumerate(known) if index not in indices]:
+        logger.warning("%s: %d slides have no coords and are left out: %s", slides, len(left_out), some_of(left_out))
+    return [(names[index], known[index], file) for file, index in found.items()]
+
+
+def _find(file: Path, names: list[str], slides: Path) -> int:
+    """Index of the slide that a coords file is of, -1 for none."""
+    for given in _names_given(file):
+        if (index := int(match_slides([given], names, str(file), str(slides))[0])) >= 0:
+            return index
+    return -1
+
+
+def _files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Regular files of a folder that are not hidden and have one of the suffixes, in any case."""
+    names = sorted(folder.iterdir())
+    return [file for file in names if file.name[0] != "." and file.suffix.lower() in suffixes and file.is_file()]
+
+
+def _names_given(file: Path) -> list[str]:
+    """What a coords file calls its slide: by the attribute of its coords where there is one, and by its own name."""
+    with opened(file) as content:
+        name = content["coords"].attrs.get("name") if "coords" in content else None
+    own = file.stem.removesuffix("_patches")
+    return [name, own] if isinstance(name, str) and name else [own]
+
+
+def _read_patches(name: str, path: Path, file: Path) -> _SlidePatches:
+    """Where a slide's patches lie, checked against the slide."""
     corners, attributes = _read_coords(file)
-    slide = _open_slide(path)
+    slide = open_slide(path)
+    level0, side = _read_sides(file, attributes, slide.level_downsamples)
+    width, height = slide.dimensions
+    size = attributes.get("level0_width", width), attributes.get("level0_height", height)
+    if size != (width, height):
+        raise MismatchError(
+            f"{file}: coords of a slide of {size[0]} x {size[1]} pixels, but {path} has {width} x {height}: they are "
+            "another slide's"
+        )
+    if len(corners) and (corners.min() < 0 or (corners.max(axis=0) >= (width, height)).any()):
+        raise MismatchError(
+            f"{file}: positions from {corners.min(axis=0).tolist()} to {corners.max(axis=0).tolist()}, but {path} has "
+            f"{width} x {height} pixels: are these the coords of another slide?"
+        )
+    over = int((corners + level0 > (width, height)).any(axis=1).sum())
+    if over:
+        logger.info("%s: %d of %d patches reach over the edge; black outside", path, over, len(corners))
+    level, _ = choose_level(slide.level_downsamples, level0, side)
+    geometry = Geometry("pixels", float(level0), level, resolution(slide), reader_name())
+    return _SlidePatches(path, name, corners, level0, side, over, geometry)
+
+
+def _read_sides(file: Path, attributes: dict[str, Any], downsamples: tuple[float, ...]) -> tuple[int, int]:
+    """The side of the patches at level 0, and the side that they are resized to, in pixels."""
     try:
-        side = int(attributes["patch_size"])
+        side = _whole(attributes["patch_size"])
         if "patch_size_level0" in attributes:
-            level0 = int(attributes["patch_size_level0"])
+            level0 = _whole(attributes["patch_size_level0"])
         else:
-            level0 = round(side * slide.level_downsamples[int(attributes["patch_level"])])
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+            level = _whole(attributes["patch_level"])
+            level0 = round(side * _downsample_of(downsamples, level) * float(attributes.get("custom_downsample", 1)))
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
         raise ArchiveError(
             f"{file}: attributes patch_size and patch_size_level0 (TRIDENT) or patch_level (CLAM) of the dataset "
             f"'coords' expected, found {sorted(attributes)}: {error!r}"
         ) from None
-    width, height = slide.dimensions
-    if side < 1 or level0 < 1:
+    if not (1 <= side <= LARGEST_SIDE and 1 <= level0 <= LARGEST_SIDE):
         raise ArchiveError(f"{file}: patches of {side} pixels, {level0} at level 0: not a size")
-    if len(corners) and (corners.min() < 0 or (corners.max(axis=0) >= (width, height)).any()):
-        raise MismatchError(
-            f"{file}: positions to {corners.max(axis=0).tolist()}, but {path} has {width} x {height} pixels: "
-            "are these the coords of another slide?"
-        )
-    return corners, (level0, side)
+    return level0, side
+
+
+def _downsample_of(downsamples: tuple[float, ...], level: int) -> float:
+    """The downsample of a level. Raises IndexError when the slide does not have it."""
+    if not 0 <= level < len(downsamples):
+        raise IndexError(f"patch_level {level} of a slide with {len(downsamples)} levels")
+    return downsamples[level]
+
+
+def _whole(value: Any) -> int:
+    """A whole number. Raises ValueError for another."""
+    if int(value) != value:
+        raise ValueError(f"a whole number of pixels expected, found {value}")
+    return int(value)
 
 
 def _read_coords(file: Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Corners [n, 2] and attributes of the dataset `coords`."""
     with opened(file) as content:
         if "coords" not in content:
             raise ArchiveError(f"{file}: a dataset 'coords' expected, found {sorted(content)}")
         coords = content["coords"]
-        if coords.ndim != 2 or coords.shape[1] != 2:
-            raise ArchiveError(f"{file}: coords of shape [patches, 2] expected, found {coords.shape}")
-        return np.asarray(coords[:], dtype=np.int64), dict(coords.attrs)
-
-
-def _open_slide(path: Path) -> Any:
-    for module, name in BACKENDS:
-        try:
-            backend = import_module(module)
-        except (ImportError, OSError):  # openslide without its C library
-            continue
-        try:
-            slide = getattr(backend, name)(str(path))
-            _ = slide.dimensions  # tiffslide reads the header when it is first asked for something
-        except Exception as error:
-            raise ImageError(f"{path}: {module} cannot open the slide: {error}") from None
-        return slide
-    raise ShazamError("openslide or tiffslide is needed to read slides: pip install 'shazam_fast[slides]'")
+        shape: tuple[int, ...] = getattr(coords, "shape", ())
+        if len(shape) != 2 or shape[1] != 2:
+            raise ArchiveError(f"{file}: coords of shape [patches, 2] expected, found {shape}")
+        attributes, stored = dict(coords.attrs), coords.id.get_storage_size()
+        if coords.nbytes > INFLATION * stored:
+            raise ArchiveError(f"{file}: corrupt: coords of shape {shape} in {stored} bytes")
+        if {str(content.attrs.get("unit", "")), str(attributes.get("unit", ""))} & {"um", "mm", "micrometres"}:
+            raise ArchiveError(f"{file}: coords in pixels of level 0 expected, found them in another unit (STAMP's?)")
+        values = np.asarray(coords[:])
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values != np.trunc(values)).any():
+        raise ArchiveError(f"{file}: whole numbers of pixels expected as coords, found {values.dtype} that are not")
+    return values.astype(np.int64), attributes

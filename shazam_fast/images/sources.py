@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..archive.assigning import read_positions
 from ..archive.columns import split_of
 from ..errors import ImageError, MismatchError
+from ..runtime.cells import clean_text
 from ..runtime.tables import Table, read_table
 from .table import ImageTable, make_table
 
@@ -52,6 +53,8 @@ def class_folders(path: str | Path, classes: Sequence[str] | None = None) -> Ima
     split_names: list[str] = []
     for parent, split in parents.items():
         for folder in _subfolders(parent):
+            if not clean_text(folder.name):
+                raise ImageError(f"{folder}: {folder.name!r} means that a class is unknown; rename the folder")
             found = _images_below(folder)
             paths += found
             labels += [folder.name] * len(found)
@@ -92,6 +95,7 @@ def manifest(path: str | Path, classes: Sequence[str] | None = None, label_colum
 
     others = (column,)
     label = table.find("label", others) if label_column is None else table.require(label_column, "label_column")
+    logger.info("%s: labels %s", source, "are unknown: no column of labels" if label is None else f"from {label!r}")
     groups, slides = (table.find(role, others) for role in ("group", "slide of an image"))
     splits = texts(table.find("split", others)) or ["none"] * len(paths)
     return make_table(

@@ -5,8 +5,8 @@ Patches of whole-slide images come from `slide_patches.py`, the paper's datasets
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..archive.columns import encode_labels, encode_splits
 from ..archive.splits import require_whole_groups
 from ..errors import ImageError, MismatchError
+from ..formats.geometry import Geometry
 from ..formats.pieces import SPLITS
 
 NAMED = 5  # files that a message names before it says how many more there are
@@ -34,6 +35,8 @@ class ImageTable:
         coords: int32 [n, 2], x and y of the image at level 0 of its slide, in pixels; or None.
         sides: int32 [n, 2], where patches are read from a slide: their side at level 0, and the side that they are
             resized to, in pixels. None where every path is an image of its own.
+        geometry: slide -> size, level and resolution of its patches and what read them, where that is known.
+        over_edge: number of patches that reach over the edge of their slide; what lies outside is black.
         note: what a reader of results should know of this table ("as published: ..."); archives keep it.
 
     Raises ImageError when there is no image, when files are missing, or when one is listed twice; MismatchError when
@@ -48,6 +51,8 @@ class ImageTable:
     slides: tuple[str, ...] = ()
     coords: NDArray[np.int32] | None = None
     sides: NDArray[np.int32] | None = None
+    geometry: Mapping[str, Geometry] = field(default_factory=dict)
+    over_edge: int = 0
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """The one place that chooses how an operation is computed.
 
 float32 on the CPU goes to the C++ core, tensors on an NVIDIA GPU to the Triton kernels, everything else to the
-definitions in kernels/reference.py, in plain PyTorch. `use` overrides that. Where the fast way is not open, the
-definition is taken and said once; a backend that was asked for by name raises instead.
+definitions in kernels/reference.py, in plain PyTorch. `use` overrides that. Where the fast form does not apply, the
+definition is used and a warning says so once; a backend that was asked for by name raises instead.
 """
 
 import logging
@@ -18,13 +18,36 @@ from torch import Tensor
 from .. import _core
 from ..errors import ShazamError
 from ..kernels import reference
-from . import cpu as cpu_ops
+from ..kernels.precision import PRECISIONS
+from ..kernels.reference import ResidualMaps
+from ..runtime.checks import require_choice
+from . import distillation, folding, projection, stack
+from .limits import INTERPRETED, cpu_obstacle, triton_obstacle
+
+__all__ = [
+    "BACKENDS", "PRECISIONS", "ResidualMaps", "bare_stack", "distillation_loss", "folded_stack", "project",
+    "require_available", "residual_stack", "runs_in_core", "use",
+]  # fmt: skip
 
 logger = logging.getLogger("shazam_fast")
 
 
 BACKENDS = ("auto", "triton", "reference")
-PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
+
+_CPU_FORMS: dict[str, Callable[..., Any]] = {
+    "project": projection.project_cpu,
+    "bare_stack": stack.bare_stack_cpu,
+    "residual_stack": stack.residual_stack_cpu,
+    "folded_stack": folding.folded_stack_cpu,
+    "distillation_loss": distillation.distillation_loss_cpu,
+}
+_TRITON_FORMS: dict[str, Callable[..., Any]] = {
+    "project": projection.project_triton,
+    "bare_stack": stack.bare_stack_triton,
+    "residual_stack": stack.residual_stack_triton,
+    "folded_stack": folding.folded_stack_triton,
+    "distillation_loss": distillation.distillation_loss_triton,
+}
 
 
 class _Choice(NamedTuple):
@@ -48,11 +71,7 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
 
     Raises ShazamError when there is no such backend or precision, or when only Triton offers the precision.
     """
-    for name, value, known in (("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ShazamError(f"{name}: one of {', '.join(known)} expected, found {value!r}")
-    if backend == "reference" and precision != "ieee":
-        raise ShazamError(f"precision {precision!r} is the Triton kernels'; backend 'reference' has 'ieee' alone")
+    _require_choice(backend, precision)
     before = _choice.set(_Choice(backend, precision))
     cublas = torch.backends.cuda.matmul
     rounding = cublas.fp32_precision
@@ -65,6 +84,28 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
         _choice.reset(before)
 
 
+def require_available(backend: str, precision: str, device: torch.device) -> None:
+    """Check, before any work, that operations on a device can be computed so.
+
+    Raises ShazamError when there is no such backend or precision, or the device does not offer it.
+    """
+    _require_choice(backend, precision)
+    interpreted = INTERPRETED and backend == "triton"
+    if precision != "ieee" and device.type == "cpu" and not interpreted:
+        raise ShazamError(f"precision {precision!r} is the Triton kernels': it needs an NVIDIA GPU; use 'ieee'")
+    if backend == "triton" and (obstacle := _no_triton()):
+        raise ShazamError(f"backend 'triton': {obstacle}; use 'auto'")
+    if backend == "triton" and device.type == "cpu" and not interpreted:
+        raise ShazamError("backend 'triton' needs an NVIDIA GPU; use 'auto'")
+
+
+def _require_choice(backend: str, precision: str) -> None:
+    require_choice("backend", backend, BACKENDS)
+    require_choice("precision", precision, tuple(PRECISIONS))
+    if backend == "reference" and precision != "ieee":
+        raise ShazamError(f"precision {precision!r} is the Triton kernels'; backend 'reference' has 'ieee' alone")
+
+
 def project(
     features: Tensor,
     rows: Tensor | None,
@@ -75,90 +116,73 @@ def project(
     present: Tensor | None,
 ) -> Tensor:
     """Chosen rows of a table, standardised, every teacher's columns through its own map: tokens [B, N, D]."""
-    module, options = _implementation("project", weight, features)
-    tokens: Tensor = module.project(features, rows, standard, weight, bias, dims, present, **options)
+    form = _form("project", weight, features)
+    tokens: Tensor = form(features, rows, standard, weight, bias, dims, present)
     return tokens
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
     """K bare attention layers and the mean: fused [B, D], and a function that gives the teacher shares [B, N]."""
-    module, options = _implementation("bare_stack", tokens)
-    fused, attention = module.bare_stack(tokens, qkv, present, **options)
+    fused, attention = _form("bare_stack", tokens)(tokens, qkv, present)
     if attention.ndim == 2:  # the shares themselves, from a kernel that has them at hand
         return fused, lambda: attention
-    return fused, partial(reference.teacher_weights, attention, present)
+    return fused, partial(reference.teacher_shares, attention, present)
 
 
-def residual_stack(
-    tokens: Tensor,
-    qkv: Tensor,
-    qkv_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    present: Tensor | None,
-) -> Tensor:
+def residual_stack(tokens: Tensor, maps: ResidualMaps, present: Tensor | None) -> Tensor:
     """K residual attention layers and the mean: fused [B, D]."""
-    module, options = _implementation("residual_stack", tokens)
-    maps = (qkv, qkv_bias, out_weight, out_bias, norm_weight, norm_bias)
-    fused: Tensor = module.residual_stack(tokens, *maps, present, **options)
+    fused: Tensor = _form("residual_stack", tokens)(tokens, maps, present)
     return fused
 
 
 def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
     """The folded bare stack, for inference: pooled w T [B, D], w [B, N]."""
-    module, options = _implementation("folded_stack", tokens)
-    pooled, w = module.folded_stack(tokens, score_maps, present, **options)
+    pooled, w = _form("folded_stack", tokens)(tokens, score_maps, present)
     return pooled, w
-
-
-def runs_in_core(weight: Tensor, teachers: int) -> bool:
-    """Whether the C++ core computes a folded student with these projection weights and number of teachers."""
-    if _choice.get() != _DEFAULT or weight.device.type != "cpu":
-        return False
-    return cpu_ops.obstacle(weight) is None and teachers <= _core.MAX_TEACHERS
 
 
 def distillation_loss(
     fused: Tensor, targets: Tensor, lam: float, delta: float, huber: str, present: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """lam * sum(cosine + huber) to minimise; cosine [N] and huber [N] to report."""
-    module, _ = _implementation("distillation_loss", targets)
-    total, cosine, far = module.distillation_loss(fused, targets, lam, delta, huber, present)
+    total, cosine, far = _form("distillation_loss", targets)(fused, targets, lam, delta, huber, present)
     return total, cosine, far
 
 
-def _implementation(operation: str, x: Tensor, features: Tensor | None = None) -> tuple[Any, dict[str, str]]:
-    """The module that computes `operation` on tokens, targets or maps `x`, and the options it takes."""
+def runs_in_core(weight: Tensor, teachers: int) -> bool:
+    """Whether the C++ core computes a folded student with these projection weights and number of teachers."""
+    if _choice.get() != _DEFAULT or weight.device.type != "cpu":
+        return False
+    return cpu_obstacle(weight) is None and teachers <= _core.MAX_TEACHERS
+
+
+def _form(operation: str, x: Tensor, features: Tensor | None = None) -> Callable[..., Any]:
+    """The form of `operation` that computes on tokens, targets or maps `x`."""
     backend, precision = _choice.get()
+    plain: Callable[..., Any] = getattr(reference, operation)
     if backend == "reference":
-        return reference, {}
-    if backend == "auto" and x.device.type == "cpu":
-        if precision != "ieee":
-            raise ShazamError(f"precision {precision!r} is the Triton kernels': it needs an NVIDIA GPU")
-        obstacle = cpu_ops.obstacle(x)
-        module: Any = cpu_ops
-    else:
-        module, obstacle = _triton()
-        obstacle = obstacle or module.obstacle(operation, x, features, precision)
+        return plain
+    on_cpu = backend == "auto" and x.device.type == "cpu"
+    if on_cpu and precision != "ieee":
+        raise ShazamError(f"precision {precision!r} is the Triton kernels': it needs an NVIDIA GPU")
+    obstacle = cpu_obstacle(x) if on_cpu else _no_triton() or triton_obstacle(operation, x, features, precision)
     if obstacle is None:
-        return module, {} if module is cpu_ops else {"precision": precision}
+        return _CPU_FORMS[operation] if on_cpu else partial(_TRITON_FORMS[operation], precision=precision)
     if backend == "triton" or precision != "ieee":
         raise ShazamError(f"{operation} cannot run as a Triton kernel in precision {precision!r}: {obstacle}")
     if x.dtype == torch.float32:  # float64 is asked for to be exact, not fast
         _say_once(f"{operation} runs in plain PyTorch: {obstacle}")
-    return reference, {}
+    return plain
 
 
 @cache
-def _triton() -> tuple[Any, str | None]:
-    """The module of the Triton kernels, or what keeps it from being loaded."""
+def _no_triton() -> str | None:
+    """What keeps Triton from being loaded; None: nothing."""
     try:
-        from . import triton as triton_ops
+        import triton  # noqa: F401
     except ImportError as error:
-        return None, f"triton is not available ({error})"
-    return triton_ops, None
+        return f"triton is not available ({error})"
+    return None
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Pictures and GeoJSON of scores."""
+"""Plots, pictures and GeoJSON files of scores."""

@@ -1,4 +1,4 @@
-"""Scores of whole slides, to look at: a picture of every slide, and polygons for QuPath."""
+"""The patches of a slide as GeoJSON polygons, which QuPath (0.4 and later) imports."""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.files import UNFINISHED
 from .palette import CLASS_COLOURS, pick_colours
@@ -13,7 +14,12 @@ from .slide_scores import SlideScores
 
 
 def write_geojson(slide: SlideScores, path: Path) -> None:
-    """A FeatureCollection as QuPath (0.4 and later) exports tiles itself, one a line."""
+    """Write a FeatureCollection as QuPath exports tiles itself, one patch per line.
+
+    Args:
+        slide: positions and size are in level-0 pixels.
+        path: the file; written under a temporary name and renamed.
+    """
     unfinished = path.with_name(path.name + UNFINISHED)
     with unfinished.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
@@ -27,10 +33,10 @@ def _features(slide: SlideScores) -> Iterator[dict[str, Any]]:
     names = [f"probability: {c}" for c in slide.classes]
     values = slide.probabilities
     if slide.shares is not None:
-        names += [f"share:{t}" for t in slide.teachers]
+        names += [f"share: {t}" for t in slide.teachers]
         values = np.concatenate([values, slide.shares], axis=1)
     colours = pick_colours(CLASS_COLOURS, len(slide.classes)).tolist()
-    low, high = slide.coords.tolist(), (slide.coords + slide.size).tolist()
+    low, high = _numbers(slide.coords), _numbers(slide.coords + slide.size)
     numbers = values.astype(np.float64).round(6).tolist()
     for (x, y), (right, below), code, row in zip(low, high, slide.prediction.tolist(), numbers, strict=True):
         yield {
@@ -42,3 +48,9 @@ def _features(slide: SlideScores) -> Iterator[dict[str, Any]]:
                 "measurements": dict(zip(names, row, strict=True)),
             },
         }
+
+
+def _numbers(coords: NDArray[np.floating[Any]]) -> list[list[float]]:
+    """Positions to a hundredth of a pixel, as integers where all are whole."""
+    rounded = coords.round(2)
+    return (rounded.astype(np.int64) if (rounded == rounded.round()).all() else rounded).tolist()  # type: ignore[no-any-return]

@@ -1,5 +1,6 @@
-"""Scores of whole slides, to look at: a picture of every slide, and polygons for QuPath."""
+"""The scores of one slide in level-0 pixels, which pictures and QuPath use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,51 +16,79 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlideScores:
-    """Scores of one slide's n patches, squares of `size` level-0 pixels whose upper left corners are `coords` [n, 2].
+    """Scores of the n patches of one slide.
 
-    `prediction` [n] into `classes`; `probabilities` [n, C]; `shares` [n, N] of `teachers`, or None.
+    Args:
+        name: the slide.
+        coords: x and y of the patches' upper left corners in level-0 pixels. [n, 2].
+        size: side of a patch in level-0 pixels.
+        prediction: index into `classes`. [n].
+        probabilities: [n, C].
+        shares: attention share of each teacher, [n, N]; None for students that have none.
+        classes, teachers: names.
+        without_position: patches of the slide that are left out because their position is unknown.
     """
 
     name: str
-    coords: NDArray[np.floating]
-    size: int
+    coords: NDArray[np.floating[Any]]
+    size: float
     prediction: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     shares: NDArray[np.float32] | None
     classes: tuple[str, ...]
     teachers: tuple[str, ...]
+    without_position: int = 0
 
 
-def one_slide(scores: Scores, name: str, patch_size: int | None) -> SlideScores:
-    """Scores of the slide `name`; see `heatmap` for `patch_size`."""
+def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> SlideScores | None:
+    """Scores of the slide `name`, None when no patch of it has a position; see `heatmap` for the rest."""
     table = scores.of_slide(name)
-    coords = _stack(table, ["x", "y"])
-    if (coords < 0).any():
-        unknown = int((coords < 0).any(axis=1).sum())
-        raise MismatchError(
-            f"slide {name!r}: {unknown} of {len(coords)} patches have no coordinates; "
-            "score an archive that was written with coords"
-        )
-    probabilities = _stack(table, [f"probability_{c}" for c in scores.classes])
+    coords = _stack(table, ["x", "y"]).astype(np.float64)
+    known = ((coords >= 0) & np.isfinite(coords)).all(axis=1)
+    if not known.any():
+        return None
+    scale, size = _level0(scores, name, patch_size, mpp)
+    probabilities = _stack(table, [f"probability_{c}" for c in scores.classes])[known]
     has_shares = f"share_{scores.teachers[0]}" in table.column_names
     return SlideScores(
         name=name,
-        coords=coords,
-        size=patch_size or _smallest_step(name, coords),
+        coords=coords[known] * scale,
+        size=size,
         prediction=probabilities.argmax(axis=1),
         probabilities=probabilities,
-        shares=_stack(table, [f"share_{t}" for t in scores.teachers]) if has_shares else None,
+        shares=_stack(table, [f"share_{t}" for t in scores.teachers])[known] if has_shares else None,
         classes=scores.classes,
         teachers=scores.teachers,
+        without_position=int((~known).sum()),
     )
+
+
+def recorded_geometry(scores: Scores) -> Mapping[str, Any]:
+    """{slide: geometry} as far as the features' files told it."""
+    return getattr(scores, "geometry", None) or {}
+
+
+def _level0(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> tuple[float, float]:
+    """Level-0 pixels per unit of the slide's positions, and the side of its patches in level-0 pixels."""
+    geometry = recorded_geometry(scores).get(name)
+    scale = 1.0
+    if geometry is not None and geometry.unit == "micrometres":
+        mpp = geometry.mpp or mpp
+        if mpp is None:
+            raise MismatchError(
+                f"slide {name!r}: its positions are in micrometres and pictures are in level-0 pixels; "
+                "give the slide's micrometres per pixel: mpp= (--mpp)"
+            )
+        scale = 1.0 / mpp
+    if patch_size is not None:
+        return scale, patch_size
+    if geometry is None or geometry.patch_size is None:
+        raise MismatchError(
+            f"slide {name!r}: the features' files do not tell the size of its patches; "
+            "give their side in level-0 pixels: patch_size= (--patch-size)"
+        )
+    return scale, geometry.patch_size * scale
 
 
 def _stack(table: "pa.Table", columns: list[str]) -> NDArray[Any]:
     return np.stack([table[column].to_numpy() for column in columns], axis=1)
-
-
-def _smallest_step(name: str, coords: NDArray[Any]) -> int:
-    steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
-    if len(steps) == 0:
-        raise MismatchError(f"slide {name!r}: one patch does not tell its size; give patch_size (--patch-size)")
-    return max(1, round(float(steps.min())))

@@ -174,7 +174,7 @@ def _as_array(values: Any, what: str) -> NDArray[Any]:
 
 def _whole(array: NDArray[Any], what: str) -> NDArray[np.int64]:
     limits = np.iinfo(np.int64)
-    if array.size and (array.min() < limits.min or array.max() > limits.max):
+    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
         row = int(np.argmax([not limits.min <= value <= limits.max for value in array.tolist()]))
         raise MismatchError(f"{what}: row {row}: a number of at most 64 bits expected, found {quote(array[row])}")
     return array.astype(np.int64)

@@ -75,12 +75,16 @@ def match_slides(given: Sequence[str], slides: Sequence[str], where: str, where_
         where: what `given` comes from, for messages: a file, "the mapping".
         where_slides: what `slides` comes from: the archive's path, a folder of slides.
 
-    Raises MismatchError, showing both, when a name fits two slides, or two different names fit one slide.
+    Raises MismatchError, showing both, when a name fits two slides, two different names fit one slide, or two slides
+    have the same name.
 
     >>> match_slides(["siteA/s1.svs", "s3"], ["s1", "s2"], "labels.csv", "job").tolist()
     [0, -1]
     """
-    exact = {_clean(slide): index for index, slide in enumerate(slides)}
+    exact: dict[str, int] = {}
+    for index, slide in enumerate(slides):
+        if (first := exact.setdefault(_clean(slide), index)) != index:
+            raise MismatchError(f"{where_slides}: two slides are called {slides[first]!r} and {slide!r}: the same name")
     by_own_name: defaultdict[str, list[int]] = defaultdict(list)
     parts = [_parts(slide) for slide in slides]
     for index, path in enumerate(parts):

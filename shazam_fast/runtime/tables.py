@@ -24,6 +24,7 @@ from .cells import cell_of, quote
 
 DELIMITERS = (",", ";", "\t")
 EXCEL_SUFFIXES = (".xlsx", ".xlsm")
+TABLE_SUFFIXES = (".csv", ".tsv", *EXCEL_SUFFIXES)
 
 # What a column holds -> its usual names, and names that are tried where none of those is there. Written without case,
 # blanks, "_" and "-"; from CLAM, TRIDENT, STAMP, Patho-Bench, torchmil, eva, slide2vec and clinical tables.
@@ -197,6 +198,8 @@ def _read_csv(path: Path, content: bytes) -> tuple[list[str], list[list[str]], l
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ArchiveError(f"{path}: no text in UTF-8 (byte {error.start}); save the table as CSV in UTF-8") from None
+    if "\0" in text:
+        raise ArchiveError(f"{path}: no text: it holds zero bytes; save the table as CSV in UTF-8")
     delimiter = _find_delimiter(path, text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     rows, numbers = [], []

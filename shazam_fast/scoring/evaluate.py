@@ -1,40 +1,90 @@
-"""Scoring archives with a trained student, and evaluating it on labelled splits."""
+"""Metrics of a trained student on a labelled split."""
 
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
+from ..runtime.devices import choose_device
+from ..runtime.progress import Progress
 from ..student.config import StudentConfig
 from ..student.student import Student, load_student
+from .engine import Scorer
 from .metrics import Metrics, compute_metrics
-from .score import score
 
 
 def evaluate(
     student: Student | str | Path, archive: ArchiveLike, split: str = "test", *, device: str | None = None
 ) -> Metrics:
-    """Metrics of a student on a labelled split; arguments and errors as `score`.
+    """Metrics of a student on a labelled split.
 
-    Raises MismatchError also when the archive's classes are not the student's, or a label is unknown.
+    Args:
+        student: a student or where it was saved.
+        archive: an archive or its path, with labels and splits.
+        split: "train", "val", "test" or "none".
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
+
+    Raises:
+        ShazamError: the device is not there.
+        MismatchError: the archive's classes or teachers are not the student's, the split is empty, or a patch of it
+            has no label.
+        NonFiniteError: a NaN or infinite feature; names the teacher and the row.
+
+    >>> import numpy as np, tempfile, shazam_fast as sf
+    >>> labels, splits = np.arange(80) % 2, np.repeat(["train", "val", "test", "train"], 20)
+    >>> features = {"uni": np.random.default_rng(0).normal(size=(80, 8)) + labels[:, None]}
+    >>> archive = sf.write_archive(f"{tempfile.mkdtemp()}/patches", features, labels=labels, splits=splits)
+    >>> student = sf.train(archive, epochs=2, dim=8, depth=1, batch_size=8, device="cpu").student
+    >>> sf.evaluate(student, archive, "test", device="cpu").n_rows
+    20
     """
-    student, archive = load_student(student), open_archive(archive)
+    place, student, archive = choose_device(device), load_student(student), open_archive(archive)
     require_same_classes(student.config, archive)
+    rows = labelled_rows(archive, split)
+    with (
+        Scorer(student, archive, place, fused=False, allow_missing_teachers=False) as scorer,
+        Progress(f"evaluating {archive.path.name}", len(rows), "patches"),
+    ):
+        probabilities = scorer.score(rows).probabilities
+    return compute_metrics(probabilities, archive.labels[rows], tuple(student.config.classes))
+
+
+def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:
+    """Rows of a split, int64 [n]. Raises MismatchError when there is none, or one has no label."""
     rows = archive.split(split)
-    unlabelled = np.flatnonzero(archive.labels[rows] < 0)
-    if unlabelled.size:
+    if len(rows) == 0:
         raise MismatchError(
-            f"{archive.path}: {unlabelled.size} of {len(rows)} patches of split {split!r} have no label, "
-            f"the first is row {rows[unlabelled[0]]}"
+            f"{archive.path}: no patch is marked {split!r}. Add splits: --splits FILE, or "
+            "sf.open(..., splits=sf.GroupedSplit())"
         )
-    scores = score(student, archive, split=split, device=device)
-    return compute_metrics(scores.probabilities, archive.labels[rows], tuple(student.config.classes))
+    unlabelled = rows[archive.labels[rows] < 0]
+    if unlabelled.size == 0:
+        return rows
+    if unlabelled.size == len(rows) and (archive.labels < 0).all():
+        raise MismatchError(f"{archive.path}: the archive has no labels; open it with labels=... (--labels FILE)")
+    first = int(unlabelled[0])
+    raise MismatchError(
+        f"{archive.path}: {unlabelled.size:,} of {len(rows):,} patches of split {split!r} have no label; the first is "
+        f"row {first}{_slide_of(archive, first)}. Label them in the table of labels, or mark them 'none' in the table "
+        "of splits"
+    )
+
+
+def _slide_of(archive: FeatureArchive, row: int) -> str:
+    slide = int(archive.column("slide", row, row + 1)[0])
+    if slide < 0:
+        return ""
+    x, y = archive.column("coords", row, row + 1)[0].tolist()
+    return f", of slide {archive.slides[slide]!r}" + (f" at x {x}, y {y}" if (x, y) != (-1, -1) else "")
 
 
 def require_same_classes(config: StudentConfig, archive: FeatureArchive) -> None:
     """Raise MismatchError when labels of the archive mean other classes than the student's."""
+    if not archive.classes:
+        raise MismatchError(f"{archive.path}: the archive has no labels; open it with labels=... (--labels FILE)")
     if tuple(config.classes) != archive.classes:
         raise MismatchError(
             f"{archive.path}: its classes {list(archive.classes)} are not the student's {list(config.classes)}"

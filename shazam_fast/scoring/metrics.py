@@ -1,5 +1,6 @@
 """Metrics of a classification, from predicted probabilities and true labels."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -9,16 +10,17 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError
 
-CALIBRATION_BINS = 15
+CALIBRATION_BINS = 15  # of equal width, for the expected calibration error
+FRACTIONS = ("balanced_accuracy", "weighted_f1", "accuracy", "auroc", "calibration_error")
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well predictions match labels on `rows` patches.
+    """How well predictions match labels on `n_rows` patches.
 
-    Fractions in [0, 1]: `balanced_accuracy` (mean recall of the classes that occur), `weighted_f1`, `accuracy`
-    (top-1), `auroc` (macro mean, one class against the rest, over the classes that occur but not alone; NaN when
-    there is none), `calibration_error` (expected, of the predicted class's probability, 15 equal bins).
+    Fractions in [0, 1]: `balanced_accuracy` (mean recall of the classes present), `weighted_f1`, `accuracy` (top-1),
+    `auroc` (one class against the rest, mean over the classes present; NaN if only one class is present),
+    `calibration_error` (expected, of the predicted class's probability, 15 equal bins).
     `confusion` [C, C] counts true class by row, predicted by column.
     """
 
@@ -32,21 +34,37 @@ class Metrics:
     confusion: NDArray[np.int64]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for JSON."""
-        return {**asdict(self), "classes": list(self.classes), "confusion": self.confusion.tolist()}
+        """Plain Python values, ready for JSON, which has no NaN: an `auroc` that is NaN becomes None."""
+        auroc = None if math.isnan(self.auroc) else self.auroc
+        return {**asdict(self), "auroc": auroc, "classes": list(self.classes), "confusion": self.confusion.tolist()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises MismatchError when a value is missing or of another kind.
+        """
         values = {"n_rows" if name == "rows" else name: value for name, value in values.items()}  # "rows" until 0.1
-        confusion = np.array(values["confusion"], dtype=np.int64)
-        return cls(**{**values, "classes": tuple(values["classes"]), "confusion": confusion})
+        try:
+            numbers = {name: float(values[name]) for name in FRACTIONS if values[name] is not None}
+            classes = tuple(str(name) for name in values["classes"])
+            confusion = np.array(values["confusion"], dtype=np.int64).reshape(len(classes), len(classes))
+            return cls(
+                n_rows=int(values["n_rows"]), classes=classes, confusion=confusion, **{"auroc": math.nan, **numbers}
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise MismatchError(f"not the metrics of a student: {error!r}") from None
 
 
 def compute_metrics(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Metrics:
-    """Metrics of `probabilities` [n, C] against `labels` [n], all in 0..C-1.
+    """Metrics of predicted probabilities against true labels.
+
+    Args:
+        probabilities: of each class, [n, C].
+        labels: int64 [n], all in 0..C-1.
+        classes: the names of the C classes.
 
     Raises MismatchError when there is no row, or a label is unknown or out of range.
     """

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ShazamError
+from ..runtime.checks import require_choice, require_count, require_number
 
 BLOCKS = ("bare", "residual")
+MOST_DIM = 16384  # a square map of that width takes 1 GB
+MOST_DEPTH = 1000  # attention layers
+LEAST_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,13 @@ class StudentConfig:
         dim: model width D.
         depth: number K of attention layers.
         block: "bare" (the paper, eqs. 1-4) or "residual" (the authors' released script).
-        teacher_dropout: probability of hiding a teacher of a patch in training; above 0 the student can be
-            scored with any non-empty subset of its teachers.
+        teacher_dropout: probability that a teacher of a patch is left out in a training step, 0 <= p < 1; above 0
+            the student can be scored with any non-empty subset of its teachers.
+
+    Raises ShazamError naming the first option that cannot be.
+
+    >>> StudentConfig({"uni": 1024, "gigapath": 1536}, ("normal", "tumor")).dim
+    128
     """
 
     teachers: Mapping[str, int]
@@ -30,15 +40,33 @@ class StudentConfig:
     teacher_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "teachers", dict(self.teachers))
-        object.__setattr__(self, "classes", tuple(self.classes))
-        if not self.teachers or min(self.teachers.values()) < 1:
-            raise ShazamError(f"teachers: at least one name with a positive dim expected, found {self.teachers}")
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ShazamError(f"classes: two or more different names expected, found {list(self.classes)}")
-        if self.dim < 1 or self.depth < 1:
-            raise ShazamError(f"dim and depth must be positive, found {self.dim} and {self.depth}")
-        if self.block not in BLOCKS:
-            raise ShazamError(f"block: one of {BLOCKS} expected, found {self.block!r}")
-        if not 0.0 <= self.teacher_dropout < 1.0:
-            raise ShazamError(f"teacher_dropout: 0 <= p < 1 expected, found {self.teacher_dropout}")
+        object.__setattr__(self, "teachers", _teacher_dims(self.teachers))
+        object.__setattr__(self, "classes", _class_names(self.classes))
+        for name, value in check_shape(self.dim, self.depth, self.block, self.teacher_dropout).items():
+            object.__setattr__(self, name, value)
+
+
+def check_shape(dim: object, depth: object, block: object, teacher_dropout: object) -> dict[str, Any]:
+    """The four options of a student's shape as plain values. Raises ShazamError naming the first that cannot be."""
+    return {
+        "dim": require_count("dim", dim, 1, MOST_DIM),
+        "depth": require_count("depth", depth, 1, MOST_DEPTH),
+        "block": require_choice("block", block, BLOCKS),
+        "teacher_dropout": require_number("teacher_dropout", teacher_dropout, 0.0, 1.0),
+    }
+
+
+def _teacher_dims(teachers: object) -> dict[str, int]:
+    if not isinstance(teachers, Mapping) or not teachers:
+        raise ShazamError(f"teachers: a mapping of at least one name to its dim expected, found {teachers!r}")
+    if unnamed := [name for name in teachers if not isinstance(name, str) or not name]:
+        raise ShazamError(f"teachers: names (text) expected, found {unnamed[0]!r}")
+    return {name: require_count(f"teachers: dim of {name!r}", dim) for name, dim in teachers.items()}
+
+
+def _class_names(classes: object) -> tuple[str, ...]:
+    names = tuple(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else ()
+    texts = all(isinstance(name, str) for name in names)
+    if len(names) < LEAST_CLASSES or not texts or len(set(names)) != len(names):
+        raise ShazamError(f"classes: two or more different names expected, found {classes!r}")
+    return names

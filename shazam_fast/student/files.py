@@ -1,78 +1,117 @@
 """Students on disk: `student.safetensors` with the tensors, `student.json` with everything else. No pickle."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from torch import Tensor
 
+from .. import __version__
 from ..errors import ArchiveError, ShazamError
+from ..runtime.documents import Count, Digest, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, write_durably
 from ..runtime.tensors import read_tensors, write_tensors
-from ..teachers.registry import list_teachers
+from ..teachers.licences import find_licence
 from .config import StudentConfig
 
 FORMAT = "shazam_fast student"
 VERSION = 1
 CARD = "student.json"
 TENSORS = "student.safetensors"
+CARD_BYTES = 64 << 20  # largest student.json that is read
+REMEDY = f"a student is a directory with {CARD} and {TENSORS}, as train(out=...) and Student.save write it"
 
 
-def read_student(path: Path) -> tuple[StudentConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, tensors and training record of the student in the directory `path`.
+class Shape(Record, frozen=True, kw_only=True):
+    """A `StudentConfig` as it is stored."""
 
-    Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
+    teachers: dict[Name, Count]
+    classes: list[Text]
+    dim: Count
+    depth: Count
+    block: Text
+    teacher_dropout: float
+
+
+class Card(Record, frozen=True, kw_only=True):
+    """`student.json`. Version 0.1 wrote neither `written_by` nor `tensors`."""
+
+    format: Text
+    version: Annotated[int, msgspec.Meta(ge=1, le=1)]
+    config: Shape
+    xxh3: Digest  # of student.safetensors
+    written_by: Text = ""
+    tensors: dict[Name, list[Count]] | None = None  # shapes by name
+    licences: dict[Name, dict[str, Json]] = msgspec.field(default_factory=dict)
+    training: dict[str, Json] = msgspec.field(default_factory=dict)
+
+
+def read_card(path: Path) -> tuple[StudentConfig, Card]:
+    """Configuration and card of the student in the directory `path`; the tensors are not read.
+
+    Raises ArchiveError when there is no card, or it is damaged or of something else.
     """
-    card = _read_card(path / CARD)
     try:
-        config = StudentConfig(**card["config"])
-        checksum = str(card["xxh3"])
-        record = dict(card["training"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArchiveError(f"{path / CARD}: corrupt: {error!r}") from None
+        card = read_document(path / CARD, Card, format=FORMAT, version=VERSION, limit=CARD_BYTES)
+    except ArchiveError as error:
+        if error.kind == "missing":
+            raise ArchiveError(f"{path / CARD}: file not found; {REMEDY}", "missing") from None
+        raise
+    try:
+        return StudentConfig(**msgspec.structs.asdict(card.config)), card
+    except ShazamError as error:
+        raise ArchiveError(f"{path / CARD}: corrupt: {error}") from None
+
+
+def read_weights(path: Path, card: Card, wanted: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """Tensors of the student in the directory `path`.
+
+    Args:
+        path: the directory.
+        card: its card.
+        wanted: the shapes that the card's configuration needs, by name; more tensors than these may be there.
+
+    Raises ArchiveError when the file is missing, truncated, corrupt, or does not belong to the card.
+    """
     tensors, _ = read_tensors(path / TENSORS)
-    if file_checksum(path / TENSORS) != checksum:
-        raise ArchiveError(f"{path / TENSORS}: checksum mismatch: it does not belong to {CARD} beside it")
-    return config, tensors, record
+    if file_checksum(path / TENSORS) != card.xxh3:
+        raise ArchiveError(
+            f"{path / TENSORS}: checksum mismatch: it does not belong to {CARD} beside it; copy both files again",
+            "checksum",
+        )
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for described in (wanted, card.tensors or {}):
+        for name, shape in described.items():
+            if found.get(name) != list(shape):
+                there = f"{found[name]} found" if name in found else "there is none"
+                raise ArchiveError(
+                    f"{path / TENSORS}: tensors do not fit {CARD}: {name!r} {list(shape)} expected, {there}"
+                )
+    return tensors
 
 
 def write_student(path: Path, config: StudentConfig, tensors: dict[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write both files into the directory `path`, each complete or not at all; the card last."""
+    """Write both files into the directory `path`, each complete or not at all; the card last.
+
+    Raises ShazamError when they cannot be written, or `record` holds what JSON cannot.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_tensors(path / TENSORS, tensors, {})
-        card = {
-            "format": FORMAT,
-            "version": VERSION,
-            "config": asdict(config),
-            "xxh3": file_checksum(path / TENSORS),
-            "licences": _licences(config),
-            "training": record,
-        }
-        write_durably(path / CARD, json.dumps(card, indent=1).encode())
+        card = Card(
+            format=FORMAT,
+            version=VERSION,
+            config=Shape(**asdict(config)),
+            xxh3=file_checksum(path / TENSORS),
+            written_by=f"shazam_fast {__version__}",
+            tensors={name: list(tensor.shape) for name, tensor in tensors.items()},
+            licences={name: find_licence(name)._asdict() for name in config.teachers},
+            training=dict(record),
+        )
+        write_durably(path / CARD, encode_document(card))
     except OSError as error:
-        raise ShazamError(f"{path}: the student could not be saved: {error}") from error
-
-
-def _licences(config: StudentConfig) -> dict[str, dict[str, Any]]:
-    """Licence of every teacher whose name is known, and whether it covers models trained on the teacher's outputs."""
-    known = {
-        spec.name: {"licence": spec.licence, "covers_derivatives": spec.covers_derivatives} for spec in list_teachers()
-    }
-    return {name: known[base] for name in config.teachers if (base := name.partition(":")[0]) in known}
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: file not found; a student is a directory with {CARD} and {TENSORS}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArchiveError(f"{path}: corrupt: {error}") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ArchiveError(f"{path}: not a {FORMAT!r}")
-    if card.get("version") != VERSION:
-        raise ArchiveError(f"{path}: version {card.get('version')!r}; this release reads {VERSION}: update shazam_fast")
-    return card
+        raise ShazamError(f"{path}: the student could not be saved: {error}; choose another directory") from error
+    except TypeError as error:
+        raise ShazamError(f"{path}: training_record: plain values expected, as JSON has them: {error}") from None

@@ -11,6 +11,7 @@ from ..errors import ShazamError
 from ..ops import dispatch as ops
 from .config import StudentConfig
 from .layers import Projection
+from .output import StudentOutput
 
 
 class FoldedStudent(nn.Module):
@@ -25,7 +26,9 @@ class FoldedStudent(nn.Module):
     reach scores of 1e6: where single patches matter, score with `student.double()`.
     """
 
-    weight: Tensor  # all projections side by side, [sum of dims, D]
+    shift: Tensor  # the features' means, subtracted before the first product, [sum of dims]
+    unit: Tensor  # ones: features are shifted, not scaled, [sum of dims]
+    weight: Tensor  # all projections side by side, over the features' scales, [sum of dims, D]
     bias: Tensor  # [N, D]
     score_maps: Tensor  # all B_l side by side, [D, K*D]
     value_map: Tensor  # C_K [D, D]
@@ -51,53 +54,37 @@ class FoldedStudent(nn.Module):
         self.dims = projection.dims
         dtype = qkv.dtype
         with torch.no_grad():
-            weight, bias = _fold_projection(projection, standard)
+            mean, scale = standard
+            weight = projection.weight.double() / scale.double()[:, None]
             score_maps, value_map = _fold_attention(qkv)
             folded_head = _fold_head(head, value_map)
-        tensors = {"weight": weight, "bias": bias, "score_maps": score_maps}
-        tensors |= {"value_map": value_map, **folded_head}
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.to(dtype))
+        tensors = {"shift": mean, "unit": torch.ones_like(mean), "weight": weight, "bias": projection.bias}
+        tensors |= {"score_maps": score_maps, "value_map": value_map, **folded_head}
+        for name, tensor in tensors.items():  # copies: training the student further must not change this one
+            self.register_buffer(name, tensor.detach().to(dtype, copy=True))
 
-    def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """features [B, sum of dims] as stored, not standardised -> logits [B, C], teacher shares [B, N]."""
-        pooled, w = self._pool(features, present)
-        return self._classify(pooled), w
+    def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """As `Student.forward`; without gradients.
 
-    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """`infer`, and the fused feature t [B, D] behind the logits."""
-        pooled, w = self._pool(features, present)
-        return self._classify(pooled), w, pooled @ self.value_map
+        Args:
+            features: [B, sum of dims] as stored, not standardised.
+            present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
+        """
+        standard = (self.shift, self.unit)
+        tokens = ops.project(features, None, standard, self.weight, self.bias, self.dims, present)  # [B, N, D]
+        pooled, shares = ops.folded_stack(tokens, self.score_maps, present)  # w T [B, D], w [B, N]
+        hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
+        hidden = F.layer_norm(hidden, hidden.shape[-1:])
+        logits = torch.addmm(self.head_bias_2, hidden, self.head_weight_2)
+        return StudentOutput(logits, lambda: pooled @ self.value_map, shares)
 
     def to_core(self) -> _core.FoldedStudent | None:
         """The same in the C++ core, one call per tile of patches and thread; None where the core cannot run it."""
         if not ops.runs_in_core(self.weight, len(self.dims)):
             return None
         names = ("weight", "bias", "score_maps", "head_weight_1", "head_bias_1", "head_weight_2", "head_bias_2")
-        return _core.FoldedStudent(self.dims, *(getattr(self, name).contiguous().numpy() for name in names))
-
-    def _pool(self, features: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """w T [B, D], w [B, N]."""
-        tokens = ops.project(features, None, None, self.weight, self.bias, self.dims, present)  # [B, N, D]
-        return ops.folded_stack(tokens, self.score_maps, present)
-
-    def _classify(self, pooled: Tensor) -> Tensor:
-        hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
-        hidden = F.layer_norm(hidden, hidden.shape[-1:])
-        return torch.addmm(self.head_bias_2, hidden, self.head_weight_2)
-
-
-def _fold_projection(projection: Projection, standard: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(x - mean) / scale @ W + b as x @ weight + bias: [sum of dims, D] in the student's dtype, [N, D] in float64."""
-    dims, biases = projection.dims, []
-    folded = torch.empty_like(projection.weight)
-    means, scales = (x.double().split(dims) for x in standard)
-    parts = zip(projection.weight.split(dims), projection.bias, means, scales, folded.split(dims), strict=True)
-    for map_, bias, mean, scale, target in parts:
-        weight = map_.double() / scale[:, None]
-        target.copy_(weight)
-        biases.append(bias.double() - mean @ weight)
-    return folded, torch.stack(biases)
+        tensors = [getattr(self, name).contiguous().numpy() for name in (*names, "shift")]
+        return _core.FoldedStudent(self.dims, *tensors)
 
 
 def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,10 +76,8 @@ class ResidualBlocks(nn.Module):
 
     def attend(self, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> Tensor:
         """All K layers and the mean. [B, N, D] -> fused [B, D]."""
-        norm = self.norm
-        return ops.residual_stack(
-            tokens, qkv, self.qkv_bias, self.out_weight, self.out_bias, norm.weight, norm.bias, present
-        )
+        maps = ops.ResidualMaps(qkv, self.qkv_bias, self.out_weight, self.out_bias, self.norm.weight, self.norm.bias)
+        return ops.residual_stack(tokens, maps, present)
 
 
 def empty_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -1,7 +1,5 @@
 """The student: one token per teacher, a small self-attention stack, the mean, a head (Shazam, arXiv 2503.00736)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +9,10 @@ from torch import Tensor, nn
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from .config import StudentConfig
-from .files import TENSORS, read_student, write_student
+from .files import CARD, TENSORS, read_card, read_weights, write_student
 from .folded import FoldedStudent
 from .layers import Projection, ResidualBlocks, empty_linear, fill_uniform
-
-
-@dataclass(frozen=True)
-class StudentOutput:
-    """What the student says of B patches.
-
-    `logits` [B, C]; `fused` [B, D], the mean token t; `tokens` [B, N, D], the projected teachers T_i;
-    `present` bool [B, N] or None.
-    """
-
-    logits: Tensor
-    fused: Tensor
-    tokens: Tensor
-    present: Tensor | None
-    find_shares: Callable[[], Tensor] | None
-
-    @property
-    def shares(self) -> Tensor | None:
-        """Exact share of each teacher in the fused feature [B, N]; None for the residual block, which has none."""
-        return None if self.find_shares is None else self.find_shares()
+from .output import StudentOutput
 
 
 class Student(nn.Module):
@@ -67,40 +46,39 @@ class Student(nn.Module):
         self.frozen_targets: Projection | None = None
         self.training_record: dict[str, Any] = {}
 
-    def forward(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> StudentOutput:
-        """Logits and everything the objective needs.
+    def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """Logits, fused feature and teacher shares of a batch.
 
         Args:
-            features: [B, sum of dims], any float dtype.
+            features: [B, sum of dims], any float dtype, as stored (they are standardised here).
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
-                What absent teachers' features hold, NaN included, has no influence.
-            rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
+                What missing teachers' features hold, NaN included, has no influence.
+
+        Raises MismatchError when the features have another width.
         """
-        tokens = self.tokens(features, present, rows)
-        find_shares = None
-        if self.blocks is None:
-            fused, find_shares = ops.bare_stack(tokens, self.qkv, present)
-        else:
-            fused = self.blocks.attend(tokens, self.qkv, present)
-        return StudentOutput(self.head(fused), fused, tokens, present, find_shares)
-
-    def infer(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, C] and teacher shares [B, N] (None for the residual block)."""
-        return self.infer_fused(features, present)[:2]
-
-    def infer_fused(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """`infer`, and the fused feature t [B, D] behind the logits."""
-        output = self(features, present)
-        return output.logits, output.shares, output.fused
+        return self.fuse(self.tokens(features, present), present)
 
     def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """Standardised features projected to one token per teacher, eq. (1); arguments as `forward`. [B, N, D]."""
+        """Standardised features projected to one token per teacher, eq. (1). [B, N, D].
+
+        Args:
+            features, present: as for `forward`.
+            rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
+        """
         tokens = self._project(self.projection, features, present, rows)
         return tokens if self.blocks is None else self.blocks.deepen(tokens)
 
+    def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """Attention over `tokens` [B, N, D], their mean and the head; `present` as for `forward`."""
+        if self.blocks is None:
+            fused, shares = ops.bare_stack(tokens, self.qkv, present)
+            return StudentOutput(self.head(fused), fused, shares)
+        fused = self.blocks.attend(tokens, self.qkv, present)
+        return StudentOutput(self.head(fused), fused, None)
+
     @torch.no_grad()
     def fixed_targets(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """Standardised features through `frozen_targets`; arguments as `forward`. [B, N, D]."""
+        """Standardised features through `frozen_targets`; arguments as for `tokens`. [B, N, D]."""
         if self.frozen_targets is None:
             raise ShazamError("targets='frozen' needs a student with frozen_targets; train() makes them")
         return self._project(self.frozen_targets, features, present, rows)
@@ -114,7 +92,10 @@ class Student(nn.Module):
         return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
 
     def save(self, path: str | Path) -> None:
-        """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them."""
+        """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them.
+
+        Raises ShazamError when they cannot be written.
+        """
         write_student(Path(path), self.config, self.state_dict(), self.training_record)
 
     def _project(self, maps: Projection, features: Tensor, present: Tensor | None, rows: Tensor | None) -> Tensor:
@@ -128,23 +109,39 @@ class Student(nn.Module):
 
 
 def load(path: str | Path) -> Student:
-    """Load a student saved by `Student.save`, on the CPU, in evaluation mode.
+    """Load a student saved by `Student.save`, on the CPU, in evaluation mode, in the dtype it was saved in.
+
+    Args:
+        path: the directory with `student.json` and `student.safetensors`.
 
     Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
+
+    >>> import tempfile, shazam_fast as sf
+    >>> path = tempfile.mkdtemp()
+    >>> sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumor"), dim=8, depth=1)).save(path)
+    >>> sf.load(path).config.classes
+    ('normal', 'tumor')
     """
     path = Path(path)
-    config, tensors, record = read_student(path)
-    student = Student(config)
-    student.training_record = record
+    config, card = read_card(path)
+    with torch.device("meta"):  # shapes without memory: the files are checked before any is taken
+        wanted = Student(config).state_dict()
+    tensors = read_weights(path, card, {name: list(tensor.shape) for name, tensor in wanted.items()})
+    student = Student(config).to(tensors["qkv"].dtype)
+    student.training_record = card.training
     if any(name.startswith("frozen_targets.") for name in tensors):
         student.freeze_targets()
     try:
         student.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArchiveError(f"{path / TENSORS}: tensors do not fit the configuration: {error}") from None
+        raise ArchiveError(f"{path / TENSORS}: tensors do not fit {CARD}: {error}") from None
     return student.eval()
 
 
 def load_student(student: Student | str | Path) -> Student:
-    """The student itself, or the one saved in a directory."""
-    return student if isinstance(student, Student) else load(student)
+    """The student itself, or the one saved in a directory. Raises ArchiveError, see `load`."""
+    if isinstance(student, str | Path):
+        return load(student)
+    if not isinstance(student, Student):
+        raise ShazamError(f"student: a Student or the directory of one expected, found {type(student).__name__}")
+    return student

@@ -1,14 +1,18 @@
-"""What decides a training, with the paper's values as defaults and named presets. Imports no torch: the CLI does."""
+"""What decides a training, with the paper's values as defaults and named presets. Imports no torch, for the CLI."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ShazamError
-from ..student.config import StudentConfig
+from ..runtime.checks import require_count, require_number, require_switch
+from ..student.config import StudentConfig, check_shape
+from .choices import check_objective
 
 if TYPE_CHECKING:
     from .objective import Objective
+
+MOST_SEED = (1 << 63) - 1  # what PyTorch's generators take
 
 # What a preset changes. lam of the paper's two tasks; the authors' released script.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -32,17 +36,26 @@ class TrainConfig:
     Args:
         epochs: passes over the training split, at most.
         batch_size: patches per step.
-        lr, weight_decay: of AdamW.
-        lam, delta, huber, targets: the objective, see `Objective`.
+        lr, weight_decay: learning rate (> 0) and weight decay (>= 0) of AdamW.
+        lam: weight of the two distillation losses, lambda of eq. (9); 0 leaves cross-entropy alone.
+        delta: distance at which the Huber loss turns from quadratic to linear, > 0.
+        huber: "norm", the Huber loss of the distance |t - T_i| (eqs. 6, 7), or "elementwise" (the authors' script).
+        targets: what to distil from: "projected", the student's own tokens T_i with their gradient (eqs. 5, 6);
+            "detached", the same without gradient; "frozen", fixed random maps (the authors' script).
         dim, depth, block, teacher_dropout: the student, see `StudentConfig`.
         standardize: learn mean and scale of every feature on the training split.
-        patience: epochs without a better validation score before stopping.
-        seed: of everything random; the same seed on the same device gives the same bits.
-        device: "cpu", "cuda", ...; a GPU when there is one.
+        patience: stop after this many epochs without a better validation score.
+        seed: random seed, 0 or more; the same seed on the same device gives the same bits.
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
         backend: "auto", "triton" (an error where its kernels do not apply) or "reference" (plain PyTorch).
         precision: of matrix products on a GPU: "ieee" float32, "tf32", or operands in "bf16" or "fp16". Parameters,
             sums, scores, softmax and losses are float32 in all of them.
-        checkpoint_seconds: how often the state is saved (only with an output directory).
+        checkpoint_seconds: seconds between two checkpoints (only with an output directory).
+
+    Raises ShazamError naming the first option that cannot be.
+
+    >>> TrainConfig(epochs=10, lr=3e-4).batch_size
+    64
     """
 
     epochs: int = 100
@@ -66,16 +79,32 @@ class TrainConfig:
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ShazamError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not self.lr > 0 or self.weight_decay < 0:
-            raise ShazamError(f"lr > 0 and weight_decay >= 0 expected, found {self.lr} and {self.weight_decay}")
-        self.objective()
+        checked = {
+            **{name: require_count(name, getattr(self, name)) for name in ("epochs", "batch_size", "patience")},
+            "lr": require_number("lr", self.lr, above=0.0),
+            "weight_decay": require_number("weight_decay", self.weight_decay, 0.0),
+            "standardize": require_switch("standardize", self.standardize),
+            "seed": require_count("seed", self.seed, 0, MOST_SEED),
+            "checkpoint_seconds": require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0),
+            **check_objective(self.lam, self.delta, self.huber, self.targets),
+            **check_shape(self.dim, self.depth, self.block, self.teacher_dropout),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> Self:
-        """A named configuration ("unitopatho", "huncrc", "authors_script") with some fields changed."""
+        """A named configuration with some fields changed.
+
+        Args:
+            preset: "unitopatho", "huncrc" (the paper's two tasks) or "authors_script" (the released script).
+            overrides: fields of `TrainConfig` by name.
+
+        Raises ShazamError when there is no such preset, or a field cannot be.
+
+        >>> TrainConfig.from_preset("huncrc", seed=1).lam
+        0.05
+        """
         if preset not in PRESETS:
             raise ShazamError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[preset], **overrides})
@@ -90,8 +119,8 @@ class TrainConfig:
         """The student that this configuration trains for teachers {name: dim} and class names."""
         return StudentConfig(teachers, tuple(classes), self.dim, self.depth, self.block, self.teacher_dropout)
 
-    def job(self, archive: str) -> dict[str, Any]:
-        """What makes two trainings the same, `archive` the fingerprint of what they read."""
+    def job(self, archive: Mapping[str, str]) -> dict[str, Any]:
+        """What makes two trainings the same; `archive` has the fingerprints of what they read."""
         job = asdict(self)
         del job["device"], job["backend"], job["checkpoint_seconds"]
-        return {**job, "archive": archive}
+        return {**job, **archive}

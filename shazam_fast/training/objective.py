@@ -6,12 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import ShazamError
 from ..ops import dispatch as ops
-from ..student.student import Student, StudentOutput
-
-TARGETS = ("projected", "detached", "frozen")
-HUBERS = ("norm", "elementwise")
+from ..student.student import Student
+from .choices import check_objective
 
 
 class Losses(NamedTuple):
@@ -41,27 +38,31 @@ class Objective:
     targets: str
 
     def __post_init__(self) -> None:
-        if self.huber not in HUBERS:
-            raise ShazamError(f"huber: one of {HUBERS} expected, found {self.huber!r}")
-        if self.targets not in TARGETS:
-            raise ShazamError(f"targets: one of {TARGETS} expected, found {self.targets!r}")
-        if self.lam < 0 or self.delta <= 0:
-            raise ShazamError(f"lam >= 0 and delta > 0 expected, found {self.lam} and {self.delta}")
+        check_objective(self.lam, self.delta, self.huber, self.targets)
 
     def __call__(
-        self, student: Student, features: Tensor, labels: Tensor, output: StudentOutput, rows: Tensor | None = None
+        self,
+        student: Student,
+        features: Tensor,
+        labels: Tensor,
+        present: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Losses:
-        """Losses of a batch: `features`, `rows` and `output` of the student, `labels` int64 [B]."""
-        targets = self._targets(student, features, output, rows)
+        """Losses of a batch.
+
+        Args:
+            student: the student to train.
+            features, present, rows: as for `Student.tokens`.
+            labels: int64 [B].
+        """
+        tokens = student.tokens(features, present, rows)  # [B, N, D]
+        output = student.fuse(tokens, present)
         cross_entropy = F.cross_entropy(output.logits, labels)
+        if self.targets == "frozen":
+            targets = student.fixed_targets(features, present, rows)
+        else:
+            targets = tokens if self.targets == "projected" else tokens.detach()
         distillation, cosine, huber = ops.distillation_loss(
-            output.fused, targets, self.lam, self.delta, self.huber, output.present
+            output.fused, targets, self.lam, self.delta, self.huber, present
         )
         return Losses(cross_entropy + distillation, cross_entropy, cosine, huber)
-
-    def _targets(self, student: Student, features: Tensor, output: StudentOutput, rows: Tensor | None) -> Tensor:
-        if self.targets == "projected":
-            return output.tokens
-        if self.targets == "detached":
-            return output.tokens.detach()
-        return student.fixed_targets(features, output.present, rows)

@@ -37,17 +37,23 @@ class TrainingStep:
         self._student, self._optimizer, self._objective = student, optimizer, objective
         self._feed, self._losses = feed, losses
         self._index = torch.zeros(1, dtype=torch.int64, device=losses.device)
-        self._hidden: Tensor | None = None
+        self._present: Tensor | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def begin(self, order: NDArray[np.int64], present: NDArray[np.bool_] | None, step: int) -> None:
-        """Start or continue an epoch at `step`: the order of the rows [n], the teachers each keeps [n, N] or None."""
+        """Start or continue an epoch at `step`.
+
+        Args:
+            order: the rows in the order in which they are taken. [n].
+            present: the teachers that each row keeps, bool [n, N]; None: all.
+            step: the first step.
+        """
         self._feed.begin(order, step)
         self._index.fill_(step)
         if present is not None:
-            if self._hidden is None:
-                self._hidden = torch.empty(present.shape, dtype=torch.bool, device=self._losses.device)
-            self._hidden.copy_(torch.from_numpy(present))
+            if self._present is None:
+                self._present = torch.empty(present.shape, dtype=torch.bool, device=self._losses.device)
+            self._present.copy_(torch.from_numpy(present))
 
     def run(self, size: int) -> None:
         """One step over the next `size` patches. On a GPU it is only enqueued."""
@@ -61,9 +67,8 @@ class TrainingStep:
 
     def _compute(self, size: int) -> None:
         features, rows, labels, positions = self._feed.take(size)
-        present = None if self._hidden is None else self._hidden.index_select(0, positions)
-        output = self._student(features, present, rows)
-        losses = self._objective(self._student, features, labels, output, rows)
+        present = None if self._present is None else self._present.index_select(0, positions)
+        losses = self._objective(self._student, features, labels, present, rows)
         self._optimizer.zero_grad()
         losses.total.backward()
         self._optimizer.step()

@@ -1,6 +1,9 @@
 """Training a student: one call from an archive to a student with its history and metrics."""
 
+import hashlib
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..archive.splits import require_whole_groups
 from ..errors import MismatchError, ShazamError
-from ..runtime.devices import choose_device
-from ..scoring.evaluate import evaluate, require_same_classes
+from ..ops import dispatch as ops
+from ..runtime.devices import choose_device, describe_device
+from ..runtime.locks import DirectoryLock, require_writable
+from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import Metrics
 from ..student.files import CARD
 from ..student.student import Student, load
-from .checkpoint import CHECKPOINT, require_same_job
+from .checkpoint import CHECKPOINT, Checkpoint, remove_leftovers, require_same_job, tidy_after_kill
 from .config import TrainConfig
 from .loop import TrainingRun, stop_on_interrupt
 
@@ -52,42 +58,92 @@ def train(
     Args:
         archive: an archive or its path, with labels, classes and splits.
         config: a complete configuration; or give `preset` and single fields of `TrainConfig` by name.
-        out: directory for the student and its checkpoint. A killed or interrupted training is continued by the
-            same call, to the same bits; a finished one is loaded.
+        out: directory for the student and its checkpoint. If it holds an interrupted run, training resumes, to the
+            same bits; if a finished one, that is loaded.
+        preset: a named configuration, see `TrainConfig.from_preset`.
+        overrides: fields of `TrainConfig` by name.
+
+    Returns the student, on the CPU, with its history and metrics.
 
     Raises:
-        ShazamError: an impossible configuration, an empty or too small split.
-        MismatchError: `out` holds another training; a class that no training patch has; unlabelled patches;
-            a group (patient) with patches in two splits.
+        ShazamError: an impossible option, a device that is not there; `out` cannot be written, or another process
+            trains there.
+        MismatchError: `out` holds another training; an empty split; a class that no training patch has; a patch
+            without a label; a group (patient) with patches in two splits; fewer patches than a batch.
         NonFiniteError: a NaN or infinite feature (names teacher and row) or loss (names epoch, step, term).
         KeyboardInterrupt: Ctrl-C, after the checkpoint was saved.
+
+    >>> import numpy as np, tempfile, shazam_fast as sf
+    >>> labels = np.arange(80) % 2
+    >>> features = {"uni": np.random.default_rng(0).normal(size=(80, 8)) + labels[:, None]}
+    >>> splits = np.repeat(["train", "val", "test", "train"], 20)
+    >>> archive = sf.write_archive(f"{tempfile.mkdtemp()}/patches", features, labels=labels, splits=splits)
+    >>> result = sf.train(archive, epochs=2, dim=8, depth=1, batch_size=8, device="cpu")
+    >>> len(result.history), sorted(result.metrics)
+    (2, ['test', 'val'])
     """
     config = _resolve(config, preset, overrides)
+    device = choose_device(config.device)
+    ops.require_available(config.backend, config.precision, device)
+    folder = None if out is None else Path(out)
+    finished = folder is not None and _is_finished(folder)
+    if folder is not None and not finished:
+        require_writable(folder)
     archive = open_archive(archive)
-    job = config.job(archive.fingerprint)
-    out = None if out is None else Path(out)
-    if out is not None and (out / CARD).exists():
-        return _finished(out, job, archive)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    require_whole_groups(archive.splits, archive.group_index, archive.groups)
-    splits = {name: _labelled_rows(archive, name, config) for name in ("train", "val")}
-    checkpoint = None if out is None else out / CHECKPOINT
-    run = TrainingRun(archive, config, splits["train"], splits["val"], checkpoint)
-    with stop_on_interrupt(enabled=checkpoint is not None) as interrupted:
+    job = config.job(fingerprint(archive))
+    if folder is not None and finished:
+        return _finished(folder, job)
+    rows = _checked_rows(archive, config)
+    if folder is None:
+        return _train(archive, config, device, rows, None, job)
+    with DirectoryLock(folder):
+        if _is_finished(folder):  # by another process, by now
+            return _finished(folder, job)
+        return _train(archive, config, device, rows, folder, job)
+
+
+def _train(
+    archive: FeatureArchive,
+    config: TrainConfig,
+    device: torch.device,
+    rows: Mapping[str, NDArray[np.int64]],
+    out: Path | None,
+    job: dict[str, Any],
+) -> TrainResult:
+    checkpoint = Checkpoint(None if out is None else out / CHECKPOINT, job, describe_device(device))
+    run = TrainingRun(archive, config, device, rows["train"], rows["val"], checkpoint)
+    with stop_on_interrupt(enabled=out is not None) as interrupted:
         run.train(interrupted)
     student = run.best_student()
-    metrics = _metrics(student, archive, choose_device(config.device))
+    metrics = _metrics(student, archive, device)
     student.training_record = {
         "job": job,
         "history": run.history,
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "archive": archive.path.name,
+        "device": describe_device(device),
+        "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
     }
     if out is not None:
         student.save(out)
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        remove_leftovers(out)
     return TrainResult(student, run.history, metrics)
+
+
+def fingerprint(archive: FeatureArchive) -> dict[str, str]:
+    """Digests of everything of an archive that decides a training, by what they are of."""
+    columns = {
+        "labels": (archive.labels, archive.classes),
+        "splits": (archive.splits, ()),
+        "groups": (archive.group_index, archive.groups),
+        "slides": (archive.slide_index, archive.slides),
+    }
+    found = {"archive": archive.fingerprint}
+    for name, (numbers, texts) in columns.items():
+        digest = hashlib.sha256(np.ascontiguousarray(numbers).data)
+        digest.update(json.dumps(texts).encode())
+        found[name] = digest.hexdigest()
+    return found
 
 
 def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
@@ -102,30 +158,22 @@ def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str
     return replace(config or TrainConfig(), **overrides)
 
 
-def _labelled_rows(archive: FeatureArchive, name: str, config: TrainConfig) -> NDArray[np.int64]:
-    """Rows of a split, checked for what training needs of it."""
-    rows = archive.split(name)
-    if len(rows) == 0:
+def _checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDArray[np.int64]]:
+    """Rows of "train" and "val", checked for what training needs of them."""
+    require_whole_groups(archive.splits, archive.group_index, archive.groups)
+    rows = {name: labelled_rows(archive, name) for name in ("train", "val")}
+    absent = sorted(set(range(len(archive.classes))) - set(archive.labels[rows["train"]].tolist()))
+    if absent:
+        names = ", ".join(repr(archive.classes[c]) for c in absent)
         raise MismatchError(
-            f"{archive.path}: split {name!r} is empty; training needs patches in 'train' and in 'val' "
-            "(give splits= when writing the archive)"
+            f"{archive.path}: no training patch has class {names}; put slides of it into 'train', or leave the class "
+            "out with classes="
         )
-    labels = archive.labels[rows]
-    if (labels < 0).any():
-        first = rows[labels < 0][0]
+    if config.batch_size > len(rows["train"]):
         raise MismatchError(
-            f"{archive.path}: {np.count_nonzero(labels < 0)} patches of split {name!r} have no label, "
-            f"the first is row {first}; put them in split 'none'"
+            f"{archive.path}: batch_size {config.batch_size} is larger than the training split, "
+            f"{len(rows['train'])} patches; give a smaller batch_size (--batch-size)"
         )
-    if name == "train":
-        absent = set(range(len(archive.classes))) - set(labels.tolist())
-        if absent:
-            names = [archive.classes[c] for c in sorted(absent)]
-            raise MismatchError(f"{archive.path}: no training patch has class {', '.join(names)}")
-        if config.batch_size > len(rows):
-            raise MismatchError(
-                f"{archive.path}: batch_size {config.batch_size} is larger than the training split, {len(rows)} patches"
-            )
     return rows
 
 
@@ -139,11 +187,18 @@ def _metrics(student: Student, archive: FeatureArchive, device: torch.device) ->
     return metrics
 
 
-def _finished(out: Path, job: dict[str, Any], archive: FeatureArchive) -> TrainResult:
+def _is_finished(out: Path) -> bool:
+    try:
+        return (out / CARD).exists()
+    except OSError:  # no permission to look
+        return False
+
+
+def _finished(out: Path, job: dict[str, Any]) -> TrainResult:
     student = load(out)
-    require_same_classes(student.config, archive)
     record = student.training_record
     require_same_job(out, record.get("job", {}), job)
+    tidy_after_kill(out)
     logger.info("%s: already trained, loaded", out)
     metrics = {name: Metrics.from_dict(values) for name, values in record["metrics"].items()}
     return TrainResult(student, record["history"], metrics)

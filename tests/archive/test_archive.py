@@ -326,7 +326,10 @@ def test_truncated_and_overlong_parts(archive):
         with pytest.raises(sf.ArchiveError, match=message):
             sf.open(archive.path)
     header = json.loads(content[8:4096])
-    for shape, message in [([2**63, 0], "corrupt header entry of tensor"), ([0] * 65, "corrupt header entry of tensor")]:
+    for shape, message in [
+        ([2**63, 0], "corrupt header entry of tensor"),
+        ([0] * 65, "corrupt header entry of tensor"),
+    ]:
         header["label"]["shape"] = shape
         part.write_bytes(content[:8] + json.dumps(header).encode().ljust(4088) + content[4096:])
         with pytest.raises(sf.ArchiveError, match=message):

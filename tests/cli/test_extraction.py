@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import shazam_fast as sf
 from shazam_fast.cli.app import app
-from shazam_fast.cli.options import console
+from shazam_fast.cli.printing import console
 from shazam_fast.images.datasets import UNITOPATHO_CLASSES
 from shazam_fast.teachers import registry as teacher_registry
 
@@ -36,7 +36,7 @@ def shazam_fast(*arguments):
 
 
 def write_unitopatho(root):
-    """A small copy of the published structure: four slides a class, tinted so that there is something to learn."""
+    """A small copy of the published structure: four slides per class, tinted so that there is something to learn."""
     rng, section = np.random.default_rng(0), tissue()
     number = 0
     for split, slides in (("train", 3), ("test", 1)):

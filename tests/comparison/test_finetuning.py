@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import shazam_fast as sf
+from shazam_fast.comparison import finetuning
 from shazam_fast.images.table import ImageTable
 from shazam_fast.teachers import registry as teacher_registry
 
@@ -125,8 +126,20 @@ def test_tables_that_cannot_be_trained_on(table):
 def test_an_image_that_cannot_be_read(table, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(table.paths[0].read_bytes()[:100])
-    with pytest.raises(sf.ShazamError, match=r"broken.png: cannot be decoded"):
+    with pytest.raises(sf.ShazamError, match=r"broken\.png: cannot be decoded.*\(row 0 of the images\)"):
         run(dataclasses.replace(table, paths=(broken, *table.paths[1:])))
+
+
+def test_logits_that_are_not_finite_name_the_image(table, monkeypatch):
+    forward = finetuning.FinetunedTeacher.forward
+
+    def overflowing(self, images):
+        logits = forward(self, images)
+        return logits if self.training else logits * torch.inf
+
+    monkeypatch.setattr(finetuning.FinetunedTeacher, "forward", overflowing)
+    with pytest.raises(sf.NonFiniteError, match=r"30\.png: its logits are NaN or infinite"):
+        run(table, epochs=1)
 
 
 def test_a_loss_that_explodes_is_named(table):

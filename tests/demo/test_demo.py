@@ -40,3 +40,12 @@ def test_every_method_beats_guessing(demo):
     assert len(results) == 7
     for method, metrics in results.items():
         assert metrics.balanced_accuracy > 1 / 3 + 0.1, method
+
+
+def test_directories_of_others_are_left_alone(tmp_path):
+    from shazam_fast.demo.run import run_demo
+
+    (tmp_path / "student").mkdir()
+    with pytest.raises(sf.ShazamError, match="holds other files; choose a new directory: --out"):
+        run_demo(tmp_path, Console(file=io.StringIO()))
+    assert (tmp_path / "student").exists()

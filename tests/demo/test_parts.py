@@ -12,9 +12,10 @@ from shazam_fast.errors import ShazamError
 
 pytest.importorskip("skimage", reason="the demo's image comes with scikit-image (extra: demo)")
 
-from shazam_fast.demo.figure import draw_figure, paint
+from shazam_fast.demo.figure import draw_figure
 from shazam_fast.demo.teachers import TEACHERS, extract_demo_features
 from shazam_fast.demo.tissue import NO_SPLIT, TEST, TRAIN, VAL, cut_patches, load_tissue
+from shazam_fast.reporting.painting import paint
 
 DIMS = {"texture": 60, "gradients": 108, "gabor": 48, "random_conv": 256}
 
@@ -98,7 +99,7 @@ def test_patches_are_cut_where_coords_say(tissue, cut):
 
 def test_every_pixel_is_in_a_patch_at_odd_strides(tissue):
     patches = cut_patches(tissue, 40, 7)
-    assert np.isfinite(paint(patches.coords, 40, np.ones((len(patches.coords), 1)), (512, 512))).all()
+    assert np.isfinite(paint(patches.coords, patches.coords + 40, np.ones((len(patches.coords), 1)), (512, 512))).all()
 
 
 def test_patch_brightness_is_normalised_away(tissue, cut):
@@ -188,19 +189,6 @@ def test_random_conv_leaves_the_global_random_state_alone(few):
 def test_extraction_names_every_teacher_in_order(few):
     features = extract_demo_features(few[:3])
     assert list(features) == list(TEACHERS) == list(DIMS)
-
-
-def test_paint_averages_the_patches_over_a_pixel():
-    rng = np.random.default_rng(0)
-    coords = rng.integers(0, 12, size=(20, 2)).astype(np.int32)  # x, y
-    values = rng.normal(size=(20, 3))
-    total, count = np.zeros((17, 19, 3)), np.zeros((17, 19, 1))
-    for (x, y), value in zip(coords, values, strict=True):
-        total[y : y + 5, x : x + 5] += value
-        count[y : y + 5, x : x + 5] += 1
-    expected = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    assert np.isnan(expected).any()
-    np.testing.assert_allclose(paint(coords, 5, values, (17, 19)), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_teachers", [1, 4, 9])

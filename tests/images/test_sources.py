@@ -130,7 +130,7 @@ def test_a_manifest_without_paths(classes):
 
 
 def test_a_split_that_does_not_exist(classes):
-    with pytest.raises(sf.MismatchError, match=r"images\.csv: row 2: unknown split 'holdout'"):
+    with pytest.raises(sf.MismatchError, match=r"images.csv: row 2: unknown split 'holdout'"):
         manifest(write_manifest(classes, "path,split\na/000.png,holdout\n"))
 
 
@@ -157,3 +157,23 @@ def test_columns_that_do_not_fit(classes, changed, message):
     columns = {"labels": np.zeros(2, np.int64), "classes": ("x",), "splits": np.zeros(2, np.uint8), **changed}
     with pytest.raises(sf.MismatchError, match=message):
         sf.ImageTable((classes / "a" / "000.png", classes / "a" / "001.png"), **columns)
+
+
+def test_a_class_folder_whose_name_means_unknown(classes):
+    (classes / "b").rename(classes / "NA")
+    with pytest.raises(sf.ImageError, match="'NA' means that a class is unknown"):
+        class_folders(classes)
+
+
+def test_a_manifest_in_other_dialects(classes, caplog):
+    text = "Image Path;Grade;Patient ID;X;Y\nb/000.png;10;p1;256.0;0\na/000.png;2;NA;;\n"
+    caplog.set_level("INFO")
+    table = manifest(write_manifest(classes, text), label_column="grade")
+    assert (table.classes, table.labels.tolist()) == (("2", "10"), [1, 0])
+    assert (table.groups, table.coords.tolist()) == (("p1", ""), [[256, 0], [-1, -1]])
+    assert manifest(write_manifest(classes, text)).classes == ()
+    assert "labels are unknown: no column of labels" in caplog.text
+    with pytest.raises(sf.MismatchError, match=r"images.csv: row 2: x and y expected, found one of them"):
+        manifest(write_manifest(classes, "path,x,y\na/000.png,1,\n"))
+    with pytest.raises(sf.MismatchError, match=r"images.csv: row 3: no path in the column 'path'"):
+        manifest(write_manifest(classes, "path,label\na/000.png,1\n,2\n"))

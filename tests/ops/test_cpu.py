@@ -1,18 +1,30 @@
 """The CPU operations against their definition in float64, no further from it than PyTorch's own float32."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from shazam_fast.kernels import reference
+from shazam_fast.kernels.reference import ResidualMaps
 
 from shazam_fast import _core
-from shazam_fast.ops import cpu as cpu_ops
+from shazam_fast.ops import distillation, folding, projection, stack
+from shazam_fast.ops.limits import cpu_obstacle
 from shazam_fast.runtime import products
 
 TEACHERS = [1, 2, 3, 4, 5, 8, 16, 32]
 WIDTHS = [1, 5, 16, 33, 128, 200]
 BATCHES = [1, 3, 64]
 NAN = float("nan")
+
+cpu_ops = SimpleNamespace(
+    project=projection.project_cpu,
+    bare_stack=stack.bare_stack_cpu,
+    residual_stack=stack.residual_stack_cpu,
+    folded_stack=folding.folded_stack_cpu,
+    distillation_loss=distillation.distillation_loss_cpu,
+)
 
 
 def generator(*seed):
@@ -163,7 +175,7 @@ def test_residual_stack(B, N, D, masked):
     present = make_present(B, N, g) if masked else None
 
     def stack(module):
-        return lambda *x: (module.residual_stack(*x, present),)
+        return lambda tokens, *x: (module.residual_stack(tokens, ResidualMaps(*x), present),)
 
     upstream = normal(B, D)
     results = [
@@ -356,15 +368,15 @@ def test_folded_stack_in_parts(monkeypatch):
     tokens, maps = torch.randn(50, 4, 16, generator=g), torch.randn(16, 48, generator=g) / 16
     present = make_present(50, 4, g)
     whole = cpu_ops.folded_stack(tokens, maps, present)
-    monkeypatch.setattr(cpu_ops, "FOLDED_BYTES", 7 * 4 * 48 * 4 // torch.get_num_threads())
+    monkeypatch.setattr(folding, "FOLDED_BYTES", 7 * 4 * 48 * 4 // torch.get_num_threads())
     for mine, expected in zip(cpu_ops.folded_stack(tokens, maps, present), whole, strict=True):
         torch.testing.assert_close(mine, expected)
 
 
 def test_what_is_supported():
-    assert cpu_ops.obstacle(torch.empty(2, 32, 8)) is None
-    assert cpu_ops.obstacle(torch.empty(2, 33, 8)) == "33 teachers, more than 32"
-    assert "torch.float64" in cpu_ops.obstacle(torch.empty(2, 4, 8, dtype=torch.float64))
+    assert cpu_obstacle(torch.empty(2, 32, 8)) is None
+    assert cpu_obstacle(torch.empty(2, 33, 8)) == "33 teachers, more than 32"
+    assert "torch.float64" in cpu_obstacle(torch.empty(2, 4, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,31 @@ def test_columns_of_an_archive(trained):
     student, archive = trained
     match = TeacherMatch(archive.path, archive.teachers, student.config)
     assert (match.starts, match.missing, match.forced) == ([0, 12, 19], (), False)
+
+
+def test_threads_are_as_before_when_folding_fails(trained, monkeypatch):
+    student, archive = trained
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        monkeypatch.setattr(sf.Student, "fold", lambda self: 1 / 0)
+        with (
+            pytest.raises(ZeroDivisionError),
+            Scorer(student, archive, torch.device("cpu"), fused=False, allow_missing_teachers=False),
+        ):
+            pass
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_evaluation_builds_no_tables(trained, monkeypatch):
+    from shazam_fast.scoring import parts, score
+
+    student, archive = trained
+    expected = sf.score(student, archive, split="test").probabilities
+    for module in (parts, score):
+        monkeypatch.setattr(module, "make_table", lambda *_: pytest.fail("an Arrow table"))
+    metrics = sf.evaluate(student, archive, "test")
+    labels = archive.labels[archive.split("test")]
+    assert metrics.accuracy == (expected.argmax(axis=1) == labels).mean()

@@ -132,7 +132,7 @@ def test_a_stored_nan_is_named(archive, block):
     content[offset : offset + 2] = NAN
     part.write_bytes(content)
     with pytest.raises(sf.NonFiniteError, match="teacher 'phikon-v2', row 203"):
-        sf.score(student, archive)
+        sf.score(student, archive.path)
 
 
 def test_evaluate_needs_labels_and_the_same_classes(trained, tmp_path):
@@ -140,7 +140,9 @@ def test_evaluate_needs_labels_and_the_same_classes(trained, tmp_path):
     assert sf.evaluate(student, archive, "val").n_rows == 75
     patches = make_patches()
     patches["labels"][299] = -1
-    with pytest.raises(sf.MismatchError, match="1 of 75 patches of split 'test' have no label, the first is row 299"):
+    with pytest.raises(
+        sf.MismatchError, match="1 of 75 patches of split 'test' have no label; the first is row 299, of slide"
+    ):
         sf.evaluate(student, sf.write_archive(tmp_path / "a", **patches))
     patches["classes"] = ["adenoma", "normal", "carcinoma"]
     with pytest.raises(sf.MismatchError, match=r"its classes .* are not the student's"):

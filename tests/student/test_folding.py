@@ -21,12 +21,12 @@ def test_folded_is_what_the_equations_say(teachers, missing):
     np.testing.assert_allclose(array(folded.score_maps), np.concatenate(score_maps, axis=1), atol=1e-13)
     tokens = array(student.tokens(features, present))
     fused, w = equations.folded_forward(tokens, score_maps, value_map, mask)
-    logits, weights = folded.infer(features, present)
-    output = student(features, present)
+    found, output = folded(features, present), student(features, present)
     np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
-    np.testing.assert_allclose(array(weights), w, atol=1e-12)
-    torch.testing.assert_close(logits, output.logits, atol=1e-11, rtol=0)
-    torch.testing.assert_close(weights, output.shares, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(array(found.shares), w, atol=1e-12)
+    torch.testing.assert_close(found.logits, output.logits, atol=1e-11, rtol=0)
+    torch.testing.assert_close(found.shares, output.shares, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.fused, output.fused, atol=1e-11, rtol=0)
 
 
 def errors(student, features):
@@ -34,17 +34,17 @@ def errors(student, features):
     exact = student.double()
     with torch.no_grad():
         output = exact(features.double())
-        results = {"folded64": exact.fold().infer(features.double())}
+        results = {"folded64": exact.fold()(features.double())}
         single = student.float()
-        results["plain32"] = single.infer(features.float())
-        results["folded32"] = single.fold().infer(features.float())
+        results["plain32"] = single(features.float())
+        results["folded32"] = single.fold()(features.float())
     scale = output.logits.abs().max()
     return {
         name: (
-            float((logits.double() - output.logits).abs().max() / scale),
-            float((w.double() - output.shares).abs().max()),
+            float((found.logits.double() - output.logits).abs().max() / scale),
+            float((found.shares.double() - output.shares).abs().max()),
         )
-        for name, (logits, w) in results.items()
+        for name, found in results.items()
     }
 
 
@@ -101,3 +101,42 @@ def test_where_float32_ends_the_folded_form_is_no_worse(sharpness, float32_is_en
 def test_residual_students_do_not_fold():
     with pytest.raises(sf.ShazamError, match="only bare students fold exactly"):
         make_student("residual").fold()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_far_from_zero_for_their_spread_cost_no_digits(tmp_path, ratio, dtype):
+    """Mean over spread: the folded student errs no more than the plain one, in PyTorch and in the compiled core."""
+    student = make_student(dim=32, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(500, sum(student.dims), generator=generator) * 0.01 + 0.01 * ratio
+    student.feature_mean.copy_(features.double().mean(0))
+    student.feature_scale.copy_(features.double().std(0))
+    exact = make_student(dim=32)
+    exact.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        truth = exact(features.double()).logits.softmax(1)
+        plain = (student(features).logits.softmax(1) - truth).abs().max()
+        folded = (student.fold()(features).logits.softmax(1) - truth).abs().max()
+        archive = sf.open(sf.write_archive(tmp_path / "a", split_by_teacher(student, features), dtype="float32"))
+        scored = torch.from_numpy(sf.score(student, archive, device="cpu").probabilities)
+    assert folded <= 4 * plain + 1e-6
+    assert (scored - truth).abs().max() <= 4 * plain + 1e-6
+
+
+def split_by_teacher(student, features):
+    parts = features.split(student.dims, dim=1)
+    return {name: part.numpy() for name, part in zip(student.config.teachers, parts, strict=True)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_folding_copies(dtype):
+    """A student that is trained on after folding leaves the folded one as it was."""
+    student = make_student(dtype=dtype)
+    folded = student.fold()
+    before = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
+    with torch.no_grad():
+        for tensor in student.state_dict().values():
+            tensor.add_(1.0)
+    for name, tensor in folded.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

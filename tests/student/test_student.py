@@ -8,7 +8,6 @@ from students import array, make_batch, make_student, maps_of
 from synthetic import CLASSES, TEACHERS
 
 import shazam_fast as sf
-from shazam_fast.student.student import StudentOutput
 from shazam_fast.training.objective import Objective
 
 
@@ -77,7 +76,7 @@ def test_forward_is_what_the_equations_say(block, missing, teachers, B):
     mask = None if present is None else present.numpy()
     tokens, fused, weights, logits = EXPECTED[block](student, features, mask)
     there = np.ones(tokens.shape[:2], bool) if mask is None else mask
-    np.testing.assert_allclose(array(output.tokens)[there], tokens[there], atol=1e-12)
+    np.testing.assert_allclose(array(student.tokens(features, present))[there], tokens[there], atol=1e-12)
     np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
     np.testing.assert_allclose(array(output.logits), logits, atol=1e-11)
     if block == "bare":
@@ -98,7 +97,7 @@ def test_teacher_shares_are_shares_of_the_fused_feature():
     C = torch.eye(16, dtype=w.dtype)
     for layer in student.qkv:
         C = C @ layer[:, 32:]
-    torch.testing.assert_close(output.fused, (w[:, None] @ output.tokens).squeeze(1) @ C)
+    torch.testing.assert_close(output.fused, (w[:, None] @ student.tokens(features, present)).squeeze(1) @ C)
 
 
 @pytest.mark.parametrize("block", ["bare", "residual"])
@@ -115,14 +114,13 @@ def test_absent_teachers_have_no_influence_at_all(block):
     gradients = []
     for x in (features, poisoned):
         student.zero_grad()
-        output = student(x, present)
-        objective(student, x, labels, output).total.backward()
+        objective(student, x, labels, present).total.backward()
         gradients.append([p.grad.clone() for p in student.parameters()])
     torch.testing.assert_close(student(poisoned, present).logits, student(features, present).logits, rtol=0, atol=0)
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
     if block == "bare":
-        torch.testing.assert_close(student.fold().infer(poisoned, present)[0], student(features, present).logits)
+        torch.testing.assert_close(student.fold()(poisoned, present).logits, student(features, present).logits)
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -135,8 +133,7 @@ def test_objective_is_what_the_equations_say(huber, targets, missing, delta):
     student.double()
     features, present = make_batch(student, 6, missing=missing)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
-    output = student(features, present)
-    losses = Objective(lam=0.7, delta=delta, huber=huber, targets=targets)(student, features, labels, output)
+    losses = Objective(lam=0.7, delta=delta, huber=huber, targets=targets)(student, features, labels, present)
 
     mask = None if present is None else present.numpy()
     tokens, fused, _, logits = expected_bare(student, features, mask)
@@ -153,16 +150,36 @@ def test_objective_is_what_the_equations_say(huber, targets, missing, delta):
     assert losses.total.item() == pytest.approx(cross_entropy + 0.7 * (cosine + far), abs=1e-12)
 
 
-def test_which_targets_get_a_gradient():
-    labels = torch.tensor([0, 1])
-    for targets, flows in (("projected", True), ("detached", False)):
-        student = make_student()
-        features, _ = make_batch(student, 2)
-        output = student(features)
-        output = StudentOutput(output.logits, output.fused.detach(), output.tokens, None, None)
-        objective = Objective(lam=1.0, delta=1.0, huber="norm", targets=targets)
-        distilled = objective(student, features, labels, output)
-        assert (distilled.cosine.sum() + distilled.huber.sum()).requires_grad is flows
+@pytest.mark.parametrize(("targets", "flows"), [("projected", True), ("detached", False)])
+def test_which_targets_get_a_gradient(targets, flows, monkeypatch):
+    student = make_student()
+    features, _ = make_batch(student, 2)
+    fuse = student.fuse
+
+    def fuse_without_gradient(tokens, present):
+        return fuse(tokens.detach(), present)
+
+    monkeypatch.setattr(student, "fuse", fuse_without_gradient)
+    student.qkv.requires_grad_(False)
+    losses = Objective(lam=1.0, delta=1.0, huber="norm", targets=targets)(student, features, torch.tensor([0, 1]))
+    losses.total.backward()
+    assert (student.projection.weight.grad is not None) is flows
+
+
+def test_what_costs_extra_is_computed_when_it_is_read():
+    from shazam_fast.student.output import StudentOutput
+
+    calls = []
+
+    def compute(name):
+        calls.append(name)
+        return torch.ones(2, 3)
+
+    output = StudentOutput(torch.zeros(2, 2), lambda: compute("fused"), lambda: compute("shares"))
+    assert calls == []
+    assert torch.equal(output.shares, torch.ones(2, 3))
+    assert output.shares is output.shares
+    assert calls == ["shares"]
 
 
 def test_frozen_targets_are_not_trained():
@@ -173,7 +190,7 @@ def test_frozen_targets_are_not_trained():
     features, _ = make_batch(student)
     student.frozen_targets = None
     with pytest.raises(sf.ShazamError, match="needs a student with frozen_targets"):
-        Objective(0.5, 1.0, "norm", "frozen")(student, features, torch.zeros(5, dtype=torch.long), student(features))
+        Objective(0.5, 1.0, "norm", "frozen")(student, features, torch.zeros(5, dtype=torch.long))
 
 
 @pytest.mark.parametrize("huber", ["norm", "elementwise"])
@@ -234,11 +251,17 @@ def test_the_same_generator_makes_the_same_student():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teachers": {}}, "teachers: at least one"),
-        ({"teachers": {"uni": 0}}, "positive dim"),
+        ({"teachers": {}}, "teachers: a mapping of at least one"),
+        ({"teachers": {"uni": 0}}, "teachers: dim of 'uni': a whole number from 1"),
+        ({"teachers": {"uni": True}}, "teachers: dim of 'uni'"),
+        ({"teachers": {3: 5}}, "teachers: names"),
+        ({"classes": "ab"}, "two or more"),
+        ({"classes": [1, 2]}, "two or more"),
+        ({"depth": 2.0}, "depth: a whole number"),
+        ({"teacher_dropout": float("nan")}, "teacher_dropout: a number"),
         ({"classes": ["only"]}, "two or more"),
         ({"classes": ["a", "a"]}, "two or more different"),
-        ({"dim": 0}, "dim and depth must be positive"),
+        ({"dim": 0}, "dim: a whole number from 1 to 16384 expected, found 0"),
         ({"block": "transformer"}, "block: one of"),
         ({"teacher_dropout": 1.0}, "teacher_dropout"),
     ],

@@ -1,34 +1,14 @@
-"""Training as a user runs it: chosen on validation, repeatable, resumable, refused on bad input."""
+"""Training as a user runs it: chosen on validation, repeatable."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from synthetic import make_patches
+from trainings import QUICK, assert_same_bits, tensors, without_times
 
 import shazam_fast as sf
-
-QUICK = {"epochs": 4, "batch_size": 16, "dim": 16, "depth": 2}
-
-
-def tensors(student):
-    return {name: tensor.clone() for name, tensor in student.state_dict().items()}
-
-
-def assert_same_bits(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
-
-
-def without_times(history):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
 def test_a_student_learns_what_is_there(archive):
@@ -177,180 +157,6 @@ def test_history_averages_over_patches_not_batches(tmp_path):
     parts = sf.train(archive, batch_size=33, **options).history[0]
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert parts["huber"]["uni"] == pytest.approx(whole["huber"]["uni"], rel=1e-5)
-
-
-# Killed, interrupted, continued.
-
-SCRIPT = """
-import sys, shazam_fast as sf
-sf.train(sys.argv[1], out=sys.argv[2], epochs=int(sys.argv[3]), batch_size=8, dim=16, depth=2, patience=100,
-         teacher_dropout=0.3, checkpoint_seconds=0.0)
-"""
-
-
-def start(archive, out, epochs=6):
-    command = [sys.executable, "-c", SCRIPT, str(archive.path), str(out), str(epochs)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path, process, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_killed_and_continued_gives_the_same_bits(tmp_path, archive):
-    """kill -9 at several moments, each time continued by the same call."""
-    whole = start(archive, tmp_path / "whole")
-    out = tmp_path / "killed"
-    for delay in (0.0, 0.1, 0.35):
-        process = start(archive, out)
-        wait_for(out / "checkpoint.safetensors", process)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if (out / "student.json").exists():
-            break
-    assert start(archive, out).wait() == 0
-    assert whole.wait() == 0
-    left, right = sf.load(tmp_path / "whole"), sf.load(out)
-    assert_same_bits(tensors(left), tensors(right))
-    records = [s.training_record for s in (left, right)]
-    assert without_times(records[0]["history"]) == without_times(records[1]["history"])
-    assert records[0]["metrics"] == records[1]["metrics"]
-    assert not (out / "checkpoint.safetensors").exists()
-
-
-def test_ctrl_c_keeps_a_checkpoint(tmp_path, archive):
-    out = tmp_path / "run"
-    process = start(archive, out, epochs=10_000)
-    wait_for(out / "checkpoint.safetensors", process)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=30)[1]
-    assert process.returncode != 0
-    assert "KeyboardInterrupt" in errors
-    assert "the same call continues from there" in errors
-    assert (out / "checkpoint.safetensors").exists()
-    assert not (out / "student.json").exists()
-    assert not list(out.glob("*.unfinished"))
-
-
-def test_a_finished_training_is_loaded(tmp_path, archive, caplog):
-    first = sf.train(archive, out=tmp_path / "run", **QUICK)
-    before = os.stat(tmp_path / "run" / "student.safetensors").st_mtime_ns
-    with caplog.at_level("INFO", logger="shazam_fast"):
-        again = sf.train(archive, out=tmp_path / "run", **QUICK)
-    assert "already trained" in caplog.text
-    assert os.stat(tmp_path / "run" / "student.safetensors").st_mtime_ns == before
-    assert_same_bits(tensors(first.student), tensors(again.student))
-    assert first.history == again.history
-    assert first.metrics["test"].to_dict() == again.metrics["test"].to_dict()
-
-
-def test_another_training_in_the_same_directory(tmp_path, archive):
-    sf.train(archive, out=tmp_path / "run", **QUICK)
-    with pytest.raises(sf.MismatchError, match=r"another training \(lr: 0.001 there, 0.01 now\)"):
-        sf.train(archive, out=tmp_path / "run", **QUICK, lr=0.01)
-    other = sf.write_archive(tmp_path / "other.archive", **make_patches(seed=3))
-    with pytest.raises(sf.MismatchError, match="archive:"):
-        sf.train(other, out=tmp_path / "run", **QUICK)
-
-
-def interrupted_run(tmp_path, archive):
-    process = start(archive, tmp_path / "run", epochs=10_000)
-    wait_for(tmp_path / "run" / "checkpoint.safetensors", process)
-    process.kill()
-    process.communicate()
-    return tmp_path / "run" / "checkpoint.safetensors"
-
-
-def test_a_checkpoint_of_another_training(tmp_path, archive):
-    interrupted_run(tmp_path, archive)
-    with pytest.raises(sf.MismatchError, match="belongs to another training"):
-        sf.train(archive, out=tmp_path / "run", **QUICK)
-
-
-def test_a_damaged_checkpoint(tmp_path, archive):
-    checkpoint = interrupted_run(tmp_path, archive)
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: len(content) // 2])
-    with pytest.raises(sf.ArchiveError, match=r"checkpoint.safetensors: truncated or corrupt"):
-        sf.train(archive, out=tmp_path / "run", **QUICK)
-
-
-# Bad input.
-
-
-def change(patches, tmp_path, **changes):
-    return sf.write_archive(tmp_path / "bad.archive", **{**patches, **changes})
-
-
-def test_a_stored_nan_is_named(archive):
-    part = archive.path / "part-00000.safetensors"
-    content = bytearray(part.read_bytes())
-    offset = 4096 + (17 * 39 + 12 + 7) * 2
-    content[offset : offset + 2] = np.float16(np.nan).tobytes()
-    part.write_bytes(content)
-    with pytest.raises(sf.NonFiniteError, match="teacher 'virchow', row 17: the feature is nan"):
-        sf.train(archive, **QUICK)
-
-
-def test_a_loss_that_explodes_is_named(archive):
-    with pytest.raises(sf.NonFiniteError, match=r"epoch \d+, step \d+: .* is not finite; lower lr"):
-        sf.train(archive, **{**QUICK, "epochs": 50}, lr=1e30, standardize=False, patience=50)
-
-
-def test_splits_that_are_missing(tmp_path, patches):
-    with pytest.raises(sf.MismatchError, match="split 'train' is empty"):
-        sf.train(change(patches, tmp_path, splits=None), **QUICK)
-    splits = np.where(patches["splits"] == "val", "none", patches["splits"])
-    archive = sf.write_archive(tmp_path / "no-val", **{**patches, "splits": splits})
-    with pytest.raises(sf.MismatchError, match="split 'val' is empty"):
-        sf.train(archive, **QUICK)
-
-
-def test_a_class_without_training_patches(tmp_path, patches):
-    patches["labels"][(patches["splits"] == "train") & (patches["labels"] == 2)] = 0
-    with pytest.raises(sf.MismatchError, match="no training patch has class carcinoma"):
-        sf.train(change(patches, tmp_path), **QUICK)
-
-
-def test_unlabelled_patches(tmp_path, patches):
-    patches["labels"][[5, 9]] = -1
-    with pytest.raises(sf.MismatchError, match="2 patches of split 'train' have no label, the first is row 5"):
-        sf.train(change(patches, tmp_path), **QUICK)
-
-
-def test_withheld_test_labels_are_said_and_skipped(tmp_path, patches, caplog):
-    patches["labels"][patches["splits"] == "test"] = -1
-    result = sf.train(change(patches, tmp_path), **QUICK)
-    assert set(result.metrics) == {"val"}
-    assert "was not evaluated" in caplog.text
-
-
-def test_a_batch_larger_than_the_archive(archive):
-    with pytest.raises(sf.MismatchError, match="batch_size 151 is larger than the training split, 150 patches"):
-        sf.train(archive, **{**QUICK, "batch_size": 151})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"lr": 0.0}, "lr > 0"),
-        ({"huber": "l1"}, "huber: one of"),
-        ({"targets": "raw"}, "targets: one of"),
-        ({"delta": 0.0}, "delta > 0"),
-        ({"block": "moe"}, "block: one of"),
-        ({"learning_rate": 0.1}, "train.. has no option learning_rate; options are epochs"),
-        ({"preset": "camelyon"}, "no preset is called 'camelyon'"),
-    ],
-)
-def test_impossible_options(archive, options, message):
-    with pytest.raises(sf.ShazamError, match=message):
-        sf.train(archive, **options)
 
 
 def test_the_record_in_the_student_is_plain_json(tmp_path, archive):

@@ -7,17 +7,13 @@ import torch
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.token_attention import token_attention
 
-# B, N, D: every N in which lanes, warps or unrolling differ; D odd, whole and beyond one block
+# B, N, D: every padded number of teachers, full and not; batches of one, of part of a tile and of several tiles; D odd,
+# whole and beyond one block. Patches are independent: larger batches only repeat these.
 SHAPES = [
-    (1, 1, 5), (61, 1, 33), (3, 2, 200), (64, 2, 5), (1, 3, 128), (9, 3, 33), (64, 4, 128), (3, 4, 5), (2, 4, 1100),
-    (1, 5, 200), (13, 5, 33), (3, 7, 128), (1, 8, 33), (17, 8, 5), (3, 8, 700), (3, 16, 33), (1, 16, 600),
-    (3, 32, 5), (1, 32, 200),
+    (1, 1, 5), (17, 1, 33), (3, 2, 200), (1, 3, 33), (9, 4, 128), (2, 4, 1100), (3, 5, 33), (3, 8, 33), (3, 16, 33),
+    (2, 32, 33),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 5, False), (9, 4, 128, False), (2, 32, 33, False)]
 
 
 def expected(q, k, v, present, pool):
@@ -52,8 +48,7 @@ def run(function, tokens, present, pool, seed=1):
 
 
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize(("B", "N", "D"), SHAPES)
+@pytest.mark.parametrize(("B", "N", "D", "missing"), CASES)
 def test_results_and_gradients_are_those_of_the_definition(B, N, D, missing, pool, device):
     tokens, present = make_tokens(B, N, D, device, missing=missing)
     for found, wanted in zip(
@@ -63,7 +58,7 @@ def test_results_and_gradients_are_those_of_the_definition(B, N, D, missing, poo
 
 
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize(("B", "N", "D"), [(64, 4, 128), (3, 8, 1100), (5, 32, 33)])
+@pytest.mark.parametrize(("B", "N", "D"), [(9, 4, 128), (2, 8, 1100), (2, 32, 33)])
 def test_float32(B, N, D, pool, device):
     tokens, present = make_tokens(B, N, D, device, missing=True)
     single = [x.detach().float().requires_grad_() for x in tokens]
@@ -91,7 +86,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_pytorch(dtype, pool, device
 @pytest.mark.parametrize("pool", [False, True])
 def test_gradcheck(pool, device):
     tokens, present = make_tokens(2, 3, 2, device, missing=True)
-    assert torch.autograd.gradcheck(lambda *x: token_attention(*x, present, pool), tokens)
+    assert torch.autograd.gradcheck(lambda *x: token_attention(*x, present, pool), tokens, fast_mode=True)
 
 
 @pytest.mark.parametrize("outputs", [slice(0, 1), slice(1, 2)])
@@ -150,20 +145,14 @@ def test_absent_teachers_have_no_influence_at_all(pool, device):
         assert (rows[~present] == 0).all()
 
 
-def test_outputs_are_overwritten_entirely(monkeypatch, device):
-    new_empty = torch.Tensor.new_empty
-
-    def poisoned(like, *args, **options):
-        fresh = new_empty(like, *args, **options)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    for pool in (False, True):
-        tokens, present = make_tokens(5, 3, 33, device, missing=True)
-        wanted = run(token_attention, tokens, present, pool)
-        monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-        for found, clean in zip(run(token_attention, tokens, present, pool), wanted, strict=True):
-            torch.testing.assert_close(found, clean, rtol=0, atol=0)
-        monkeypatch.undo()
+@pytest.mark.parametrize("pool", [False, True])
+def test_outputs_are_overwritten_entirely(pool, unwritten_is_nan, device):
+    tokens, present = make_tokens(5, 3, 33, device, missing=True)
+    wanted = run(token_attention, tokens, present, pool)
+    with unwritten_is_nan():
+        results = run(token_attention, tokens, present, pool)
+    for found, clean in zip(results, wanted, strict=True):
+        torch.testing.assert_close(found, clean, rtol=0, atol=0)
 
 
 def test_large_scores_do_not_overflow(device):

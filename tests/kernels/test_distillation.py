@@ -5,18 +5,14 @@ import torch
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.distillation import distillation_loss, distillation_losses
 
-# B, N, D: every N in which lanes or warps differ; D odd, whole and beyond one block
+# B, N, D: every padded number of teachers, full and not; batches of one, of part of a tile and of several tiles; D odd,
+# whole and beyond one block. Patches are independent: larger batches only repeat these.
 SHAPES = [
-    (1, 1, 5), (61, 1, 33), (3, 2, 200), (64, 2, 5), (1, 3, 128), (9, 3, 33), (64, 4, 128), (3, 4, 5), (2, 4, 1100),
-    (1, 5, 200), (13, 5, 33), (3, 7, 128), (1, 8, 33), (17, 8, 5), (3, 8, 700), (3, 16, 33), (1, 16, 600),
-    (3, 32, 5), (5, 32, 200),
+    (1, 1, 5), (17, 1, 33), (3, 2, 200), (1, 3, 33), (9, 4, 128), (2, 4, 1100), (3, 5, 33), (3, 8, 33), (3, 16, 33),
+    (2, 32, 33),
 ]  # fmt: skip
+CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 5, False), (9, 4, 128, False), (2, 32, 33, False)]
 HUBERS = ["norm", "elementwise"]
-
-
-@pytest.fixture
-def device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def expected(fused, targets, delta, huber, present):
@@ -61,8 +57,7 @@ def assert_close(found, wanted, **tolerance):
 
 
 @pytest.mark.parametrize("huber", HUBERS)
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize(("B", "N", "D"), SHAPES)
+@pytest.mark.parametrize(("B", "N", "D", "missing"), CASES)
 def test_losses_and_gradients_are_those_of_the_definition(B, N, D, missing, huber, device):
     fused, targets, present = make_tokens(B, N, D, device, missing=missing)
     delta = 1.0 if huber == "elementwise" else 2.0 ** ((D - 1).bit_length() // 2)
@@ -83,7 +78,7 @@ def test_the_deltas_above_meet_both_branches():
 
 
 @pytest.mark.parametrize("huber", HUBERS)
-@pytest.mark.parametrize(("B", "N", "D"), [(64, 4, 128), (3, 8, 1100)])
+@pytest.mark.parametrize(("B", "N", "D"), [(9, 4, 128), (3, 8, 1100)])
 def test_float32(B, N, D, huber, device):
     fused, targets, present = make_tokens(B, N, D, device, missing=True)
     single = [x.detach().float().requires_grad_() for x in (fused, targets)]
@@ -122,9 +117,9 @@ def test_float16_gradients_come_with_the_loss_scale(device):
 def test_gradcheck(huber, device):
     fused, targets, present = make_tokens(2, 3, 5, device, missing=True)
     losses = lambda t, T: distillation_losses(t, T, 2.0, huber, present)  # noqa: E731
-    assert torch.autograd.gradcheck(losses, (fused, targets))
+    assert torch.autograd.gradcheck(losses, (fused, targets), fast_mode=True)
     total = lambda t, T: distillation_loss(t, T, 0.75, 2.0, huber, present)[0]  # noqa: E731
-    assert torch.autograd.gradcheck(total, (fused, targets))
+    assert torch.autograd.gradcheck(total, (fused, targets), fast_mode=True)
 
 
 @pytest.mark.parametrize("huber", HUBERS)
@@ -213,19 +208,13 @@ def test_backward_may_run_again(device):
     assert total.isfinite()
 
 
-def test_outputs_are_overwritten_entirely(monkeypatch, device):
-    new_empty = torch.Tensor.new_empty
-
-    def poisoned(like, *args, **options):
-        fresh = new_empty(like, *args, **options)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    for huber in HUBERS:
-        fused, targets, present = make_tokens(5, 3, 33, device, missing=True)
-        wanted = run(distillation_losses, fused, targets, 2.0, huber, present)
-        monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-        assert_close(run(distillation_losses, fused, targets, 2.0, huber, present), wanted, rtol=0, atol=0)
-        monkeypatch.undo()
+@pytest.mark.parametrize("huber", HUBERS)
+def test_outputs_are_overwritten_entirely(huber, unwritten_is_nan, device):
+    fused, targets, present = make_tokens(5, 3, 33, device, missing=True)
+    wanted = run(distillation_losses, fused, targets, 2.0, huber, present)
+    with unwritten_is_nan():
+        found = run(distillation_losses, fused, targets, 2.0, huber, present)
+    assert_close(found, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

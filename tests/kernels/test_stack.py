@@ -1,25 +1,25 @@
-"""The stack kernels against the plain definition: results, every gradient, what they refuse and what they need."""
+"""The stack kernels against the plain definition: results, every gradient and what they refuse."""
 
 import pytest
 import torch
-from compiled import FEW_BYTES, compile_report, skip_float64_products
-from shazam_fast.kernels import reference, stack_kernels
+from compiled import skip_float64_products
+from shazam_fast.kernels import reference
 from shazam_fast.kernels.residual_stack import residual_stack
-from shazam_fast.kernels.student_stack import bare_stack, blocks
-from students import make_batch, make_student
+from shazam_fast.kernels.student_stack import bare_stack
 
 # B, N, D, K: tiles of one patch and of many, whole and not; every slicing of D that runs in seconds
 SHAPES = [
-    (1, 1, 16, 2), (17, 1, 64, 1), (17, 2, 32, 2), (3, 3, 16, 3), (17, 3, 32, 1), (1, 4, 64, 2), (17, 4, 16, 2),
-    (3, 5, 32, 1), (17, 8, 16, 1), (1, 8, 64, 2), (1, 16, 32, 2), (3, 16, 16, 2),
+    (1, 1, 16, 2), (17, 1, 16, 1), (9, 2, 32, 2), (3, 3, 16, 3), (1, 4, 64, 2), (5, 4, 16, 2), (3, 4, 128, 5),
+    (3, 5, 32, 1), (3, 8, 16, 1), (1, 16, 32, 2), (3, 16, 16, 2),
 ]  # fmt: skip
+CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 16, 2, False), (3, 4, 128, 5, False), (3, 5, 32, 1, False)]
 BLOCKS = ["bare", "residual"]
 
 
-def make_inputs(block, B, N, D, K, device, dtype=torch.float64, missing=False, sharpness=1.0):
+def make_inputs(block, B, N, D, K, device, dtype=torch.float64, missing=False, sharpness=1.0, seed=0):
     """Tokens, the parameters of a stack, and which teachers are present: some patches have a single one."""
     skip_float64_products(device, dtype)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape, scale=1.0):
         return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -42,15 +42,15 @@ def fused_stack(block, inputs, present, precision="ieee"):
     """Fused feature and weights by the kernels; no weights for the residual block."""
     if block == "bare":
         return bare_stack(*inputs, present, precision)
-    return (residual_stack(*inputs, present, precision),)
+    return (residual_stack(inputs[0], reference.ResidualMaps(*inputs[1:]), present, precision),)
 
 
 def plain_stack(block, inputs, present):
     """The same by the definition."""
     if block == "bare":
         fused, attention = reference.bare_stack(*inputs, present)
-        return fused, reference.teacher_weights(attention, present)
-    return (reference.residual_stack(*inputs, present),)
+        return fused, reference.teacher_shares(attention, present)
+    return (reference.residual_stack(inputs[0], reference.ResidualMaps(*inputs[1:]), present),)
 
 
 def with_gradients(results, inputs):
@@ -68,8 +68,7 @@ def both(block, inputs, present, precision="ieee"):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize(("B", "N", "D", "K"), [*SHAPES, (3, 4, 128, 5)])
+@pytest.mark.parametrize(("B", "N", "D", "K", "missing"), CASES)
 def test_results_and_gradients_are_those_of_the_definition(block, B, N, D, K, missing, device):
     inputs, present = make_inputs(block, B, N, D, K, device, missing=missing)
     for found, wanted in both(block, inputs, present):
@@ -77,7 +76,7 @@ def test_results_and_gradients_are_those_of_the_definition(block, B, N, D, K, mi
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize(("B", "N", "D", "K"), [(17, 3, 16, 3), (3, 5, 64, 2), (3, 4, 128, 5), (2, 4, 256, 1)])
+@pytest.mark.parametrize(("B", "N", "D", "K"), [(5, 3, 16, 3), (3, 5, 64, 2), (3, 4, 128, 5), (2, 4, 256, 1)])
 def test_float32(block, B, N, D, K, device):
     inputs, present = make_inputs(block, B, N, D, K, device, torch.float32, missing=True)
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -109,15 +108,20 @@ def test_low_precision_errs_at_most_twice_as_much_as_pytorch(block, precision, d
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("sharpness", [10.0, 100.0])
 def test_sharp_attention_is_as_good_as_plain_float32(block, sharpness, device):
-    inputs, present = make_inputs(block, 32, 4, 32, 3, device, torch.float32, missing=True, sharpness=sharpness)
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    if sharpness == 100.0:
-        q, k, _ = (exact[0] @ exact[1][0]).split(32, dim=-1)
-        assert (q @ k.mT).abs().max() / 32**0.5 > 1e4
-    wanted = with_gradients(plain_stack(block, exact, present), exact)
-    for (ours, pytorch), value in zip(both(block, inputs, present), wanted, strict=True):
-        error, allowed = ((x.double() - value).square().mean().sqrt().item() for x in (ours, pytorch))
-        assert error <= 4 * allowed + 1e-6 * value.square().mean().sqrt().item()
+    """The median over seeds: where two scores nearly tie, a single draw is as good or as bad as chance has it."""
+    ratios = []
+    for seed in range(3):
+        inputs, present = make_inputs(block, 4, 4, 32, 3, device, torch.float32, True, sharpness, seed)
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        if sharpness == 100.0:
+            q, k, _ = (exact[0] @ exact[1][0]).split(32, dim=-1)
+            assert (q @ k.mT).abs().max() / 32**0.5 > 5e3
+        wanted = with_gradients(plain_stack(block, exact, present), exact)
+        ratios.append([])
+        for (ours, pytorch), value in zip(both(block, inputs, present), wanted, strict=True):
+            error, allowed = ((x.double() - value).square().mean().sqrt().item() for x in (ours, pytorch))
+            ratios[-1].append(error / (allowed + 1e-6 * value.square().mean().sqrt().item()))
+    assert (torch.tensor(ratios).median(dim=0).values <= 2).all(), ratios
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -126,25 +130,10 @@ def test_gradcheck(block, device):
     assert torch.autograd.gradcheck(lambda *x: fused_stack(block, x, present)[0], inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_the_residual_stack_is_the_students(missing, device):
-    skip_float64_products(device)
-    student = make_student("residual").to(device)
-    features, present = make_batch(student, 5, missing=missing)
-    present = present if present is None else present.to(device)
-    output = student(features.to(device), present)
-    blocks = student.blocks
-    fused = residual_stack(
-        output.tokens, student.qkv, blocks.qkv_bias, blocks.out_weight, blocks.out_bias,
-        blocks.norm.weight, blocks.norm.bias, present,
-    )  # fmt: skip
-    torch.testing.assert_close(fused, output.fused, rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize("block", BLOCKS)
 def test_absent_teachers_have_no_influence_at_all(block, device):
     """Not even a NaN in their tokens; their own gradient is 0."""
-    inputs, present = make_inputs(block, 9, 5, 16, 2, device, missing=True)
+    inputs, present = make_inputs(block, 5, 5, 16, 2, device, missing=True)
     poisoned = [inputs[0].detach().masked_fill(~present[:, :, None], float("nan")).requires_grad_(), *inputs[1:]]
     clean = with_gradients(fused_stack(block, inputs, present), inputs)
     found = with_gradients(fused_stack(block, poisoned, present), poisoned)
@@ -157,23 +146,18 @@ def test_absent_teachers_have_no_influence_at_all(block, device):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_outputs_are_overwritten_entirely(block, monkeypatch, device):
-    new_empty = torch.Tensor.new_empty
+def test_outputs_are_overwritten_entirely(block, unwritten_is_nan, device):
     inputs, present = make_inputs(block, 5, 3, 16, 2, device, missing=True)
     wanted = with_gradients(fused_stack(block, inputs, present), inputs)
-
-    def poisoned(like, *args, **options):
-        fresh = new_empty(like, *args, **options)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    for found, clean in zip(with_gradients(fused_stack(block, inputs, present), inputs), wanted, strict=True):
+    with unwritten_is_nan():
+        results = with_gradients(fused_stack(block, inputs, present), inputs)
+    for found, clean in zip(results, wanted, strict=True):
         torch.testing.assert_close(found, clean, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_same_bits_every_time_however_it_is_laid_out(block, device):
-    inputs, present = make_inputs(block, 17, 3, 16, 2, device, torch.float32, missing=True)
+    inputs, present = make_inputs(block, 6, 3, 16, 2, device, torch.float32, missing=True)
     tokens = inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
     mask = present.T.contiguous().T
     assert not tokens.is_contiguous()
@@ -241,7 +225,7 @@ def test_what_is_refused(position, value, message):
     arguments += [None, "ieee"]
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
-        residual_stack(*arguments)
+        residual_stack(arguments[0], reference.ResidualMaps(*arguments[1:7]), *arguments[7:])
     if position in (0, 1, 7, 8):
         with pytest.raises(ValueError, match=message):
             bare_stack(*arguments[:2], *arguments[7:])
@@ -253,37 +237,3 @@ def test_float64_is_for_exact_products_only():
         ValueError, match=r"torch.float64 with precision 'ieee', expected, found torch.float64 with 'tf32'"
     ):
         bare_stack(*inputs, None, "tf32")
-
-
-def needs(kernel, block, D, precision, capability):
-    """What a kernel needs of a GPU, for 4 teachers, all of its arguments given."""
-    residual = {"offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr"}
-    absent = {"weights_ptr"} if block == "residual" else residual
-    constexprs = blocks(4, D, precision, itemsize=4)
-    warps = constexprs.pop("num_warps")
-    constexprs.update((name, None) for name in kernel.arg_names if name in absent)
-    signature = {}
-    for name in kernel.arg_names:
-        if name not in constexprs:
-            pointer = {"maps_ptr": {"bf16": "*bf16", "fp16": "*fp16"}.get(precision, "*fp32"), "present_ptr": "*u8"}
-            signature[name] = pointer.get(name, "*fp32") + ":16" if name.endswith("_ptr") else "i32"
-    return compile_report(kernel, signature, constexprs, capability, warps)
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("kernel", [stack_kernels.stack_forward, stack_kernels.stack_backward], ids=["fwd", "bwd"])
-@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
-@pytest.mark.parametrize("D", [128, 256])
-def test_kernels_fit_an_sm_89_without_spilling(kernel, block, D, precision):
-    report = needs(kernel, block, D, precision, 89)
-    assert report.spill_bytes <= (0 if D == 128 else FEW_BYTES), report
-    assert report.shared_bytes <= 99 * 1024, report
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("kernel", [stack_kernels.stack_forward, stack_kernels.stack_backward], ids=["fwd", "bwd"])
-@pytest.mark.parametrize(("D", "precision", "spill_bytes"), [(128, "ieee", 0), (128, "tf32", 0), (256, "ieee", 128)])
-def test_kernels_fit_an_sm_90(kernel, block, D, precision, spill_bytes):
-    report = needs(kernel, block, D, precision, 90)
-    assert report.spill_bytes <= spill_bytes, report
-    assert report.shared_bytes <= 227 * 1024, report

@@ -1,0 +1,63 @@
+"""What a directory holds, so that the wrong one is called what it is."""
+
+import re
+from pathlib import Path
+
+from ..errors import MismatchError
+
+HEAD_BYTES = 4096  # of a JSON document, among which its format is named
+FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores)"')
+SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
+CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
+HOLDS = {
+    "archive": ("features", "inspect, verify, convert, train, evaluate and score"),
+    "student": ("a student", "evaluate and score"),
+    "scores": ("scores", "heatmap"),
+    "checkpoint": ("an unfinished training", "train, with the same options, which resumes it"),
+}
+EXPECTED = {"archive": "features", "student": "a student", "scores": "scores"}
+
+
+def kind_of(path: Path) -> str | None:
+    """ "archive", "student", "scores" or "checkpoint" where this package wrote the directory, else None.
+
+    >>> kind_of(Path("/nowhere"))
+    """
+    if not path.is_dir():
+        return None
+    if any((path / name).is_file() for name in SCORES):
+        return "scores"
+    for document in sorted(path.glob("*.json")):
+        if not document.is_file():
+            continue
+        with document.open("rb") as file:
+            if found := FORMAT.search(file.read(HEAD_BYTES)):
+                return found[1].decode()
+    return "checkpoint" if (path / CHECKPOINT).is_file() else None
+
+
+def require_kind(path: Path, wanted: str) -> None:
+    """Raise MismatchError when a directory to be read holds something else of this package than what is wanted.
+
+    Args:
+        path: whatever the user typed; a path that this package did not write is left to the function that reads it.
+        wanted: "archive", "student" or "scores".
+    """
+    found = kind_of(path)
+    if found is not None and found != wanted:
+        holds, commands = HOLDS[found]
+        raise MismatchError(
+            f"{path} holds {holds}, but {EXPECTED[wanted]} expected here; a command that takes it: {commands}"
+        )
+
+
+def require_place_for(out: Path, wanted: str) -> None:
+    """Raise MismatchError when a directory to be written holds something else of this package already.
+
+    Args:
+        out: what the user typed for --out.
+        wanted: "archive", "student" or "scores". An unfinished training is where its student goes.
+    """
+    found = kind_of(out)
+    if found not in (None, wanted, "checkpoint" if wanted == "student" else wanted):
+        raise MismatchError(f"--out {out} holds {HOLDS[found][0]} already; choose another directory")

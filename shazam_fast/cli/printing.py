@@ -1,0 +1,32 @@
+"""What commands print: plain lines and tables, in which no name is taken for markup."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+console = Console()
+
+
+def say(line: str, style: str = "") -> None:
+    """Print a line; the terminal wraps it, so that paths can be copied."""
+    console.print(Text(line, style=style), soft_wrap=True)
+
+
+def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table under a title.
+
+    Args:
+        columns: headings, or columns of rich.
+        rows: one text per column each.
+        title: what the table holds.
+    """
+    headings = (c if isinstance(c, Column) else Column(Text(c)) for c in columns)
+    table = Table(
+        *headings, title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)

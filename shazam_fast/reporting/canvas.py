@@ -1,0 +1,126 @@
+"""Figures without pyplot: pages on which everything is placed in inches, written as PNG files."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ShazamError
+from ..runtime.files import UNFINISHED
+from .palette import INK, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger("shazam_fast")
+
+DPI = 150  # dots per inch
+TITLE, CAPTION, SMALL = 13.0, 11.0, 9.5  # points
+# Fonts for scripts that matplotlib's own font lacks, tried in this order where they are installed.
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari", "Unifont",
+)  # fmt: skip
+
+
+def new_page(width: float, height: float, extra: str) -> "Figure":
+    """An empty white page.
+
+    Args:
+        width, height: in inches.
+        extra: the extra of this package that brings matplotlib, for the message where it is missing.
+
+    Raises:
+        ShazamError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ShazamError(f"pictures need matplotlib: pip install 'shazam_fast[{extra}]'") from error
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def place(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """Axes at a position in inches from the upper left corner of the page."""
+    page_width, page_height = figure.get_size_inches()
+    box = (left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height)
+    return figure.add_axes(box)
+
+
+def place_map(figure: "Figure", left: float, top: float, shape: tuple[int, int], inches_per_pixel: float) -> "Axes":
+    """Axes for a map of `shape` (height, width) pixels, without ticks and frame."""
+    axes = place(figure, left, top, shape[1] * inches_per_pixel, shape[0] * inches_per_pixel)
+    axes.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def write(axes: "Axes", text: str, at: tuple[float, float], offset: tuple[float, float] = (0, 0), **style: Any) -> Any:
+    """Write a text as it is ("$" is not mathematics), at a fraction of the axes and an offset in points."""
+    style = {"fontsize": SMALL, "color": INK, "family": _fonts(), **style}
+    return axes.annotate(text, at, offset, "axes fraction", "offset points", parse_math=False, **style)
+
+
+def write_title(axes: "Axes", text: str, keys: Sequence[tuple[str, str]] = ()) -> None:
+    """A title above the left edge; keys (name, colour) as small squares above the right edge."""
+    write(axes, text, (0, 1), (0, 7), fontsize=CAPTION, weight="bold")
+    right = 0.0  # points from the right edge
+    for name, colour in reversed(keys):
+        note = write(axes, name, (1, 1), (right, 7), ha="right")
+        right -= width_of(note) + 4
+        write(axes, "\u25a0", (1, 1), (right, 6), ha="right", fontsize=12, color=colour)
+        right -= 17
+
+
+def write_note(axes: "Axes", text: str, right: float = 1.0) -> None:
+    """Small print on the title's line, ending at a fraction of the axes' width."""
+    write(axes, text, (right, 1), (0, 7), ha="right", color=MUTED)
+
+
+def width_of(text: Any) -> float:
+    """Width of a written text in points."""
+    return float(text.get_window_extent().width) * 72 / DPI
+
+
+def fit(text: Any, points: float, smallest: float = 8.0) -> None:
+    """Make a text smaller, then shorten it with an ellipsis, until it is at most `points` wide."""
+    for size in range(int(text.get_fontsize()), int(smallest) - 1, -1):
+        if width_of(text) <= points:
+            return
+        text.set_fontsize(size)
+    while width_of(text) > points and len(text.get_text()) > 2:
+        shorter = text.get_text()
+        cut = max(1, min(len(shorter) - 2, int(len(shorter) * points / width_of(text))))
+        text.set_text(shorter[:cut].rstrip("\u2026 ") + "\u2026")
+
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """Write the page as PNG under a temporary name, then rename it."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    figure.savefig(unfinished, dpi=DPI, format="png")
+    unfinished.rename(path)
+
+
+@cache
+def _fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    installed = set(font_manager.fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
+
+
+@contextmanager
+def missing_glyphs_logged(path: Path) -> Iterator[None]:
+    """Turn matplotlib's warnings of characters that no font has, one each, into one message."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    if any("missing from" in str(warning.message) for warning in caught):
+        logger.warning("%s: no installed font has all characters of its text; boxes stand for them", path)

@@ -1,0 +1,105 @@
+"""A picture and a GeoJSON file for QuPath of every scored slide."""
+
+import logging
+from pathlib import Path
+
+from ..errors import MismatchError, ShazamError
+from ..runtime.progress import Progress
+from ..scoring.scores import Scores, open_scores
+from .canvas import missing_glyphs_logged, new_page, save_png
+from .geojson import write_geojson
+from .slide_files import file_stems
+from .slide_picture import draw_slide
+from .slide_scores import SlideScores, one_slide, recorded_geometry
+
+logger = logging.getLogger("shazam_fast")
+
+
+def heatmap(
+    scores: Scores | str | Path, out: str | Path, *, patch_size: float | None = None, mpp: float | None = None
+) -> list[Path]:
+    """Draw every slide, and write its patches as polygons for QuPath.
+
+    Slides whose patches have no positions are passed over; one message counts them.
+
+    Args:
+        scores: scores, or the directory that they were written to.
+        out: directory for <slide>.png (predicted class, confidence and, for bare students, the teacher with the
+            largest attention share) and <slide>.geojson (per patch a polygon with class, colour, probabilities and
+            shares). Names of slides that cannot be file names are changed and get a hash, see `file_stems`.
+        patch_size: side of a patch in level-0 pixels, for all slides. By default the size that the features' files
+            record for each slide.
+        mpp: micrometres per level-0 pixel of slides whose positions are in micrometres and whose files do not tell it.
+
+    Returns:
+        The pictures, one per slide.
+
+    Raises:
+        MismatchError: patches without slide or positions; a slide whose patch size or mpp is not known.
+        ShazamError: matplotlib is missing, or a file cannot be written.
+
+    >>> import tempfile, numpy as np, shazam_fast as sf
+    >>> folder = tempfile.mkdtemp()
+    >>> config = sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1)
+    >>> coords = [[0, 0], [256, 0], [0, 256]]
+    >>> archive = sf.write_archive(f"{folder}/a", {"uni": np.ones((3, 8))}, slides=["case 1"] * 3, coords=coords)
+    >>> scores = sf.score(sf.Student(config).eval(), archive)
+    >>> [path.name for path in sf.heatmap(scores, f"{folder}/maps", patch_size=256)]
+    ['case 1.png']
+    """
+    for name, value in (("patch_size", patch_size), ("mpp", mpp)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ShazamError(f"{name}: a number above 0 expected, found {value}")
+    scores = scores if isinstance(scores, Scores) else open_scores(scores)
+    if not scores.slides:
+        raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
+    new_page(1, 1, "heatmap")  # matplotlib is there
+    _say_replaced(scores, patch_size)
+    pictures: list[Path] = []
+    passed_over: list[str] = []
+    with Progress("drawing slides", len(scores.slides), "slides") as progress:
+        for name, stem in file_stems(scores.slides).items():
+            slide = one_slide(scores, name, patch_size, mpp)
+            if slide is None:
+                passed_over.append(name)
+            else:
+                pictures.append(_write(slide, Path(out), stem))
+            progress.advance(1)
+    if not pictures:
+        raise MismatchError(
+            f"{scores!r}: no patch has a position, so no map can be drawn; score features that have coords"
+        )
+    if passed_over:
+        logger.warning(
+            "%d of %d slides have no positions and are not drawn, %r first",
+            len(passed_over), len(scores.slides), passed_over[0],
+        )  # fmt: skip
+    return pictures
+
+
+def _write(slide: SlideScores, out: Path, stem: str) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_geojson(slide, out / f"{stem}.geojson")
+        with missing_glyphs_logged(out / f"{stem}.png"):
+            save_png(draw_slide(slide), out / f"{stem}.png")
+    except OSError as error:
+        raise ShazamError(f"{out}: slide {slide.name!r} could not be written: {error}") from error
+    if slide.without_position:
+        logger.warning("slide %r: %d patches without position are left out", slide.name, slide.without_position)
+    return out / f"{stem}.png"
+
+
+def _say_replaced(scores: Scores, patch_size: float | None) -> None:
+    """Warn when the given size is used in place of sizes that are recorded."""
+    others = {
+        name: geometry
+        for name, geometry in recorded_geometry(scores).items()
+        if patch_size is not None and geometry.unit == "pixels" and geometry.patch_size not in (None, patch_size)
+    }
+    if others:
+        name, geometry = next(iter(others.items()))
+        logger.warning(
+            "patch_size %g replaces the recorded size of %d slides (%r: %g)",
+            patch_size, len(others), name, geometry.patch_size,
+        )  # fmt: skip

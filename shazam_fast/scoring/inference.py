@@ -1,0 +1,126 @@
+"""The one inference loop: batches of an archive's features through a student, for scoring and for validation.
+
+A student is brought into one of two forms that take the archive's columns as they lie: `ArchiveForm` in PyTorch,
+`CoreForm` in the compiled core.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import _core
+from ..archive.archive import FeatureArchive
+from ..errors import NonFiniteError
+from ..student.folded import FoldedStudent
+from ..student.matching import TeacherMatch
+from ..student.output import StudentOutput
+from ..student.student import Student
+
+GPU_TILE_ROWS = 16384  # a copy of 100 MB and more runs at the bus's full rate
+GPU_TILES = 3  # one is gathered, one copied, one computed
+
+Features = TypeVar("Features")
+
+
+@torch.inference_mode()
+def infer(
+    form: Callable[[Features], StudentOutput], batches: Iterable[tuple[int, Features]]
+) -> Iterator[tuple[int, StudentOutput]]:
+    """What a student gives for batch after batch.
+
+    Args:
+        form: the student as a function of the archive's features.
+        batches: position of the first row, and features [B, archive's width], of each batch.
+
+    Returns position and output of each batch; the output is valid until the next batch is asked for.
+    """
+    for start, features in batches:
+        yield start, form(features)
+
+
+class ArchiveForm:
+    """A student in PyTorch that takes an archive's features: columns matched, in the student's dtype and device."""
+
+    def __init__(self, model: Student | FoldedStudent, match: TeacherMatch) -> None:
+        self._model, self._match = model, match
+        like = next(chain(model.parameters(), model.buffers()))
+        self._dtype, self._device = like.dtype, like.device
+
+    def __call__(self, features: Tensor) -> StudentOutput:
+        """Features [B, archive's width] -> output."""
+        matched, present = self._match(features.to(self._device, self._dtype))
+        output: StudentOutput = self._model(matched, present)
+        return output
+
+
+class CoreForm:
+    """A folded student in the compiled core, for one thread, in buffers of its own.
+
+    Args:
+        core: the student there; threads share it.
+        starts: first of the archive's columns of each of the student's teachers, -1 for missing ones.
+        classes, dim: C and D of the student.
+        value_map: C_K [D, D], from pooled to fused features.
+        most: rows of the largest batch.
+    """
+
+    def __init__(
+        self, core: _core.FoldedStudent, starts: list[int], classes: int, dim: int, value_map: Tensor, most: int
+    ) -> None:
+        self._core, self._starts, self._value_map = core, starts, value_map
+        self._buffers = [torch.empty(most, width) for width in (classes, len(starts), dim)]
+
+    def __call__(self, features: Tensor) -> StudentOutput:
+        """Features as stored, [B, archive's width] -> output, in buffers that the next call overwrites."""
+        logits, shares, pooled = (buffer[: len(features)] for buffer in self._buffers)
+        self._core.forward(features.numpy(), self._starts, logits.numpy(), shares.numpy(), pooled.numpy())
+        return StudentOutput(logits, lambda: pooled @ self._value_map, shares)
+
+
+def stream_to_gpu(
+    archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """(position of the first row, features [B, width] float32 on the device) of tile after tile.
+
+    A tile is gathered, as stored, into one of a few pinned buffers and copied on a stream of its own; the host waits
+    only for the copy that last used the buffer. Features are valid until the next tile is asked for.
+    """
+    stored: torch.dtype = getattr(torch, archive.dtype)
+    size = min(GPU_TILE_ROWS, len(rows))
+    pinned = [torch.empty(size, archive.width, dtype=stored, pin_memory=True) for _ in range(GPU_TILES)]
+    there = [torch.empty(size, archive.width, dtype=stored, device=device) for _ in range(GPU_TILES)]
+    copied = [torch.cuda.Event() for _ in range(GPU_TILES)]
+    used = [torch.cuda.Event() for _ in range(GPU_TILES)]
+    copies, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    copies.wait_stream(compute)  # the buffers' memory may still be in use by what was computed before
+    for index, start in enumerate(range(0, len(rows), size)):
+        slot, chosen = index % GPU_TILES, rows[start : start + size]
+        n = len(chosen)
+        copied[slot].synchronize()
+        raw = pinned[slot].view(torch.uint16) if stored == torch.bfloat16 else pinned[slot]
+        archive.gather(chosen, out=raw[:n].numpy())
+        with torch.cuda.stream(copies):
+            copies.wait_event(used[slot])
+            there[slot][:n].copy_(pinned[slot][:n], non_blocking=True)
+            copied[slot].record(copies)
+        compute.wait_event(copied[slot])
+        yield start, there[slot][:n].float()
+        used[slot].record(compute)
+    compute.wait_stream(copies)
+
+
+def require_finite_results(archive: FeatureArchive, rows: NDArray[np.int64], results: NDArray[np.floating]) -> None:
+    """Check the results [n] of the given rows of an archive.
+
+    Raises NonFiniteError when one is NaN or infinite: naming the teacher if a feature of that row is, else the row.
+    """
+    bad = np.flatnonzero(~np.isfinite(results))
+    if bad.size:
+        first = rows[bad[:1]]
+        archive.require_finite(first, archive.gather(first))
+        raise NonFiniteError(f"{archive.path}: row {first[0]} gives non-finite logits; score with student.double()")

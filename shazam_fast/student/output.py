@@ -1,0 +1,34 @@
+"""What a student, plain or folded, gives for a batch of patches."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+from torch import Tensor
+
+
+class StudentOutput:
+    """Result of a forward pass over B patches.
+
+    `logits` [B, C] are always computed. `fused` and `shares` are computed when they are first read if they cost extra.
+
+    Args:
+        logits: [B, C].
+        fused: [B, D], or a function that computes it.
+        shares: [B, N], a function that computes them, or None where there are none (the residual block).
+    """
+
+    def __init__(
+        self, logits: Tensor, fused: Tensor | Callable[[], Tensor], shares: Tensor | Callable[[], Tensor] | None
+    ) -> None:
+        self.logits = logits
+        self._fused, self._shares = fused, shares
+
+    @cached_property
+    def fused(self) -> Tensor:
+        """The fused feature t, the mean token of the last layer. [B, D]."""
+        return self._fused if isinstance(self._fused, Tensor) else self._fused()
+
+    @cached_property
+    def shares(self) -> Tensor | None:
+        """Exact share of each teacher in the fused feature [B, N], rows summing to 1; None for the residual block."""
+        return self._shares if self._shares is None or isinstance(self._shares, Tensor) else self._shares()

@@ -1,0 +1,18 @@
+"""What an objective can be. Imports no torch, for the CLI."""
+
+from typing import Any
+
+from ..runtime.checks import require_choice, require_number
+
+TARGETS = ("projected", "detached", "frozen")
+HUBERS = ("norm", "elementwise")
+
+
+def check_objective(lam: object, delta: object, huber: object, targets: object) -> dict[str, Any]:
+    """The options of an objective as plain values. Raises ShazamError naming the first that cannot be."""
+    return {
+        "lam": require_number("lam", lam, 0.0),
+        "delta": require_number("delta", delta, above=0.0),
+        "huber": require_choice("huber", huber, HUBERS),
+        "targets": require_choice("targets", targets, TARGETS),
+    }

@@ -1,0 +1,75 @@
+"""The student on the validation split after every epoch: what the best epoch is chosen by."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..archive.archive import FeatureArchive
+from ..scoring.inference import ArchiveForm, infer, require_finite_results
+from ..scoring.metrics import confusion_matrix, selection_metrics, selection_score
+from ..student.matching import TeacherMatch
+from ..student.student import Student
+from .feed import resident_features
+
+RESIDENT_ROWS = 16384  # rows at a time of features that are on the GPU
+STREAMED_ROWS = 2048  # rows at a time of features that come from the disk
+
+
+class Validation:
+    """Validates students on the rows of a split; on a GPU the features stay there if they fit.
+
+    Args:
+        archive: where the features are.
+        rows: the labelled rows of the validation split, int64 [n].
+        device: where the student computes.
+    """
+
+    def __init__(self, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> None:
+        self._archive, self._rows, self._device = archive, rows, device
+        self._features = resident_features(archive, rows, device)
+
+    def __call__(self, student: Student) -> dict[str, Any]:
+        """Selection score with its parts, and for a bare student the mean teacher shares and their entropy.
+
+        Raises NonFiniteError naming the teacher and the row of a NaN or infinite feature, or the row of a logit.
+        """
+        student.eval()
+        form = ArchiveForm(student, TeacherMatch(self._archive.path, self._archive.teachers, student.config))
+        logits, shares = [], []
+        for _, output in infer(form, self._batches()):
+            logits.append(output.logits)
+            if output.shares is not None:
+                shares.append(output.shares)
+        found = torch.cat(logits)  # [n, C]
+        require_finite_results(self._archive, self._rows, found.sum(dim=1).cpu().numpy())
+        labels, prediction = self._archive.labels[self._rows], found.argmax(dim=1).cpu().numpy()
+        confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
+        balanced_accuracy, weighted_f1 = selection_metrics(confusion)
+        return {
+            "val_score": selection_score(balanced_accuracy, weighted_f1),
+            "val_balanced_accuracy": balanced_accuracy,
+            "val_weighted_f1": weighted_f1,
+            **(_describe_shares(torch.cat(shares), list(self._archive.teachers)) if shares else {}),
+        }
+
+    def _batches(self) -> Iterator[tuple[int, Tensor]]:
+        """Position of the first row and features [B, width] on the device, batch after batch."""
+        if self._features is not None:
+            for start in range(0, len(self._rows), RESIDENT_ROWS):
+                yield start, self._features[start : start + RESIDENT_ROWS]
+            return
+        start = 0
+        for batch in self._archive.stream(self._rows, STREAMED_ROWS):
+            yield start, torch.from_numpy(batch.features).to(self._device)
+            start += len(batch.rows)
+
+
+def _describe_shares(shares: Tensor, teachers: list[str]) -> dict[str, Any]:
+    """Mean share per teacher and mean entropy (nats) of shares [n, N]."""
+    entropy = torch.special.entr(shares).sum(dim=1).mean()
+    means = shares.mean(dim=0).tolist()
+    return {"teacher_shares": dict(zip(teachers, means, strict=True)), "share_entropy": float(entropy)}

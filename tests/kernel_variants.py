@@ -1,0 +1,109 @@
+"""The Triton kernels at the shapes of the presets and at the extremes, and how the JIT would specialise each.
+
+Tests compile them and check limits; `benchmarks/kernel_resources.py` records what each needs.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from compiled import Report, compile_report
+from shazam_fast.kernels import distillation, folded_scoring, projection, stack_kernels, token_attention
+from shazam_fast.kernels.launch import row_blocks, token_tile
+
+TEACHERS = 4
+POINTERS = {"present_ptr": "*u8", "features_ptr": "*fp16", "rows_ptr": "*i64", "starts_ptr": "*i32"}
+ALWAYS_FLOAT32 = ("attention_ptr", "d_attention_ptr", "losses_ptr", "kept_ptr", "d_cosine_ptr", "d_huber_ptr")
+FLOATS = {"lam": "fp32", "delta": "fp32", "delta_squared": "fp32"}
+ANY_STRIDE = ("stride_present_b", "stride_present_n", "stride_d_cosine", "stride_d_huber")  # not always 16 k
+OF_RESIDUAL = ("offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr")
+
+
+class Variant(NamedTuple):
+    """A kernel with everything that the compiler is told."""
+
+    name: str
+    kernel: Any
+    constexprs: dict[str, Any]
+    num_warps: int
+    B: int = 64  # patches of a batch at which it is used
+    precision: str = "ieee"
+    tokens: str = "fp32"  # dtype of token-like tensors
+
+    def compile(self, capability: int) -> Report:
+        """What it needs of a GPU of compute capability `capability`."""
+        constexprs = {name: value for name, value in self.constexprs.items() if name in self.kernel.arg_names}
+        signature = {name: self._type(name) for name in self.kernel.arg_names if name not in constexprs}
+        return compile_report(self.kernel, signature, constexprs, capability, self.num_warps)
+
+    def _type(self, name: str) -> str:
+        if name.startswith("stride_"):
+            return "i32" if name in ANY_STRIDE else "i32:16"
+        if not name.endswith("_ptr"):
+            return FLOATS.get(name, "i32")
+        if name == "maps_ptr" and self.precision in ("bf16", "fp16"):
+            return f"*{self.precision}:16"
+        return POINTERS.get(name, "*fp32" if name in ALWAYS_FLOAT32 else f"*{self.tokens}") + ":16"
+
+
+def of_tile(name, kernel, N, D, tokens="fp32", **constexprs) -> Variant:
+    """A kernel that takes a tile of tokens."""
+    tile = token_tile(N, D, itemsize={"fp32": 4, "bf16": 2}[tokens])
+    constexprs |= {"N": N, "D": D, "BLOCK_N": tile.N, "BLOCK_B": tile.B, "BLOCK_D": tile.D}
+    shape = f"N={N} D={D}" + (f" {tokens}" if tokens != "fp32" else "")
+    return Variant(f"{name} {shape}", kernel, constexprs, tile.warps, tokens=tokens)
+
+
+def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64) -> Variant:
+    """A kernel that takes a whole stack."""
+    constexprs = row_blocks(N, D, precision, itemsize=4)
+    num_warps = constexprs.pop("num_warps")
+    absent = {None: (), True: ("shares_ptr",), False: OF_RESIDUAL}[residual]
+    return Variant(
+        f"{name} N={N} D={D} {precision}", kernel, {**constexprs, **dict.fromkeys(absent)}, num_warps, B, precision
+    )
+
+
+def of_projection(name, kernel, B, D, precision, align=16) -> Variant:
+    """A kernel that takes rows of the feature table."""
+    constexprs = projection.blocks(B, D, precision, torch.float32)
+    num_warps = constexprs.pop("num_warps")
+    odd = "" if align == 16 else f" align={align}"
+    return Variant(
+        f"{name} D={D} B={B} {precision}{odd}", kernel, {**constexprs, "N": TEACHERS, "D": D, "ALIGN": align},
+        num_warps, B, precision,
+    )  # fmt: skip
+
+
+def variants() -> Iterator[Variant]:
+    """All that are recorded and tested."""
+    attention = token_attention.attention_forward, token_attention.attention_backward
+    losses = distillation.distillation_forward, distillation.distillation_backward
+    stack = stack_kernels.stack_forward, stack_kernels.stack_backward
+    project = projection.projection_forward, projection.projection_backward
+    for direction, kernel in zip(("forward", "backward"), attention, strict=True):
+        for D in (128, 1024):
+            yield of_tile(f"attention {direction}", kernel, TEACHERS, D, POOL=False)
+        yield of_tile(f"attention {direction}", kernel, TEACHERS, 128, "bf16", POOL=False)
+        yield of_tile(f"pooled attention {direction}", kernel, TEACHERS, 512, POOL=True)
+        unmasked = of_tile(f"attention {direction} without a mask", kernel, TEACHERS, 512, POOL=False)
+        yield unmasked._replace(constexprs={**unmasked.constexprs, "present_ptr": None})
+    for N, D in ((8, 128), (16, 1024), (32, 128)):
+        yield of_tile("attention backward", attention[1], N, D, POOL=False)
+    for direction, kernel in zip(("forward", "backward"), losses, strict=True):
+        for D in (128, 1024):
+            yield of_tile(f"losses {direction}", kernel, TEACHERS, D, NORM=True)
+        yield of_tile(f"elementwise losses {direction}", kernel, TEACHERS, 128, NORM=False)
+    for D in (128, 256):
+        for precision in ("ieee", "tf32", "bf16")[: 3 if D == 128 else 2]:
+            for direction, kernel in zip(("forward", "backward"), stack, strict=True):
+                for block in ("bare", "residual"):
+                    yield of_stack(f"{block} stack {direction}", kernel, D, precision, block == "residual")
+            yield of_stack("folded stack", folded_scoring.folded_forward, D, precision, B=16384)
+    for direction, kernel in zip(("forward", "backward"), project, strict=True):
+        for B, D, precision in (
+            (64, 128, "ieee"), (64, 128, "tf32"), (64, 512, "ieee"), (1024, 128, "ieee"), (1024, 512, "tf32"),
+            (1024, 128, "bf16"),
+        ):  # fmt: skip
+            yield of_projection(f"projection {direction}", kernel, B, D, precision)
+        yield of_projection(f"projection {direction}", kernel, 64, 128, "ieee", align=1)
