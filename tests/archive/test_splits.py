@@ -43,8 +43,9 @@ def test_unknown_patients_are_split_by_slide_and_then_one_by_one(caplog):
 def test_patches_of_a_slide_stay_with_its_known_patient():
     groups = np.array([0, -1, 0, -1] * 5 + [1] * 20 + [2] * 20 + [3] * 20)
     slides = np.repeat([0, 1, 2, 3], 20)
-    splits = sf.GroupedSplit(0.25, 0.25).assign(np.zeros(80, int), groups, slides)
-    assert len(set(splits[:20].tolist())) == 1
+    for seed in range(8):
+        splits = sf.GroupedSplit(0.25, 0.25, seed).assign(np.zeros(80, int), groups, slides)
+        assert len(set(splits[:20].tolist())) == 1
 
 
 def test_unlabelled_patches_are_in_no_split():
