@@ -189,28 +189,25 @@ class _Projection(torch.autograd.Function):
         return d_weight, d_tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
 
 
-def _check(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-) -> None:
+def _check_maps(weight: Tensor, bias: Tensor, standard: tuple[Tensor, Tensor] | None, dims: Sequence[int]) -> None:
     if weight.dtype not in (torch.float32, torch.float64) or bias.ndim != 2:
         raise ValueError(f"weight: float32 or float64 and bias [N, D] expected, found {weight.dtype}, {bias.shape}")
-    if features.ndim != 2 or features.dtype not in DTYPES or (features.shape[1] > 1 and features.stride(1) != 1):
-        raise ValueError(f"features: float [R, {sum(dims)}] expected, found {features.dtype} {list(features.shape)}")
-    if features.requires_grad:
-        raise ValueError("features: no gradient expected")
     N, D = bias.shape
-    shapes = {"features": features.shape[1], "weight": len(weight), "dims": sum(dims)}
-    if len(set(shapes.values())) != 1 or len(dims) != N:
-        raise ValueError(f"one width and {N} teachers expected, found {shapes} and {len(dims)} teachers")
+    if len(dims) != N:
+        raise ValueError(f"dims: the widths of {N} teachers expected, found {list(dims)}")
     require_rows("weight", weight, (sum(dims), D), weight)
     require_rows("bias", bias, (N, D), weight)
     for name, vector in zip(("mean", "scale"), standard or (), strict=False):
         require_rows(name, vector, (sum(dims),), weight)
+
+
+def _check_table(features: Tensor, rows: Tensor | None, width: int) -> None:
+    neighbours = features.shape[-1] <= 1 or features.stride(-1) == 1
+    if features.ndim != 2 or features.shape[1] != width or features.dtype not in DTYPES or not neighbours:
+        found = f"{features.dtype} {list(features.shape)}, strides {features.stride()}"
+        raise ValueError(f"features: float [R, {width}] with neighbouring columns expected, found {found}")
+    if features.requires_grad:
+        raise ValueError("features: no gradient expected")
     if rows is not None and (
         rows.ndim != 1 or rows.dtype not in (torch.int32, torch.int64) or not rows.is_contiguous()
     ):
@@ -242,7 +239,8 @@ def project(
     Raises:
         ValueError: anything else than that, with what was expected and what was found. Rows are not looked at.
     """
-    _check(features, rows, standard, weight, bias, dims)
+    _check_maps(weight, bias, standard, dims)
+    _check_table(features, rows, sum(dims))
     require_precision(precision)
     require_mask(present, len(features if rows is None else rows), len(bias), weight)
     tokens: Tensor = _Projection.apply(weight, bias, _Inputs(features, rows, standard, tuple(dims), present), precision)

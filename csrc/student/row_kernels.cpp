@@ -11,8 +11,8 @@
 
 // The row kernels are compiled once per instruction set, from row_kernels.inl and tile_product.inl.
 // Each namespace defines a Vector of kLanes floats and what its instruction set does differently:
-// `load_first` and `store_first` read and write the first `lanes` < kLanes values and leave the rest
-// 0 or untouched; `clamp` keeps NaN; `add_lanes` sums the lanes of each of four Vectors.
+// `load_first` and `store_first` read and write the first `lanes` < kLanes values and leave the
+// rest 0 or untouched; `clamp` keeps NaN; `add_lanes` sums the lanes of each of four Vectors.
 
 namespace shazam {
 namespace {

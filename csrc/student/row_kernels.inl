@@ -1,5 +1,5 @@
-// The row kernels for one instruction set. Included once per instruction set, inside a namespace that
-// defines TARGET, Vector, kLanes and the functions of a Vector; hence no include guard.
+// The row kernels for one instruction set. Included once per instruction set, inside a namespace
+// that defines TARGET, Vector, kLanes and the functions of a Vector; hence no include guard.
 
 constexpr int64_t kLeftBlock = 2;  // 2 x 4 sums and their operands fit 16 registers
 constexpr int64_t kRightBlock = 4;

@@ -114,8 +114,10 @@ def test_absent_teachers_may_hold_anything(device):
     ("change", "message"),
     [
         ({"precision": "fp8"}, "precision: one of ieee, tf32"),
-        ({"dims": [6, 10]}, "one width"),
-        ({"dims": [15]}, "one width"),
+        ({"dims": [6, 10]}, r"weight: shape \[16, 16\]"),
+        ({"dims": [15]}, "dims: the widths of 2 teachers"),
+        ({"features": torch.zeros(8, 16)}, r"features: float \[R, 15\]"),
+        ({"features": torch.zeros(15, 8).T}, "features: float .* with neighbouring columns"),
         ({"rows": torch.tensor([0.5])}, "rows: contiguous int32 or int64"),
         ({"rows": torch.arange(8)[::2]}, "rows: contiguous"),
         ({"features": torch.zeros(8, 15, dtype=torch.int32)}, "features: float"),
