@@ -73,7 +73,7 @@ class Contents:
     The columns of `blocks`, in order, are those of `teachers` (name -> dim), in order. `columns` maps a column name
     (label, split, slide, coords, group) to a function that reads it whole; one that is missing is unknown for all rows.
     `geometry` maps slides to where their patches lie, "" to it where the archive names no slides; slides of which
-    nothing is known are absent.
+    nothing is known are absent. `records` says of teachers how their features were made, see `teacher_records`.
     """
 
     path: Path
@@ -86,6 +86,7 @@ class Contents:
     columns: Mapping[str, Callable[[], NDArray[np.generic]]] = field(default_factory=dict)
     geometry: Mapping[str, Geometry] = field(default_factory=dict)
     checksums: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 # column -> (dtype in the parts, trailing shape); written by writer.py, read here
