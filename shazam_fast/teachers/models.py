@@ -117,7 +117,8 @@ def load_teacher(
     Returns the teacher on the CPU, in float32, in evaluation mode.
 
     >>> import torch
-    >>> spec = TeacherSpec("mine", 3, library="torch", pooling="model", arguments={"create": lambda: torch.nn.Identity()})
+    >>> create = {"create": lambda: torch.nn.Identity()}
+    >>> spec = TeacherSpec("mine", 3, library="torch", pooling="model", arguments=create)
     >>> load_teacher(spec).features(torch.ones(2, 3)).shape
     torch.Size([2, 3])
 

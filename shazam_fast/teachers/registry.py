@@ -45,8 +45,8 @@ def register_teacher(spec: TeacherSpec) -> None:
 
     Raises ShazamError when the name is taken.
 
-    >>> register_teacher(TeacherSpec("tiny", dim=192, arguments={"model_name": "vit_tiny_patch16_224"}))
-    >>> get_teacher("tiny").dim
+    >>> register_teacher(TeacherSpec("vit-tiny", dim=192, arguments={"model_name": "vit_tiny_patch16_224"}))
+    >>> get_teacher("vit-tiny").dim
     192
     """
     built_in = next((known for known in BUILT_IN if known.name == spec.name), None)

@@ -19,7 +19,7 @@ class TeacherSpec:
     """One teacher: a timm model, a transformers vision model, or a callable that makes a torch module.
 
     Args:
-        name: the teacher's name in archives and students; where tools pool differently, it tells which variant is meant.
+        name: the teacher's name in archives and students; it tells the pooling where tools differ in it.
         dim: number of columns of its feature.
         hub: "owner/name" of the repository on the Hugging Face hub that has its weights.
         library: "timm" (arguments of `timm.create_model`, layers by their name in timm.layers or torch.nn),

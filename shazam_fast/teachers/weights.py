@@ -137,6 +137,7 @@ def _not_downloaded(spec: TeacherSpec, problem: Exception | None) -> str:
         else f"it is open ({spec.licence}) at https://huggingface.co/{spec.hub}"
     )
     return (
-        f"teacher {spec.name!r}: could not download {' or '.join(spec.files)} of {spec.hub} from Hugging Face ({reason}). "
+        f"teacher {spec.name!r}: could not download {' or '.join(spec.files)} of {spec.hub} from Hugging Face "
+        f"({reason}). "
         f"Online, {gate}. Without a network, fetch the file elsewhere and build it with weights= its path"
     )

@@ -420,7 +420,7 @@ def test_conch_waits_for_the_users_callable(images):
         ({"pooling": "max"}, "pooling: one of .* expected, found 'max'"),
         ({"precision": "fp16"}, "precision: one of .* expected, found 'fp16'"),
         ({"name": "a:b"}, "a name without ':'"),
-        ({"dim": 0}, "dim >= 1"),
+        ({"dim": 0}, "dim: a whole number from 1 expected, found 0"),
         ({"levels": (3, 9)}, r"levels 0 <= early < middle < blocks expected, found \(3, 9\) of 4"),
     ],
 )
