@@ -34,14 +34,16 @@ from .inference import (
 
 __all__ = ["GPU_TILE_ROWS", "TILE_ROWS", "RowScores", "Scorer"]
 
-TILE_ROWS = 240  # one thread's work at a time on the CPU; a multiple of the 12 rows that its products take at once
-TILES_AHEAD = 16  # that the disk works on while the processors compute
+TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of the 12 rows that its products take
+TILES_AHEAD = 16  # number of tiles that are read ahead from the disk
 STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.float32}  # as `gather` takes them
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """`probabilities` float32 [n, C], `shares` float32 [n, N] or None, `fused` float32 [n, D] or None."""
+    """Scores of n rows: `probabilities` float32 [n, C]; `shares` float32 [n, N], None for residual students;
+    `fused` float32 [n, D], None unless asked for.
+    """
 
     probabilities: NDArray[np.float32]
     shares: NDArray[np.float32] | None
@@ -51,10 +53,17 @@ class RowScores:
 class Scorer:
     """Scores rows of an archive with a student in its fastest exact form; use it as a context manager.
 
+    Args:
+        student: the student; it stays as it is, a copy or its folded form computes.
+        archive: where the features are.
+        device: where to compute.
+        fused: whether fused features are wanted.
+        allow_missing_teachers: accept missing teachers though the student was trained without teacher dropout.
+
     On the CPU every thread takes whole tiles, so that neither a product nor a cache is shared. On a GPU tiles are
     gathered into pinned memory and copied on a stream of their own while the ones before are computed.
 
-    Raises MismatchError when the archive's teachers are not the student's.
+    Raises MismatchError when the archive's teachers are not the student's, see `match_teachers`.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ from ..student.matching import TeacherMatch, require_same_features
 from ..student.output import StudentOutput
 from ..student.student import Student
 
-GPU_TILE_ROWS = 16384  # a copy of 100 MB and more runs at the bus's full rate
-GPU_TILES = 3  # one is gathered, one copied, one computed
+GPU_TILE_ROWS = 16384  # rows per tile; copies of 100 MB and more run at the bus's full rate
+GPU_TILES = 3  # number of buffers: one is gathered, one copied, one computed
 
 Features = TypeVar("Features")
 

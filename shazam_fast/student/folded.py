@@ -15,15 +15,25 @@ from .output import StudentOutput
 
 
 class FoldedStudent(nn.Module):
-    """A trained bare student for scoring: standardisation, value maps and LayerNorm gain are folded away.
+    """A trained bare student for scoring; made by `Student.fold`, for inference only.
 
-    With C_0 = I: B_l = C_{l-1} Wq_l Wk_l^T C_{l-1}^T / sqrt(D), C_l = C_{l-1} Wv_l. Folded in float64, kept in the
-    student's dtype. Three times fewer attention FLOPs, and the teacher shares come as a by-product.
+    The features' scales, the value maps and the gain of the LayerNorm are multiplied into other maps. With C_0 = I:
+    B_l = C_{l-1} Wq_l Wk_l^T C_{l-1}^T / sqrt(D), C_l = C_{l-1} Wv_l. Computed in float64, kept in the student's dtype,
+    in tensors of its own. It needs a third of the attention FLOPs and gives the teacher shares as a by-product.
 
-    Float32 ends where attention gets sharp, for the student and its folded form alike: with scores up to 5 the worst of
-    4,000 random patches errs by 5e-7, with scores of 50 by 3e-5, with scores of 500 and more by 1e-3 (some patch is
-    then a near tie between two teachers); folded in float64, by 4e-12 (tests/test_folding.py). Trained bare students
-    reach scores of 1e6: where single patches matter, score with `student.double()`.
+    The features' means are not folded into a bias but subtracted first, so columns whose mean is large for their spread
+    (1e5 times as large, tests/student/test_folding.py) cost no accuracy that the student itself has.
+
+    In float32, the student and its folded form alike become inaccurate when attention scores are large: with scores up
+    to 5 the worst of 4,000 random patches errs by 5e-7, with scores of 50 by 3e-5, with scores of 500 and more by 1e-3
+    (some patch is then a near tie between two teachers); folded in float64, by 4e-12. Trained bare students reach
+    scores of 1e6: where single patches matter, score with `student.double()`.
+
+    >>> import torch
+    >>> from shazam_fast import Student, StudentConfig
+    >>> student = Student(StudentConfig({"uni": 8, "gigapath": 6}, ("normal", "tumor"), dim=8, depth=2)).eval()
+    >>> student.fold()(torch.ones(3, 14)).shares.shape
+    torch.Size([3, 2])
     """
 
     shift: Tensor  # the features' means, subtracted before the first product, [sum of dims]

@@ -1,7 +1,4 @@
-"""The student: one token per teacher, a small self-attention stack, the mean, a head (Shazam, arXiv 2503.00736).
-
-`Student` is what is trained; `FoldedStudent` is the bare student with its maps multiplied out, for scoring.
-"""
+"""The layers of a student: projections of the teachers, and what the residual block adds. Initialised as nn.Linear."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -31,7 +28,16 @@ class Projection(nn.Module):
     def forward(
         self, features: Tensor, rows: Tensor | None, standard: tuple[Tensor, Tensor], present: Tensor | None
     ) -> Tensor:
-        """Standardised features of the chosen rows -> tokens [B, N, D]."""
+        """Standardised features through each teacher's map.
+
+        Args:
+            features: [R, sum of dims].
+            rows: int64 [B], which rows of `features` to take; None: all, B = R.
+            standard: mean and scale of the columns, [sum of dims] each.
+            present: bool [B, N], which teachers a patch has; None: all.
+
+        Returns tokens [B, N, D].
+        """
         maps = ops.TokenMaps(self.weight, self.bias, self.dims, standard)
         return ops.project(features, rows, maps, present)
 

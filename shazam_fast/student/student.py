@@ -19,9 +19,22 @@ class Student(nn.Module):
     """Shazam's student network.
 
     Features are [B, sum of dims], the teachers side by side in the order of `config.teachers`.
-    They are standardised by `feature_mean` and `feature_scale`, learned on the training split.
-    `frozen_targets` are fixed random maps that it was distilled from if not from its own tokens (the authors'
-    script); `training_record` says how it was trained (plain values, saved as JSON).
+
+    Args:
+        config: its shape.
+        generator: draws the initial parameters; PyTorch's global one by default.
+
+    Attributes:
+        feature_mean, feature_scale: by which features are standardised, learned on the training split, [sum of dims].
+        frozen_targets: fixed random maps that it was distilled from (`targets="frozen"`); None otherwise.
+        training_record: how it was trained, plain values that are saved as JSON.
+
+    >>> import torch
+    >>> from shazam_fast import StudentConfig
+    >>> student = Student(StudentConfig({"uni": 8, "gigapath": 6}, ("normal", "tumor"), dim=8, depth=2)).eval()
+    >>> output = student(torch.ones(3, 14))
+    >>> output.logits.shape, output.fused.shape, output.shares.shape
+    (torch.Size([3, 2]), torch.Size([3, 8]), torch.Size([3, 2]))
     """
 
     feature_mean: Tensor
@@ -88,7 +101,10 @@ class Student(nn.Module):
         self.frozen_targets = Projection(self.dims, self.config.dim, generator).requires_grad_(False)
 
     def fold(self) -> FoldedStudent:
-        """The same function with all linear maps multiplied out; exact, bare block only."""
+        """The same function with all linear maps multiplied out, for scoring. Exact.
+
+        Raises ShazamError for the residual block, which does not fold.
+        """
         return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
 
     def save(self, path: str | Path) -> None:

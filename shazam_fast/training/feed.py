@@ -14,12 +14,16 @@ from ..runtime.progress import Progress
 logger = logging.getLogger("shazam_fast")
 
 
-RESIDENT_SHARE = 0.6  # of the free device memory that the features of a split may take
-LOADED_ROWS = 16384  # at a time on their way to the device
+RESIDENT_SHARE = 0.6  # fraction of the free device memory that the features of a split may take
+LOADED_ROWS = 16384  # rows that are copied to the device at a time
 
 
 def feature_statistics(archive: FeatureArchive, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every column over the given rows, float32 [width] each.
+
+    Args:
+        archive: where the features are.
+        rows: int64 [n], at least one.
 
     Accumulated in float64 around the first batch's mean; a constant column gets scale 1.
     Raises NonFiniteError naming the teacher and the row of the first NaN or infinity.

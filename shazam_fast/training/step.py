@@ -16,13 +16,17 @@ from ..student.student import Student
 from .feed import TrainingFeed
 from .objective import Objective
 
-WARM_UPS = 3  # before a capture
+WARM_UPS = 3  # steps before a CUDA graph is captured
 
 
 class TrainingStep:
     """Steps over a feed, each leaving its losses [total, cross-entropy, cosine per teacher, Huber per teacher].
 
     Args:
+        student: the student to train, on the device of `losses`.
+        optimizer: of its parameters.
+        objective: what is minimised.
+        feed: the batches.
         losses: [steps of an epoch, terms], on the student's device.
     """
 
