@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Value = str | NDArray[np.float64]
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE, CONTINUATION = 0x0C, 0x10  # types of header messages
 MAX_BLOCK = 1 << 20  # bytes of a header or a heap; their usual size is 4096
 MAX_MESSAGES = 10_000
@@ -41,7 +42,8 @@ def read_attributes(path: Path, holder: Any, names: tuple[str, ...]) -> Mapping[
     address = h5py.h5o.get_info(holder.id).addr
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        file = _Bytes(descriptor, holder.file.userblock_size)
+        plain = os.pread(descriptor, len(SIGNATURE), 0) == SIGNATURE  # without a user block, which h5py is slow to say
+        file = _Bytes(descriptor, 0 if plain else holder.file.userblock_size)
         wanted = {name.encode(): name for name in names}
         found = {}
         for message in _messages(file, address):
