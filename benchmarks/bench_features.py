@@ -3,11 +3,10 @@
     pytest benchmarks/bench_features.py [--quick] --benchmark-json=out.json
 
 Four teachers, 1280 + 1024 + 1024 + 1536 columns of float16. Providers: ours on a native archive ("ours") and on one
-.npy file a teacher ("ours npy"), NumPy memory maps with astype, h5py, zarr, safetensors, and the authors' DataLoader
+.npy file per teacher ("ours npy"), NumPy memory maps with astype, h5py, zarr, safetensors, and the authors' DataLoader
 over a TensorDataset that is already in memory. "memcpy" and "plain read" are the ceilings that bound them all.
 """
 
-import gc
 import os
 import subprocess
 import sys
@@ -18,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from feature_readers import READERS, SLOW, TEACHERS, WIDTH, Cold
 
 import shazam_fast as sf
 
-TEACHERS = {"virchow": 1280, "uni": 1024, "phikon-v2": 1024, "gigapath": 1536}
-WIDTH = sum(TEACHERS.values())
 THREADS = len(os.sched_getaffinity(0))
 
 
@@ -48,99 +46,36 @@ def files(tmp_path_factory, features):
     return folder
 
 
-def drop_from_page_cache(*paths):
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+@pytest.mark.parametrize("batch", [64, 4096])
+@pytest.mark.parametrize("provider", READERS)
+def test_random_batches(measure, files, features, rows, provider, batch):
+    """Warm page cache. The slow readers read fewer batches."""
+    rng = np.random.default_rng(1)
+    read, rounds = READERS[provider](files, features, batch), 3 if provider in SLOW else 200
+    indices = [rng.choice(rows, batch, replace=False) for _ in range(rounds)]
+    calls = 0
 
+    def one():
+        nonlocal calls
+        calls += 1
+        return read(indices[calls % rounds])
 
-def memory_maps(files):
-    return [np.load(files / f"{name}.npy", mmap_mode="r") for name in TEACHERS]
-
-
-def write_chunked(files, features, library):
-    """The four teachers in chunks of 512 rows, as HDF5 and zarr users commonly store them."""
-    if library == "h5py":
-        h5py = pytest.importorskip("h5py")
-        with h5py.File(files / "chunked.h5", "w") as file:
-            for name, array in features.items():
-                file.create_dataset(name, data=array, chunks=(512, array.shape[1]))
-        file = h5py.File(files / "chunked.h5", "r")
-        return [file[name] for name in TEACHERS]
-    zarr = pytest.importorskip("zarr")
-    group = zarr.open_group(str(files / "chunked.zarr"), mode="w")
-    for name, array in features.items():
-        target = group.create_array(
-            name, shape=array.shape, chunks=(512, array.shape[1]), dtype=array.dtype, compressors=None
-        )
-        target[:] = array
-    return [group[name] for name in TEACHERS]
-
-
-def random_reader(provider, files, features, batch):
-    """A function that reads one random batch as float32, and how to check what it gave."""
-    if provider in ("ours", "ours npy"):
-        source = files / "a.archive" if provider == "ours" else {name: files / f"{name}.npy" for name in TEACHERS}
-        archive, out = sf.open(source), np.empty((batch, WIDTH), np.float32)
-        return lambda index: archive.gather(index, out=out)
-    if provider == "memmap":
-        maps = memory_maps(files)
-        return lambda index: [m[index].astype(np.float32) for m in maps]
-    if provider in ("h5py", "zarr"):
-        datasets = write_chunked(files, features, provider)
-
-        def read(index):
-            order = np.argsort(index)
-            back = np.argsort(order)
-            return [
-                (d[index[order]] if provider == "h5py" else d.oindex[index])[
-                    back if provider == "h5py" else ...
-                ].astype(np.float32)
-                for d in datasets
-            ]
-
-        return read
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
-    save_file(features, files / "all.safetensors")
-    opened = safe_open(files / "all.safetensors", framework="np")
-    slices = [opened.get_slice(name) for name in TEACHERS]
-    return lambda index: [np.concatenate([s[i : i + 1] for i in index.tolist()]).astype(np.float32) for s in slices]
+    got = measure(f"random batches of {batch} rows to float32, warm", provider, one, rows=batch,
+                  nbytes=batch * WIDTH * 2, baseline="memmap", rounds=rounds)  # fmt: skip
+    last = indices[calls % rounds]
+    expected = np.concatenate([features[name][last].astype(np.float32) for name in TEACHERS], axis=1)
+    np.testing.assert_array_equal(got if isinstance(got, np.ndarray) else np.concatenate(got, axis=1), expected)
 
 
 @pytest.mark.parametrize("batch", [64, 4096])
-@pytest.mark.parametrize("provider", ["memmap", "ours", "ours npy", "h5py", "zarr", "safetensors", "dataloader"])
-def test_random_batches(measure, request, files, features, rows, provider, batch):
-    """Warm page cache. The slow readers read fewer batches."""
-    rng = np.random.default_rng(1)
-    case = f"random batches of {batch} rows to float32, warm"
-    if provider == "dataloader":
-        tensors = [torch.from_numpy(features[name].astype(np.float32)) for name in TEACHERS]
-        dataset = torch.utils.data.TensorDataset(*tensors, torch.zeros(rows))
-        loader = iter(torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=True))
-        rounds = min(max(rows // batch - 6, 1), 30)
-        got = measure(case, provider, lambda: next(loader), rows=batch, nbytes=batch * WIDTH * 2, baseline="memmap",
-                      rounds=rounds, warmup=1)  # fmt: skip
-        assert got[0].shape == (batch, 1280)
-        return
-    read = random_reader(provider, files, features, batch)
-    slow = provider in ("h5py", "zarr", "safetensors")
-    indices = [rng.choice(rows, batch, replace=False) for _ in range(3 if slow else 200)]
-    state = {"calls": 0}
-
-    def one():
-        state["calls"] += 1
-        return read(indices[state["calls"] % len(indices)])
-
-    got = measure(
-        case, provider, one, rows=batch, nbytes=batch * WIDTH * 2, baseline="memmap", rounds=3 if slow else 200
-    )
-    last = indices[state["calls"] % len(indices)]
-    expected = np.concatenate([features[name][last].astype(np.float32) for name in TEACHERS], axis=1)
-    np.testing.assert_array_equal(got if isinstance(got, np.ndarray) else np.concatenate(got, axis=1), expected)
+def test_random_batches_of_a_dataloader(measure, features, rows, batch):
+    tensors = [torch.from_numpy(features[name].astype(np.float32)) for name in TEACHERS]
+    dataset = torch.utils.data.TensorDataset(*tensors, torch.zeros(rows))
+    loader = iter(torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=True))
+    rounds = min(max(rows // batch - 6, 1), 30)
+    got = measure(f"random batches of {batch} rows to float32, warm", "dataloader", lambda: next(loader), rows=batch,
+                  nbytes=batch * WIDTH * 2, baseline="memmap", rounds=rounds, warmup=1)  # fmt: skip
+    assert got[0].shape == (batch, 1280)
 
 
 @pytest.fixture(scope="module")
@@ -222,19 +157,6 @@ def test_sequential_warm(measure, files, features, rows, provider, pool):
     got = measure("sequential, as stored, warm", provider, read, rows=count, nbytes=count * WIDTH * 2,
                   baseline="memcpy", rounds=15)  # fmt: skip
     np.testing.assert_array_equal(got, source[starts[-1] : starts[-1] + block])
-
-
-class Cold:
-    """Readers whose files are out of the page cache: pages that a process has mapped would stay, so none is open."""
-
-    def __init__(self, paths, make):
-        self._paths, self._make, self.reader = paths, make, None
-
-    def reopen(self):
-        self.reader = None
-        gc.collect()
-        drop_from_page_cache(*self._paths)
-        self.reader = self._make()
 
 
 @pytest.mark.parametrize("provider", ["plain read", "ours"])

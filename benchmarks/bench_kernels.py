@@ -90,7 +90,7 @@ def ours(operation):
     if operation == "losses":
         return lambda fused, targets: ops.distillation_loss(fused, targets, 1.0, 1.0, "norm", None)[0]
     return lambda weight, bias, table, rows, mean, scale: ops.project(
-        table, rows, (mean, scale), weight, bias, [DIM] * len(bias), None
+        table, rows, ops.TokenMaps(weight, bias, [DIM] * len(bias), (mean, scale)), None
     )
 
 

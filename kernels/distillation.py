@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from .launch import accumulator, mask_arguments, require_mask, require_rows, require_tokens, token_tile
 from .reference import EPSILON
+from .token_tiles import tile_rows
 
 HUBERS = ("norm", "elementwise")
 FLOOR = tl.constexpr(EPSILON**2)  # squared norms below this count as this
@@ -42,11 +43,7 @@ def distillation_forward(
 ):  # fmt: skip
     """A program has BLOCK_B patches and a row of partial sums: N cosine losses, N Huber losses, lam times their sum."""
     dtype = losses_ptr.dtype.element_ty
-    o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
-    o_n = tl.arange(0, BLOCK_N)[:, None, None]
-    m_n = (o_b < B) & (o_n < N)
-    if present_ptr is not None:
-        m_n = tl.load(present_ptr + o_b * stride_present_b + o_n * stride_present_n, mask=m_n, other=0) != 0
+    o_b, o_n, m_n = tile_rows(present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_N, BLOCK_B)
 
     b_tt = tl.zeros([1, BLOCK_B, 1], dtype)  # |t|^2
     b_TT = tl.zeros([BLOCK_N, BLOCK_B, 1], dtype)  # |T|^2
@@ -105,13 +102,9 @@ def distillation_backward(
 ):  # fmt: skip
     """A program has BLOCK_B patches and BLOCK_D columns; `lam` is a factor of both upstream gradients."""
     dtype = kept_ptr.dtype.element_ty
-    o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
-    o_n = tl.arange(0, BLOCK_N)[:, None, None]
+    o_b, o_n, m_n = tile_rows(present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_N, BLOCK_B)
     o_d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, None, :]
-    m_n = (o_b < B) & (o_n < N)
     m_t = (o_b < B) & (o_d < D)
-    if present_ptr is not None:
-        m_n = tl.load(present_ptr + o_b * stride_present_b + o_n * stride_present_n, mask=m_n, other=0) != 0
 
     b_gc = lam * tl.load(d_cosine_ptr + o_n * stride_d_cosine, mask=o_n < N, other=0.0) / B  # [BLOCK_N, 1, 1]
     b_gh = lam * tl.load(d_huber_ptr + o_n * stride_d_huber, mask=o_n < N, other=0.0) / B

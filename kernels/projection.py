@@ -10,7 +10,6 @@ keep 4 bytes a value from forward. Features get no gradient.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from .launch import DTYPES, mask_arguments, require_mask, require_rows
 from .precision import PRECISIONS, require_precision
+from .reference import TokenMaps
 
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -141,21 +141,13 @@ def _starts(dims: tuple[int, ...], device: torch.device) -> Tensor:
 class _Inputs:
     """What both kernels read, in the order of their first arguments."""
 
-    def __init__(
-        self,
-        features: Tensor,
-        rows: Tensor | None,
-        standard: tuple[Tensor, Tensor] | None,
-        dims: tuple[int, ...],
-        present: Tensor | None,
-    ) -> None:
-        mean, scale = standard or (None, None)
+    def __init__(self, features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> None:
+        mean, scale = maps.standard or (None, None)
         self.batch = len(features if rows is None else rows)
-        self.dims = dims
-        self.align = alignment(dims, features.stride(0))
-        self.arguments = (
-            features, features.stride(0), rows, *mask_arguments(present), mean, scale, _starts(dims, features.device),
-        )  # fmt: skip
+        self.dims = tuple(maps.dims)
+        self.align = alignment(self.dims, features.stride(0))
+        starts = _starts(self.dims, features.device)
+        self.arguments = features, features.stride(0), rows, *mask_arguments(present), mean, scale, starts
 
 
 class _Projection(torch.autograd.Function):
@@ -189,28 +181,26 @@ class _Projection(torch.autograd.Function):
         return d_weight, d_tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
 
 
-def _check(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-) -> None:
+def _check_maps(maps: TokenMaps) -> None:
+    weight, bias, dims, standard = maps
     if weight.dtype not in (torch.float32, torch.float64) or bias.ndim != 2:
         raise ValueError(f"weight: float32 or float64 and bias [N, D] expected, found {weight.dtype}, {bias.shape}")
-    if features.ndim != 2 or features.dtype not in DTYPES or (features.shape[1] > 1 and features.stride(1) != 1):
-        raise ValueError(f"features: float [R, {sum(dims)}] expected, found {features.dtype} {list(features.shape)}")
-    if features.requires_grad:
-        raise ValueError("features: no gradient expected")
     N, D = bias.shape
-    shapes = {"features": features.shape[1], "weight": len(weight), "dims": sum(dims)}
-    if len(set(shapes.values())) != 1 or len(dims) != N:
-        raise ValueError(f"one width and {N} teachers expected, found {shapes} and {len(dims)} teachers")
+    if len(dims) != N:
+        raise ValueError(f"dims: the widths of {N} teachers expected, found {list(dims)}")
     require_rows("weight", weight, (sum(dims), D), weight)
     require_rows("bias", bias, (N, D), weight)
     for name, vector in zip(("mean", "scale"), standard or (), strict=False):
         require_rows(name, vector, (sum(dims),), weight)
+
+
+def _check_table(features: Tensor, rows: Tensor | None, width: int) -> None:
+    neighbours = features.shape[-1] <= 1 or features.stride(-1) == 1
+    if features.ndim != 2 or features.shape[1] != width or features.dtype not in DTYPES or not neighbours:
+        found = f"{features.dtype} {list(features.shape)}, strides {features.stride()}"
+        raise ValueError(f"features: float [R, {width}] with neighbouring columns expected, found {found}")
+    if features.requires_grad:
+        raise ValueError("features: no gradient expected")
     if rows is not None and (
         rows.ndim != 1 or rows.dtype not in (torch.int32, torch.int64) or not rows.is_contiguous()
     ):
@@ -218,32 +208,23 @@ def _check(
 
 
 def project(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-    present: Tensor | None = None,
-    precision: str = "ieee",
+    features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None = None, precision: str = "ieee"
 ) -> Tensor:
     """Chosen rows of a feature table, standardised, every teacher's columns through its own map: tokens [B, N, D].
 
     Args:
         features: [R, sum of dims], float16, bfloat16, float32 or float64, columns next to each other; no gradient.
         rows: int32 or int64 [B], rows of the table in any order; None: all of them, in order.
-        standard: mean and scale [sum of dims] in the dtype of `weight`; None: features as they are.
-        weight: [sum of dims, D], all maps one below the other (x W), float32 or float64.
-        bias: [N, D].
-        dims: columns of every teacher.
+        maps: of one dtype, float32 or float64.
         present: bool [B, N]; an absent teacher's features may hold anything, and its token is its bias.
         precision: of the products: "ieee", "tf32", or operands rounded to "bf16" or "fp16".
 
     Raises:
         ValueError: anything else than that, with what was expected and what was found. Rows are not looked at.
     """
-    _check(features, rows, standard, weight, bias, dims)
+    _check_maps(maps)
+    _check_table(features, rows, sum(maps.dims))
     require_precision(precision)
-    require_mask(present, len(features if rows is None else rows), len(bias), weight)
-    tokens: Tensor = _Projection.apply(weight, bias, _Inputs(features, rows, standard, tuple(dims), present), precision)
+    require_mask(present, len(features if rows is None else rows), len(maps.bias), maps.weight)
+    tokens: Tensor = _Projection.apply(maps.weight, maps.bias, _Inputs(features, rows, maps, present), precision)
     return tokens

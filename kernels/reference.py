@@ -17,21 +17,22 @@ from torch.nn import functional as F
 EPSILON = 1e-8  # below this a norm counts as zero, as in torch.nn.functional.cosine_similarity
 
 
-def project(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-    present: Tensor | None,
-) -> Tensor:
+class TokenMaps(NamedTuple):
+    """What turns the features of a patch into tokens, eq. (1): one standardisation and linear map per teacher."""
+
+    weight: Tensor  # [sum of dims, D], all maps one below the other (x W)
+    bias: Tensor  # [N, D]
+    dims: Sequence[int]  # columns of each teacher
+    standard: tuple[Tensor, Tensor] | None = None  # mean and scale [sum of dims]; None: features as they are
+
+
+def project(features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> Tensor:
     """Chosen rows of a table, standardised, every teacher's columns through its own linear map, eq. (1).
 
-    features [R, sum of dims] in any float dtype, rows int [B] (None: all R, in order), standard mean and scale
-    [sum of dims] (None: as they are), weight [sum of dims, D] (all maps, one below the other), bias [N, D], present
-    as above, an absent teacher's columns count as zero after standardisation -> tokens [B, N, D].
+    features [R, sum of dims] in any float dtype, rows int [B] (None: all R, in order), present as above, an absent
+    teacher's columns count as zero after standardisation -> tokens [B, N, D].
     """
+    weight, bias, dims, standard = maps
     x = (features if rows is None else features[rows]).to(weight.dtype)
     if standard is not None:
         mean, scale = standard
@@ -39,8 +40,8 @@ def project(
     parts = x.split(list(dims), dim=1)
     if present is not None:
         parts = [part.masked_fill(~there[:, None], 0.0) for part, there in zip(parts, present.unbind(1), strict=True)]
-    maps = zip(parts, weight.split(list(dims)), bias, strict=True)
-    return torch.stack([torch.addmm(b, part, W) for part, W, b in maps], dim=1)
+    products = zip(parts, weight.split(list(dims)), bias, strict=True)
+    return torch.stack([torch.addmm(b, part, W) for part, W, b in products], dim=1)
 
 
 def attention_weights(scores: Tensor, present: Tensor | None) -> Tensor:

@@ -108,9 +108,13 @@ def mix_rows(b_p, b_x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def patch_sums(b_x, BLOCK_N: tl.constexpr):
-    """Sums over the rows of each patch, [R, D] -> [R / BLOCK_N, D]."""
-    return tl.sum(tl.reshape(b_x, [b_x.shape[0] // BLOCK_N, BLOCK_N, b_x.shape[1]]), axis=1)
+def store_patch_sums(out_ptr, b_x, B, BLOCK_N: tl.constexpr):
+    """Store the sum over the rows of each patch of this program. [R, D] -> rows of [B, D]."""
+    PATCHES: tl.constexpr = b_x.shape[0] // BLOCK_N
+    D: tl.constexpr = b_x.shape[1]
+    o_b = tl.program_id(0).to(tl.int64) * PATCHES + tl.arange(0, PATCHES)
+    b_sums = tl.sum(tl.reshape(b_x, [PATCHES, BLOCK_N, D]), axis=1)
+    tl.store(out_ptr + o_b[:, None] * D + tl.arange(0, D)[None, :], b_sums, mask=(o_b < B)[:, None])
 
 
 @triton.jit

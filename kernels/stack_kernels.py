@@ -27,10 +27,10 @@ from .row_tiles import (
     inner_products,
     mean_share,
     mix_rows,
-    patch_sums,
     program_rows,
     row_softmax,
     standardise_rows,
+    store_patch_sums,
     times_map,
 )
 
@@ -40,13 +40,11 @@ from .row_tiles import (
 @triton.jit(do_not_specialize=["B", "K"])
 def stack_forward(
     tokens_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, offsets_ptr, gain_ptr, shift_ptr,
-    fused_ptr, shares_ptr, saved_ptr, attention_ptr, B, K, N: tl.constexpr, D: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
+    fused_ptr, shares_ptr, saved_ptr, attention_ptr,
+    B, K, N: tl.constexpr, D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Fused feature and teacher shares of a program's patches; T and P of every layer where they are kept."""
-    RESIDUAL: tl.constexpr = gain_ptr is not None
-    PATCHES: tl.constexpr = BLOCK_R // BLOCK_N
     o_b, o_row, m_row, m_present, m_mean = program_rows(
         present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
     )
@@ -57,6 +55,7 @@ def stack_forward(
     b_share = mean_share(m_present, m_mean, b_x.dtype)
     m_identity, m_visible = identity_and_visible(m_present, m_mean, BLOCK_R)
     b_m = tl.where(m_identity, 1.0, 0.0).to(b_x.dtype)  # P_l ... P_1, [R, R]
+    RESIDUAL: tl.constexpr = gain_ptr is not None
     for layer in tl.range(0, K, num_stages=1):
         a_ptr = maps_ptr + layer * 2 * D * D
         b_y = times_map(b_x, a_ptr, 2 * D, 1, BLOCK_C, BLOCK_S, PRECISION)
@@ -79,19 +78,18 @@ def stack_forward(
         b_x = b_z
     if shares_ptr is not None:
         tl.store(shares_ptr + o_row, tl.sum(b_share[:, None] * b_m, axis=0), mask=m_row)
-    o_patch = tl.program_id(0).to(tl.int64) * PATCHES + tl.arange(0, PATCHES)
-    b_fused = patch_sums(b_share[:, None] * b_x, BLOCK_N)  # [PATCHES, D]
-    tl.store(fused_ptr + o_patch[:, None] * D + o_d[None, :], b_fused, mask=(o_patch < B)[:, None])
+    store_patch_sums(fused_ptr, b_share[:, None] * b_x, B, BLOCK_N)
 
 
 # dZ = dT_l, residual through LN; dV = P^T dZ; dP = (dZ E^T) T^T; dS = P (dP - row sums of dP P) / sqrt(D); dY = dS T
 # dT = dV E^T + dY A^T + (dS^T T) A, residual + dZ + (row sums of dS^T) a
 @triton.jit(do_not_specialize=["B", "K"])
 def stack_backward(
-    d_fused_ptr, saved_ptr, attention_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, offsets_ptr,
-    gain_ptr, d_tokens_ptr, d_products_ptr, d_norm_ptr, B, K, N: tl.constexpr, D: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
+    d_fused_ptr, saved_ptr, attention_ptr,
+    present_ptr, stride_present_b, stride_present_n, maps_ptr, offsets_ptr, gain_ptr,
+    d_tokens_ptr, d_products_ptr, d_norm_ptr,
+    B, K, N: tl.constexpr, D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a program's tokens and of their products with the maps; its part of those of gain and shift."""
     RESIDUAL: tl.constexpr = gain_ptr is not None
@@ -139,3 +137,29 @@ def stack_backward(
         b_dk = mix_rows(tl.trans(b_ds), b_x, PRECISION)
         b_dx += times_map(b_dk, a_ptr, 2 * D, 1, BLOCK_C, BLOCK_S, PRECISION)
     tl.store(d_tokens_ptr + o_x, b_dx, mask=m_row[:, None])
+
+
+# M_0 = I; S_l = M_{l-1} (T B_l T^T) M_{l-1}^T; M_l = softmax(S_l) M_{l-1}; w = mean M_K; pooled = w T
+@triton.jit(do_not_specialize=["B", "K"])
+def folded_forward(
+    tokens_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, pooled_ptr, shares_ptr, B, K,
+    N: tl.constexpr, D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Pooled token and teacher shares of a program's patches, for `folded_scoring`."""
+    _, o_row, m_row, m_present, m_mean = program_rows(
+        present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
+    )
+    o_d = tl.arange(0, D)
+    m_x = (m_row & m_present)[:, None]
+    b_x = tl.load(tokens_ptr + o_row[:, None] * D + o_d[None, :], mask=m_x, other=0.0)  # T, [R, D]
+    m_identity, m_visible = identity_and_visible(m_present, m_mean, BLOCK_R)
+    b_m = tl.where(m_identity, 1.0, 0.0).to(b_x.dtype)  # M_l, [R, R]
+    for layer in tl.range(0, K, num_stages=1):
+        b_y = times_map(b_x, maps_ptr + layer * D, K * D, 1, BLOCK_C, BLOCK_S, PRECISION)  # T B_l
+        b_s = mix_rows(b_m, inner_products(b_y, b_x, BLOCK_S, "ieee"), "ieee")
+        b_p = row_softmax(mix_rows(b_s, tl.trans(b_m), "ieee"), m_visible)
+        b_m = mix_rows(b_p, b_m, "ieee")
+    b_w = tl.sum(mean_share(m_present, m_mean, b_x.dtype)[:, None] * b_m, axis=0)  # [R]
+    tl.store(shares_ptr + o_row, b_w, mask=m_row)
+    store_patch_sums(pooled_ptr, b_w[:, None] * b_x, B, BLOCK_N)

@@ -20,14 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import accumulator, mask_arguments, require_mask, require_rows, require_tokens, token_tile
+from .token_tiles import tile_rows
 
 
 @triton.jit
-def _teachers(present_ptr, stride_present_b, stride_present_n, o_b, o_n, B, N):
-    """The teachers that patch `o_b` has, one bit each; none where there is no such patch. [1, BLOCK_B, 1]."""
-    m_present = (o_b < B) & (o_n < N)
-    if present_ptr is not None:
-        m_present = tl.load(present_ptr + o_b * stride_present_b + o_n * stride_present_n, mask=m_present, other=0) != 0
+def _teachers(m_present, o_n):
+    """The teachers that each patch has, one bit each. [1, BLOCK_B, 1]."""
     return tl.sum(m_present.to(tl.int32) << o_n, axis=0, keep_dims=True)
 
 
@@ -49,6 +47,29 @@ def _column(b_x, o_j, j):
     return tl.sum(tl.where(o_j == j, b_x, 0.0), axis=2, keep_dims=True)
 
 
+@triton.jit
+def _load_row(x_ptrs, stride_x_n, b_teachers, j, o_d, D: tl.constexpr, dtype: tl.constexpr):
+    """Columns `o_d` of row j of every patch, 0 where a patch lacks teacher j. [1, BLOCK_B, BLOCK_D]."""
+    m_x = _has(b_teachers, j) & (o_d < D)
+    return tl.load(x_ptrs + j * stride_x_n + o_d, mask=m_x, other=0.0).to(dtype)
+
+
+@triton.jit
+def _products(
+    x_ptrs, m_x, y_ptrs, stride_y_n, b_teachers, o_j,
+    N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """x_i . y_j of the rows at `x_ptrs` and of row j of every patch at `y_ptrs`. [rows of x, BLOCK_B, BLOCK_N]."""
+    b_xy = tl.zeros([x_ptrs.shape[0], x_ptrs.shape[1], o_j.shape[2]], dtype)
+    for d in range(0, D, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
+        b_x = tl.load(x_ptrs + o_d, mask=m_x & (o_d < D), other=0.0).to(dtype)
+        for j in tl.range(0, N, loop_unroll_factor=N if N <= 8 else 1):
+            b_y = _load_row(y_ptrs, stride_y_n, b_teachers, j, o_d, D, dtype)
+            b_xy += tl.where(o_j == j, tl.sum(b_x * b_y, axis=2, keep_dims=True), 0.0)
+    return b_xy
+
+
 # S = q k^T / sqrt(D), P = softmax(S) over the present teachers
 # out = W v with W = P, or with the mean over the present rows of P: the same as the mean of their outputs.
 @triton.jit(do_not_specialize=["B"])
@@ -60,27 +81,15 @@ def attention_forward(
     BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_B patches."""
-    OUT_N: tl.constexpr = 1 if POOL else N
-    UNROLL: tl.constexpr = N if N <= 8 else 1
-    BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
     dtype = attention_ptr.dtype.element_ty
-    o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
-    o_i = tl.arange(0, BLOCK_N)[:, None, None]
+    o_b, o_i, m_present = tile_rows(present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_N, BLOCK_B)
     o_j = tl.arange(0, BLOCK_N)[None, None, :]
-    b_teachers = _teachers(present_ptr, stride_present_b, stride_present_n, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
+    b_teachers = _teachers(m_present, o_i)
     m_i = _has(b_teachers, o_i)  # [BLOCK_N, BLOCK_B, 1]
     m_ij = m_i & _has(b_teachers, o_j)  # [BLOCK_N, BLOCK_B, BLOCK_N]
 
-    b_s = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
-    for d in range(0, D, BLOCK_D):
-        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
-        b_q = tl.load(q_ptr + o_b * stride_q_b + o_i * stride_q_n + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
-        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
-            m_j = _has(b_teachers, j) & (o_d < D)
-            b_k = tl.load(k_ptr + o_b * stride_k_b + j * stride_k_n + o_d, mask=m_j, other=0.0).to(dtype)
-            b_s += tl.where(o_j == j, tl.sum(b_q * b_k, axis=2, keep_dims=True), 0.0)
-
-    b_s *= D**-0.5
+    q_ptrs, k_ptrs = q_ptr + o_b * stride_q_b + o_i * stride_q_n, k_ptr + o_b * stride_k_b
+    b_s = _products(q_ptrs, m_i, k_ptrs, stride_k_n, b_teachers, o_j, N, D, BLOCK_D, dtype) * D**-0.5
     b_max = tl.max(tl.where(m_ij, b_s, float("-inf")), axis=2, keep_dims=True)
     b_e = tl.exp(tl.where(m_ij, b_s - b_max, float("-inf")))
     b_p = b_e / tl.maximum(tl.sum(b_e, axis=2, keep_dims=True), 1.0)  # a row without any key has the sum 0
@@ -89,13 +98,14 @@ def attention_forward(
     b_w = b_p
     if POOL:
         b_w = tl.sum(b_p, axis=0, keep_dims=True) / _count(m_i, dtype)
+    OUT_N: tl.constexpr = 1 if POOL else N
+    BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
     o_out = tl.arange(0, BLOCK_OUT)[:, None, None]
     for d in range(0, D, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
         b_out = tl.zeros([BLOCK_OUT, BLOCK_B, BLOCK_D], dtype)
-        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
-            m_j = _has(b_teachers, j) & (o_d < D)
-            b_v = tl.load(v_ptr + o_b * stride_v_b + j * stride_v_n + o_d, mask=m_j, other=0.0).to(dtype)
+        for j in tl.range(0, N, loop_unroll_factor=N if N <= 8 else 1):
+            b_v = _load_row(v_ptr + o_b * stride_v_b, stride_v_n, b_teachers, j, o_d, D, dtype)
             b_out += _column(b_w, o_j, j) * b_v
         m_out = (o_b < B) & (o_out < OUT_N) & (o_d < D)
         tl.store(out_ptr + (o_b * OUT_N + o_out) * D + o_d, b_out.to(out_ptr.dtype.element_ty), mask=m_out)
@@ -116,22 +126,15 @@ def attention_backward(
     UNROLL: tl.constexpr = N if N <= 8 else 1
     BLOCK_OUT: tl.constexpr = 1 if POOL else BLOCK_N
     dtype = attention_ptr.dtype.element_ty
-    o_b = (tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :, None]
-    o_i = tl.arange(0, BLOCK_N)[:, None, None]
+    o_b, o_i, m_present = tile_rows(present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_N, BLOCK_B)
     o_j = tl.arange(0, BLOCK_N)[None, None, :]
-    o_out = tl.arange(0, BLOCK_OUT)[:, None, None]
-    b_teachers = _teachers(present_ptr, stride_present_b, stride_present_n, o_b, o_i, B, N)  # [1, BLOCK_B, 1]
+    b_teachers = _teachers(m_present, o_i)
     m_i = _has(b_teachers, o_i)  # [BLOCK_N, BLOCK_B, 1]
     m_out = (o_b < B) if POOL else m_i
 
-    b_dw = tl.zeros([BLOCK_OUT, BLOCK_B, BLOCK_N], dtype)
-    for d in range(0, D, BLOCK_D):
-        o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
-        b_dout = tl.load(d_out_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
-        for j in tl.range(0, N, loop_unroll_factor=UNROLL):
-            m_j = _has(b_teachers, j) & (o_d < D)
-            b_v = tl.load(v_ptr + o_b * stride_v_b + j * stride_v_n + o_d, mask=m_j, other=0.0).to(dtype)
-            b_dw += tl.where(o_j == j, tl.sum(b_dout * b_v, axis=2, keep_dims=True), 0.0)
+    d_out_ptrs = d_out_ptr + (o_b * OUT_N + tl.arange(0, BLOCK_OUT)[:, None, None]) * D
+    v_ptrs = v_ptr + o_b * stride_v_b
+    b_dw = _products(d_out_ptrs, m_out, v_ptrs, stride_v_n, b_teachers, o_j, N, D, BLOCK_D, dtype)
 
     # Column by column: a load of so few numbers then has the layout of what uses them.
     b_p = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_N], dtype)
@@ -152,11 +155,10 @@ def attention_backward(
     for d in range(0, D, BLOCK_D):
         o_d = d + tl.arange(0, BLOCK_D)[None, None, :]
         b_q = tl.load(q_ptr + o_b * stride_q_b + o_i * stride_q_n + o_d, mask=m_i & (o_d < D), other=0.0).to(dtype)
-        b_dout = tl.load(d_out_ptr + (o_b * OUT_N + o_out) * D + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
+        b_dout = tl.load(d_out_ptrs + o_d, mask=m_out & (o_d < D), other=0.0).to(dtype)
         b_dq = tl.zeros([BLOCK_N, BLOCK_B, BLOCK_D], dtype)
         for j in tl.range(0, N, loop_unroll_factor=UNROLL):
-            m_j = _has(b_teachers, j) & (o_d < D)
-            b_k = tl.load(k_ptr + o_b * stride_k_b + j * stride_k_n + o_d, mask=m_j, other=0.0).to(dtype)
+            b_k = _load_row(k_ptr + o_b * stride_k_b, stride_k_n, b_teachers, j, o_d, D, dtype)
             b_ds_j = _column(b_ds, o_j, j)
             b_dq += b_ds_j * b_k
             b_dk = tl.sum(b_ds_j * b_q, axis=0, keep_dims=True)

@@ -6,12 +6,14 @@ All classes may be used from several threads; whatever takes time runs without t
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Present: TypeAlias = npt.NDArray[np.bool_] | None
 
 class StoreError(Exception):
     """The one exception of the core. The message names the file, what was expected and what found.
@@ -144,13 +146,7 @@ MAX_TEACHERS: int
 AMD_AVX512: bool
 """This is a processor of AMD's with AVX-512, which Intel's MKL does not use there."""
 
-def attention_forward(
-    qkv: npt.NDArray[np.float32],
-    present: npt.NDArray[np.bool_] | None,
-    attention: npt.NDArray[np.float32],
-    out: npt.NDArray[np.float32],
-    threads: int = 1,
-) -> None:
+def attention_forward(qkv: Floats, present: Present, attention: Floats, out: Floats, threads: int = 1) -> None:
     """P = softmax(Q K^T / sqrt(D)) over the present teachers, and P V.
 
     qkv: [B * N, 3 * D], query, key and value side by side.
@@ -159,27 +155,27 @@ def attention_forward(
     """
 
 def attention_backward(
-    qkv: npt.NDArray[np.float32],
-    present: npt.NDArray[np.bool_] | None,
-    attention: npt.NDArray[np.float32],
-    d_out: npt.NDArray[np.float32],
-    d_qkv: npt.NDArray[np.float32],
+    qkv: Floats,
+    present: Present,
+    attention: Floats,
+    d_out: Floats,
+    d_qkv: Floats,
     threads: int = 1,
 ) -> None:
     """Writes d_qkv [B * N, 3 * D], given what `attention_forward` wrote and the gradient of `out`."""
 
 def distillation(
-    fused: npt.NDArray[np.float32],
-    targets: npt.NDArray[np.float32],
-    present: npt.NDArray[np.bool_] | None,
+    fused: Floats,
+    targets: Floats,
+    present: Present,
     lam: float,
     delta: float,
     elementwise: bool,
-    total: npt.NDArray[np.float32],
-    cosine: npt.NDArray[np.float32],
-    huber: npt.NDArray[np.float32],
-    d_fused: npt.NDArray[np.float32] | None,
-    d_targets: npt.NDArray[np.float32] | None,
+    total: Floats,
+    cosine: Floats,
+    huber: Floats,
+    d_fused: Floats | None,
+    d_targets: Floats | None,
     threads: int = 1,
 ) -> None:
     """The distillation losses of fused [B, D] and targets [B, N, D], and the gradients of their total.
@@ -190,11 +186,11 @@ def distillation(
     """
 
 def folded_scores(
-    left: npt.NDArray[np.float32],
-    tokens: npt.NDArray[np.float32],
-    present: npt.NDArray[np.bool_] | None,
-    pooled: npt.NDArray[np.float32],
-    shares: npt.NDArray[np.float32],
+    left: Floats,
+    tokens: Floats,
+    present: Present,
+    pooled: Floats,
+    shares: Floats,
     threads: int = 1,
 ) -> None:
     """Shares w [B, N] and pooled w T [B, D] of the folded student.
@@ -213,14 +209,14 @@ class FoldedStudent:
     def __init__(
         self,
         dims: Sequence[int],
-        weight: npt.NDArray[np.float32],
-        bias: npt.NDArray[np.float32],
-        score_maps: npt.NDArray[np.float32],
-        head_weight_1: npt.NDArray[np.float32],
-        head_bias_1: npt.NDArray[np.float32],
-        head_weight_2: npt.NDArray[np.float32],
-        head_bias_2: npt.NDArray[np.float32],
-        shift: npt.NDArray[np.float32] | None = None,
+        weight: Floats,
+        bias: Floats,
+        score_maps: Floats,
+        head_weight_1: Floats,
+        head_bias_1: Floats,
+        head_weight_2: Floats,
+        head_bias_2: Floats,
+        shift: Floats | None = None,
     ) -> None:
         """The tensors of `shazam_fast.FoldedStudent` by their names there. Copied.
 
@@ -233,9 +229,9 @@ class FoldedStudent:
         self,
         features: npt.NDArray[Any],
         starts: Sequence[int],
-        logits: npt.NDArray[np.float32],
-        shares: npt.NDArray[np.float32],
-        pooled: npt.NDArray[np.float32],
+        logits: Floats,
+        shares: Floats,
+        pooled: Floats,
     ) -> None:
         """Writes logits [B, C], teacher shares [B, N] and pooled w T [B, D].
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from compiled import Report, compile_report
-from shazam_fast.kernels import distillation, folded_scoring, projection, stack_kernels, token_attention
+from shazam_fast.kernels import distillation, projection, stack_kernels, token_attention
 from shazam_fast.kernels.launch import row_blocks, token_tile
 
 TEACHERS = 4
@@ -99,7 +99,7 @@ def variants() -> Iterator[Variant]:
             for direction, kernel in zip(("forward", "backward"), stack, strict=True):
                 for block in ("bare", "residual"):
                     yield of_stack(f"{block} stack {direction}", kernel, D, precision, block == "residual")
-            yield of_stack("folded stack", folded_scoring.folded_forward, D, precision, B=16384)
+            yield of_stack("folded stack", stack_kernels.folded_forward, D, precision, B=16384)
     for direction, kernel in zip(("forward", "backward"), project, strict=True):
         for B, D, precision in (
             (64, 128, "ieee"), (64, 128, "tf32"), (64, 512, "ieee"), (1024, 128, "ieee"), (1024, 512, "tf32"),

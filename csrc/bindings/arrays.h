@@ -11,8 +11,9 @@
 #include "store/dtype.h"
 #include "store/feature_store.h"
 
-/// What Python hands in, checked: nothing behind these functions sees an array that it could read or
-/// write beyond. All of them throw StoreError, Bounds for sizes and Dtype for the kind of values.
+/// Checks of the arrays that Python passes: what these functions return can be read or written at
+/// all its stated sizes. All of them throw StoreError: Bounds for a wrong size, Dtype for a wrong
+/// kind of values.
 namespace shazam {
 
 namespace py = pybind11;

@@ -9,9 +9,9 @@ namespace shazam {
 
 /// Lets other Python threads run until the end of the scope.
 ///
-/// Python up to 3.13 ends a daemon thread that asks for its lock (the GIL) while the interpreter
-/// exits, by an unwinding that no destructor may let through: it would end the process. Such a
-/// thread waits here instead, as in Python 3.14, until the process has exited.
+/// Up to Python 3.13, a daemon thread that takes the interpreter's lock (the GIL) while the
+/// interpreter exits is ended by a forced unwinding, which aborts the process at the first
+/// destructor. Such a thread waits here instead until the process has exited, as in Python 3.14.
 class Unlocked {
  public:
   Unlocked() : state_(PyEval_SaveThread()) {}

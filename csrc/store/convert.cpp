@@ -42,29 +42,33 @@ void widen_half_portable(const void* source, void* target, int64_t count) {
 
 #if defined(__x86_64__)
 
-__attribute__((target("avx,f16c"))) void widen_half_f16c(const void* source, void* target,
-                                                         int64_t count) {
-  const auto* from = static_cast<const uint16_t*>(source);
-  auto* to = static_cast<float*>(target);
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
+// Both widen a multiple of 8 or 16 values.
+
+__attribute__((target("avx,f16c"))) void widen_eights(const uint16_t* from, float* to,
+                                                      int64_t count) {
+  for (int64_t i = 0; i < count; i += 8) {
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
   }
-  widen_half_portable(from + i, to + i, count - i);
 }
 
-__attribute__((target("avx512f"))) void widen_half_avx512(const void* source, void* target,
-                                                          int64_t count) {
-  const auto* from = static_cast<const uint16_t*>(source);
-  auto* to = static_cast<float*>(target);
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
+__attribute__((target("avx512f"))) void widen_sixteens(const uint16_t* from, float* to,
+                                                       int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
     // The masked form of cvtph: GCC 12 warns inside its own header about the plain one.
     _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(0xffff, halves));
   }
-  widen_half_portable(from + i, to + i, count - i);
+}
+
+/// Widens in steps of `kStep` values, and what remains value by value.
+template <int64_t kStep, void widen_steps(const uint16_t*, float*, int64_t)>
+void widen_half_in_steps(const void* source, void* target, int64_t count) {
+  const auto* from = static_cast<const uint16_t*>(source);
+  auto* to = static_cast<float*>(target);
+  const int64_t whole = count - count % kStep;
+  widen_steps(from, to, whole);
+  widen_half_portable(from + whole, to + whole, count - whole);
 }
 
 #endif
@@ -91,8 +95,12 @@ std::vector<HalfKernel> detect_half_kernels() {
   std::vector<HalfKernel> kernels;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) kernels.push_back({"avx512", widen_half_avx512});
-  if (__builtin_cpu_supports("f16c")) kernels.push_back({"f16c", widen_half_f16c});
+  if (__builtin_cpu_supports("avx512f")) {
+    kernels.push_back({"avx512", widen_half_in_steps<16, widen_sixteens>});
+  }
+  if (__builtin_cpu_supports("f16c")) {
+    kernels.push_back({"f16c", widen_half_in_steps<8, widen_eights>});
+  }
 #endif
   kernels.push_back({"portable", widen_half_portable});
   return kernels;

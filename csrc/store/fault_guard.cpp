@@ -68,7 +68,7 @@ void on_bus_error(int signal, siginfo_t* info, void* context) {
   siglongjmp(guard->place, 1);
 }
 
-/// Makes a guard the thread's own until the end of the scope.
+/// The thread's guard until the end of the scope.
 class Scope {
  public:
   explicit Scope(Guard* guard) : outer_(state.guard) { state.guard = guard; }

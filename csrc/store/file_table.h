@@ -12,11 +12,10 @@ namespace shazam {
 
 /// The files of one store: opened on first use, the least recently used ones closed again.
 ///
-/// The table keeps at most `max_open` files mapped. Whoever holds the pointer that `open` returned
-/// keeps that file mapped too, so eviction never pulls memory from under a reader. All tables of the
-/// process together keep a quarter of the descriptors that the process may have; files beyond that
-/// stay mapped without one.
-/// Every method may be called from any thread.
+/// The table keeps at most `max_open` files mapped. A file also stays mapped while somebody holds
+/// the pointer that `open` returned, so closing a file never unmaps memory that is being read. All
+/// tables of the process together keep a quarter of the descriptors that the process may have;
+/// files beyond that stay mapped without one. Every method may be called from any thread.
 class FileTable {
  public:
   FileTable(std::vector<std::string> paths, int max_open);
@@ -30,10 +29,10 @@ class FileTable {
   /// Declares that the first `bytes` bytes of a file will be read. Call before the first `open`.
   void require(int64_t file, int64_t bytes);
 
-  /// The mapped file. A new mapping is checked to hold what `require` declared; whether a file has
-  /// stayed as it was is for `MappedFile::require_unchanged` to say, after the reading. Throws
-  /// Missing, Truncated, Changed (the file was written, or another one has taken its path, since the
-  /// first `open`), Unsupported or System.
+  /// The mapped file. A new mapping is checked to hold what `require` declared; after reading,
+  /// `MappedFile::require_unchanged` checks that the file has not changed since. Throws Missing,
+  /// Truncated, Changed (the file was written, or another one has taken its path, since the first
+  /// `open`), Unsupported or System.
   std::shared_ptr<const MappedFile> open(int64_t file);
 
   /// How the files will be read: those that are open now, and those opened later.

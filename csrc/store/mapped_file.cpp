@@ -115,8 +115,8 @@ bool MappedFile::is_cached(const std::byte* address) const {
     if (preadv2(descriptor_->get(), &target, 1, address - data_, RWF_NOWAIT) == 1) return true;
     if (errno != EOPNOTSUPP) return false;
   }
-  // Files in memory and on network file systems cannot be asked that way. The other way is open to
-  // those who may write the file; for others mincore reports every page as present.
+  // Not possible for files in memory and on network file systems. There, mincore tells those who
+  // may write the file; to others it reports every page as present.
   if (!writable_) return false;
   unsigned char present = 0;
   mincore(page_of(address), 1, &present);

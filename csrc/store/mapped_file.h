@@ -18,8 +18,8 @@ class TooManyOpenFiles : public StoreError {
   explicit TooManyOpenFiles(const std::string& path);
 };
 
-/// A file that is open for reading, closed at the end of the scope. Opening never blocks, be the
-/// path a pipe or a device. Throws Missing, Unsupported or System.
+/// A file that is open for reading, closed at the end of the scope. Opening never blocks, not even
+/// on a pipe or a device. Throws Missing, Unsupported or System.
 class Descriptor {
  public:
   explicit Descriptor(const std::string& path);
@@ -39,8 +39,8 @@ class Descriptor {
 
 /// A regular file, mapped read-only for as long as the object lives.
 ///
-/// To touch a page beyond the end of a file that has shrunk is a SIGBUS: read the mapping inside
-/// `run_guarded` only. A file that is renamed away or unlinked stays readable as it was.
+/// Reading a page beyond the end of a file that has shrunk raises SIGBUS: read the mapping only
+/// inside `run_guarded`. A file that is renamed away or unlinked stays readable as it was.
 ///
 /// The descriptor can be dropped, which leaves the mapping. The file is then looked up by its path
 /// to see whether it is as it was, and first visits are served by the mapping.
@@ -64,7 +64,7 @@ class MappedFile {
   void require_unchanged() const;
 
   /// Whether this byte can be read without waiting for the disk; false where the file system does
-  /// not tell. If not, the question itself may start the reading of its page.
+  /// not tell. The call itself may start to read the byte's page.
   bool is_cached(const std::byte* address) const;
 
   /// Starts reading [begin, end) into the page cache and returns at once. A hint: never fails.

@@ -32,13 +32,13 @@ class Prefetcher {
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;
 
-  /// Waits for the next batch. Nothing after the last one, and nothing once closed. Throws what
+  /// Waits for the next batch. Returns nothing after the last one and once closed. Throws what
   /// filling the batch threw, and Bounds when every buffer is lent: no batch could ever arrive.
   std::optional<Batch> next();
 
   void release(int64_t buffer);
 
-  /// Stops the thread, which finishes the batch it is at. May be called again.
+  /// Stops the thread after the batch that it is filling. May be called again.
   void close();
 
  private:

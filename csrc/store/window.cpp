@@ -103,8 +103,8 @@ const MappedFile* Window::open(int64_t file) {
   }
 }
 
-/// Asks about 16 places at most, since a question costs as much as copying half a row and a warm
-/// request should not notice. A request that finds one place cold will mostly find more.
+/// Checks at most 16 places, since one check costs as much as copying half a row. A request with
+/// one page outside the page cache mostly has more of them.
 bool Window::looks_cold() const {
   const size_t count = pieces_.size();
   const size_t step = std::max(std::clamp<size_t>(count / 4, 1, 8), (count + 15) / 16);

@@ -26,8 +26,8 @@ struct FoldedTensors {
 };
 
 /// The whole folded student for tiles of patches, each computed by one thread within its caches:
-/// features are widened block by block on their way into the products, and what lies between two
-/// products never leaves for memory. A patch's results do not depend on the tile that it is in.
+/// features are widened block by block as the products read them, and values between two products
+/// stay in the cache. A patch's results do not depend on the tile that it is in.
 class FoldedStudent {
  public:
   explicit FoldedStudent(const FoldedTensors& tensors,
@@ -38,9 +38,9 @@ class FoldedStudent {
   int64_t width() const { return D_; }
   int64_t classes() const { return C_; }
 
-  /// Features [B, any], in whose columns `starts[i]` ... the teacher i lies, or nowhere if it is
-  /// negative: then it is absent from all patches. Writes logits [B, C], the teachers' shares
-  /// [B, N], and pooled [B, D], the tokens times these shares. May be called by any thread.
+  /// Features [B, any], in which the columns of teacher i begin at `starts[i]`; a negative start
+  /// says that no patch has this teacher. Writes logits [B, C], the teachers' shares [B, N], and
+  /// pooled [B, D], the tokens times these shares. May be called by any thread.
   void forward(const Matrix& features, const std::vector<int64_t>& starts, float* logits,
                float* shares, float* pooled) const;
 

@@ -7,7 +7,8 @@
 
 namespace shazam {
 
-/// Memory a task should touch, so that waking a thread for it (some 10 microseconds) pays.
+/// Bytes that a task should touch: with fewer, waking a thread (about 10 microseconds) does not
+/// pay.
 constexpr int64_t kTaskBytes = int64_t{1} << 20;
 
 inline int64_t patches_per_task(int64_t bytes_per_patch) {

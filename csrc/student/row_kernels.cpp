@@ -9,9 +9,10 @@
 #include <immintrin.h>
 #endif
 
-// Every instruction set gives the same few functions of a Vector of kLanes floats, and gets the
-// kernels from row_kernels.inl. `load` and `store` touch the first `lanes` values, the rest of a
-// loaded Vector is 0; `clamp` keeps NaN; `add_lanes` sums the lanes of each of four Vectors.
+// The row kernels are compiled once per instruction set, from row_kernels.inl and tile_product.inl.
+// Each namespace defines a Vector of kLanes floats and what its instruction set does differently:
+// `load_first` and `store_first` read and write the first `lanes` < kLanes values and leave the
+// rest 0 or untouched; `clamp` keeps NaN; `add_lanes` sums the lanes of each of four Vectors.
 
 namespace shazam {
 namespace {
@@ -23,26 +24,15 @@ using Vector = float __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
 constexpr int kBlockRows = 6;  // 6 x 2 sums and their operands fit 16 registers
 
-inline Vector load(const float* from, int64_t lanes) {
+inline Vector load_first(const float* from, int64_t lanes) {
   Vector v = {};
-  if (lanes >= kLanes) {
-    std::memcpy(&v, from, sizeof(v));
-  } else {
-    std::memcpy(&v, from, static_cast<size_t>(lanes) * sizeof(float));
-  }
+  std::memcpy(&v, from, static_cast<size_t>(lanes) * sizeof(float));
   return v;
 }
-inline void store(float* to, Vector v, int64_t lanes) {
-  if (lanes >= kLanes) {
-    std::memcpy(to, &v, sizeof(v));
-  } else {
-    std::memcpy(to, &v, static_cast<size_t>(lanes) * sizeof(float));
-  }
+inline void store_first(float* to, Vector v, int64_t lanes) {
+  std::memcpy(to, &v, static_cast<size_t>(lanes) * sizeof(float));
 }
 inline Vector broadcast(float value) { return Vector{value, value, value, value}; }
-inline Vector add(Vector a, Vector b) { return a + b; }
-inline Vector subtract(Vector a, Vector b) { return a - b; }
-inline Vector multiply(Vector a, Vector b) { return a * b; }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector clamp(Vector v, Vector low, Vector high) {
   v = v > high ? high : v;
@@ -66,30 +56,23 @@ using Vector = __m256;
 constexpr int64_t kLanes = 8;
 constexpr int kBlockRows = 6;
 
+TARGET inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
+TARGET inline Vector clamp(Vector v, Vector low, Vector high) {
+  // Of two operands of which one is NaN, min and max return the second.
+  return _mm256_max_ps(low, _mm256_min_ps(high, v));
+}
+TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
 TARGET inline __m256i first_lanes(int64_t lanes) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), index);
 }
-TARGET inline Vector load(const float* from, int64_t lanes) {
-  return lanes >= kLanes ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first_lanes(lanes));
+TARGET inline Vector load_first(const float* from, int64_t lanes) {
+  return _mm256_maskload_ps(from, first_lanes(lanes));
 }
-TARGET inline void store(float* to, Vector v, int64_t lanes) {
-  if (lanes >= kLanes) {
-    _mm256_storeu_ps(to, v);
-  } else {
-    _mm256_maskstore_ps(to, first_lanes(lanes), v);
-  }
-}
-TARGET inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
-TARGET inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-TARGET inline Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
-TARGET inline Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
-TARGET inline Vector clamp(Vector v, Vector low, Vector high) {
-  // Of two operands of which one is NaN, min and max return the second.
-  return _mm256_max_ps(low, _mm256_min_ps(high, v));
+TARGET inline void store_first(float* to, Vector v, int64_t lanes) {
+  _mm256_maskstore_ps(to, first_lanes(lanes), v);
 }
 TARGET inline void add_lanes(const Vector* v, float* sums) {
   const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
@@ -109,29 +92,22 @@ using Vector = __m512;
 constexpr int64_t kLanes = 16;
 constexpr int kBlockRows = 12;  // of 32 registers
 
-TARGET inline __mmask16 first_lanes(int64_t lanes) {
-  return static_cast<__mmask16>((1u << lanes) - 1);
-}
-TARGET inline Vector load(const float* from, int64_t lanes) {
-  return lanes >= kLanes ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(first_lanes(lanes), from);
-}
-TARGET inline void store(float* to, Vector v, int64_t lanes) {
-  if (lanes >= kLanes) {
-    _mm512_storeu_ps(to, v);
-  } else {
-    _mm512_mask_storeu_ps(to, first_lanes(lanes), v);
-  }
-}
 TARGET inline Vector broadcast(float value) { return _mm512_set1_ps(value); }
-TARGET inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-TARGET inline Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
-TARGET inline Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
-TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
 TARGET inline Vector clamp(Vector v, Vector low, Vector high) {
   // The masked forms: GCC 12 warns inside its own header about the plain ones.
   return _mm512_maskz_max_ps(0xffff, low, _mm512_maskz_min_ps(0xffff, high, v));
+}
+TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+TARGET inline __mmask16 first_lanes(int64_t lanes) {
+  return static_cast<__mmask16>((1u << lanes) - 1);
+}
+TARGET inline Vector load_first(const float* from, int64_t lanes) {
+  return _mm512_maskz_loadu_ps(first_lanes(lanes), from);
+}
+TARGET inline void store_first(float* to, Vector v, int64_t lanes) {
+  _mm512_mask_storeu_ps(to, first_lanes(lanes), v);
 }
 TARGET inline __m256 add_halves(Vector v) {
   // Masked as above; a plain cast of the lower half warns too.

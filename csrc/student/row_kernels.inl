@@ -1,8 +1,25 @@
-// The row kernels in terms of one instruction set. Included once for each, inside a namespace that
-// defines TARGET, Vector, kLanes and the functions of a Vector; hence no include guard.
+// The row kernels for one instruction set. Included once per instruction set, inside a namespace
+// that defines TARGET, Vector, kLanes and the functions of a Vector; hence no include guard.
 
 constexpr int64_t kLeftBlock = 2;  // 2 x 4 sums and their operands fit 16 registers
 constexpr int64_t kRightBlock = 4;
+
+/// A Vector anywhere in memory, as the compiler's own unaligned loads and stores have it.
+typedef Vector UnalignedVector __attribute__((aligned(alignof(float)), may_alias));
+
+/// The first `lanes` values, followed by 0.
+TARGET inline Vector load(const float* from, int64_t lanes) {
+  return lanes >= kLanes ? *reinterpret_cast<const UnalignedVector*>(from)
+                         : load_first(from, lanes);
+}
+
+TARGET inline void store(float* to, Vector v, int64_t lanes) {
+  if (lanes >= kLanes) {
+    *reinterpret_cast<UnalignedVector*>(to) = v;
+  } else {
+    store_first(to, v, lanes);
+  }
+}
 
 struct Sums {
   Vector of[kLeftBlock][kRightBlock];
@@ -93,7 +110,7 @@ TARGET Comparison compare(const float* x, const float* y, int64_t width, float l
   for (int64_t d = 0; d < width; d += kLanes) {
     const int64_t lanes = std::min(kLanes, width - d);
     const Vector a = load(x + d, lanes), b = load(y + d, lanes);
-    const Vector z = subtract(a, b), c = clamp(z, low, high);
+    const Vector z = a - b, c = clamp(z, low, high);
     sums[0] = multiply_add(a, b, sums[0]);
     sums[1] = multiply_add(b, b, sums[1]);
     sums[2] = multiply_add(c, multiply_add(half, c, z), sums[2]);
@@ -111,11 +128,11 @@ TARGET void pull(const Pull& pull, const float* x, const float* y, int64_t width
   for (int64_t d = 0; d < width; d += kLanes) {
     const int64_t lanes = std::min(kLanes, width - d);
     const Vector a = load(x + d, lanes), b = load(y + d, lanes);
-    const Vector step = multiply(slope, clamp(subtract(a, b), low, high));
-    store(d_x + d, multiply_add(across, b, add(load(d_x + d, lanes), step)), lanes);
+    const Vector step = slope * clamp(a - b, low, high);
+    store(d_x + d, multiply_add(across, b, load(d_x + d, lanes) + step), lanes);
     if (d_y == nullptr) continue;
-    const Vector aligned = multiply_add(across, a, multiply(own, b));
-    store(d_y + d, subtract(aligned, step), lanes);
+    const Vector aligned = multiply_add(across, a, own * b);
+    store(d_y + d, aligned - step, lanes);
   }
 }
 
@@ -161,21 +178,21 @@ TARGET inline void softmax_squares(float* scores, const float* penalty, int64_t 
   for (float* row = scores; row != scores + N * N * kFoldLanes; row += N * kFoldLanes) {
     Vector largest = broadcast(-std::numeric_limits<float>::infinity());
     for (int64_t j = 0; j < N; ++j) {
-      const Vector score = add(load(row + j * kFoldLanes, kLanes),
-                               load(penalty + j * kFoldLanes, kLanes));
+      const Vector score = load(row + j * kFoldLanes, kLanes) +
+                           load(penalty + j * kFoldLanes, kLanes);
       largest = score > largest ? score : largest;
       store(row + j * kFoldLanes, score, kLanes);
     }
     Vector sum = broadcast(0.0f);
     for (int64_t j = 0; j < N; ++j) {
       const Vector power = exp_of_negative(load(row + j * kFoldLanes, kLanes) - largest);
-      sum = add(sum, power);
+      sum = sum + power;
       store(row + j * kFoldLanes, power, kLanes);
     }
     const Vector inverse = broadcast(1.0f) / sum;
     for (int64_t j = 0; j < N; ++j) {
       float* const value = row + j * kFoldLanes;
-      store(value, multiply(load(value, kLanes), inverse), kLanes);
+      store(value, load(value, kLanes) * inverse, kLanes);
     }
   }
 }

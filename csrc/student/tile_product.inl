@@ -1,4 +1,4 @@
-// Matrix products of tiles in terms of one instruction set; included like row_kernels.inl, after it.
+// Matrix products of tiles for one instruction set; included after row_kernels.inl, like it.
 
 /// Rows [row, row + R) of the product times one panel of the weights.
 template <int R>
@@ -32,7 +32,7 @@ TARGET inline void multiply_block(const TileProduct& task, int64_t row, int64_t 
   }
 }
 
-/// A panel stays in the nearest cache while all rows pass by.
+/// A panel stays in the nearest cache while it is multiplied with all rows.
 TARGET void multiply_tile(const TileProduct& task) {
   const int64_t panels = (task.columns + 2 * kLanes - 1) / (2 * kLanes);
   for (int64_t panel = 0; panel < panels; ++panel) {

@@ -6,7 +6,7 @@
 
 namespace shazam {
 
-/// Weights of one patch fit a stack frame up to this many teachers.
+/// The most teachers of a patch: its attention weights are kept on the stack.
 constexpr int64_t kMaxTeachers = 32;
 
 /// Row softmax of the scores [N, N] over the teachers that are present (null: all of them), in

@@ -85,6 +85,12 @@ class FeatureArchive:
         return f"FeatureArchive({str(self.path)!r}, {self.n_rows:,} patches, teachers={{{teachers}}}, {self.dtype})"
 
     @property
+    def records(self) -> dict[str, dict[str, str]]:
+        """Transform, pooling and weights' revision of each teacher, as far as the archive says so."""
+        said = ((name, self._contents.records.get(name.partition(":")[0])) for name in self.teachers)
+        return {name: dict(record) for name, record in said if record}
+
+    @property
     def width(self) -> int:
         """Columns of all teachers together."""
         return sum(self.teachers.values())

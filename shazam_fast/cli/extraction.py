@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..teachers.spec import TeacherSpec
 
 
-def extract(
+def extract(  # long, as typer takes every option from the signature
     source: Annotated[
         Path,
         typer.Argument(

@@ -70,7 +70,12 @@ FEATURE_OPTIONS = (
         "slide's file is in.",
         "CSV",
     ),
-    _option("splits", str, "CSV with columns slide_id and split (train, val, test), or CLAM's splits_*.csv.", "CSV"),
+    _option(
+        "splits",
+        str,
+        "CSV with columns slide_id and split (train, val, test), CLAM's splits_*.csv, or FILE:COLUMN.",
+        "CSV",
+    ),
     _option("groups", str, "CSV with columns slide_id and patient. A patient stays in one split.", "CSV"),
     _option("label_column", str, "Column of the labels' CSV that holds the label.", "NAME"),
     _option(

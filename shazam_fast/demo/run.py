@@ -20,10 +20,12 @@ from ..errors import ShazamError
 from ..reporting.canvas import new_page
 from ..scoring.metrics import Metrics
 from ..scoring.score import score
+from ..scoring.scores import Scores
+from ..student.student import Student
 from ..training.train import train
 from .figure import draw_figure
 from .teachers import extract_demo_features
-from .tissue import Patches, cut_patches, load_tissue
+from .tissue import Patches, Tissue, cut_patches, load_tissue
 
 ARCHIVE, STUDENT, PLAIN_STUDENT = "tissue.archive", "student", "student-without-distillation"
 SCORES, FIGURE = "scores", "demo.png"
@@ -55,17 +57,27 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
     archive = _write_features(out / ARCHIVE, patches)
     console.print(f"features of {len(archive.teachers)} teachers: {out / ARCHIVE}")
 
+    results, student = _compare(archive, out)
+    _print_results(console, results)
+    _draw(out, tissue, patches, score(student, archive, out / SCORES), results["student"].balanced_accuracy)
+    console.print(f"students, scores and picture: {out}; open {out / FIGURE}", markup=False, soft_wrap=True)
+    console.print(f"{time.monotonic() - started:.0f} seconds")
+    return results
+
+
+def _compare(archive: FeatureArchive, out: Path) -> tuple[dict[str, Metrics], Student]:
+    """Metrics of every method on the test area, and the student trained with distillation."""
     results = {f"{name} alone": linear_probe(archive, [name]) for name in archive.teachers}
     results["concatenation"] = linear_probe(archive, list(archive.teachers))
     plain = train(archive, out=out / PLAIN_STUDENT, depth=DEPTH, lam=0.0)
     results["student, no distillation"] = plain.metrics["test"]
     distilled = train(archive, out=out / STUDENT, depth=DEPTH, lam=LAM)
     results["student"] = distilled.metrics["test"]
-    _print_results(console, results)
+    return results, distilled.student
 
-    scores = score(distilled.student, archive, out / SCORES)
+
+def _draw(out: Path, tissue: Tissue, patches: Patches, scores: Scores, accuracy: float) -> None:
     assert scores.shares is not None
-    accuracy = results["student"].balanced_accuracy
     headline = (
         f"Seen: nuclei. Guessed: what a second stain would show (balanced accuracy {accuracy:.0%} on the test area)"
     )
@@ -79,9 +91,6 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
         scores.teachers,
         headline,
     )
-    console.print(f"students, scores and picture: {out}; open {out / FIGURE}", markup=False, soft_wrap=True)
-    console.print(f"{time.monotonic() - started:.0f} seconds")
-    return results
 
 
 def _prepare(out: Path) -> None:

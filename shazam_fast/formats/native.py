@@ -17,6 +17,7 @@ from ..errors import ArchiveError
 from ..runtime.files import UNFINISHED, file_checksum
 from .geometry import Geometry, describe_geometry, parse_geometry
 from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents
+from .records import teacher_records
 from .safetensors import read_header
 from .tensors import StoredTensor
 
@@ -95,6 +96,7 @@ def read_contents(path: Path) -> Contents:
         blocks=(Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
         fingerprint=fingerprint,
         geometry=geometry,
+        records=teacher_records(manifest.get("job")),
         columns={column: StoredColumn(column, files, tuple(t[column] for t in stored)) for column in COLUMNS},
         checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
         **names,

@@ -87,7 +87,8 @@ class Contents:
     The columns of `blocks`, in order, are those of `teachers` (name -> dim), in order. `columns` maps a column name
     (label, split, slide, coords, group) to a function that reads it whole; one that is missing is unknown for all rows.
     `geometry` maps slides to where their patches lie, "" to it where the archive names no slides; slides of which
-    nothing is known are absent. `left_out` maps slides that could not be read or joined to the reason.
+    nothing is known are absent. `left_out` maps slides that could not be read or joined to the reason. `records` says
+    of teachers how their features were made, see `teacher_records`.
     """
 
     path: Path
@@ -101,13 +102,14 @@ class Contents:
     geometry: Mapping[str, Geometry] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
     def folders(self) -> NDArray[np.str_]:
         """The name of the folder that the file of each row is in, of the first teacher. [rows]."""
         block = self.blocks[0]
         names = np.array([os.path.basename(os.path.dirname(file)) for file in block.files])
         return np.repeat(names[block.table[:, 0]], block.table[:, 2])
-
-    checksums: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Where images come from: a folder, class folders, a CSV manifest. Every reader gives one `ImageTable`.
+"""Readers of images: a folder, one folder per class, a table of paths. Every reader gives one `ImageTable`.
 
-Patches of whole-slide images come from `slide_patches.py`, the paper's datasets from `datasets.py`, in the same table.
+Patches of whole-slide images come from `slides.py`, the paper's datasets from `datasets.py`, in the same table.
 """
 
 import logging
@@ -27,26 +27,37 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp",
 def image_folder(path: str | Path) -> ImageTable:
     """All images in a folder and below, sorted by path, without labels.
 
-    Hidden files are passed over, and so are files that are no images by their suffix, which is said once.
+    Hidden files are passed over. Files that are no images by their suffix are passed over too; their number is logged.
+
+    Raises ImageError when the folder cannot be read or holds no image.
     """
     paths = _images_below(Path(path))
     return make_table(paths, ["none"] * len(paths))
 
 
 def class_folders(path: str | Path, classes: Sequence[str] | None = None) -> ImageTable:
-    """Images in one folder a class, as torchvision's ImageFolder reads them; the folders' names are the classes.
+    """Images in one folder per class, as torchvision's ImageFolder reads them; the folders' names are the classes.
 
-    Folders called train, val (valid, validation) and test, and no others, hold class folders and give the splits.
+    Folders called train, val (valid, validation, tune, dev) and test hold class folders each and give the splits.
 
     Args:
         path: the folder that holds the class folders.
-        classes: names in label order; sorted by name when not given.
+        classes: names in label order; in natural order ("2" before "10") when not given.
 
-    Raises ImageError for a class folder without images, MismatchError for a folder that is not among `classes`.
+    Raises:
+        ImageError: a class folder without images, or one whose name means "unknown"; folders of splits with others
+            beside them.
+        MismatchError: a folder that is not among `classes`.
     """
     root = Path(path)
     tops = _subfolders(root)
     splits = {top: split_of(top.name) for top in tops if split_of(top.name) in ("train", "val", "test")}
+    if len(set(splits.values())) > 1 and len(splits) < len(tops):
+        other = next(top.name for top in tops if top not in splits)
+        raise ImageError(
+            f"{root}: folders of splits ({', '.join(top.name for top in splits)}) and beside them {other!r}, which is "
+            "none; move it elsewhere"
+        )
     parents = {root: "none"} if not splits or len(splits) < len(tops) else splits
     paths: list[Path] = []
     labels: list[str] = []

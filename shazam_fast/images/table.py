@@ -1,7 +1,4 @@
-"""Where images come from: a folder, class folders, a CSV manifest. Every reader gives one `ImageTable`.
-
-Patches of whole-slide images come from `slide_patches.py`, the paper's datasets from `datasets.py`, in the same table.
-"""
+"""`ImageTable`: images, and what is known of each: label, split, patient, slide and position."""
 
 import os
 from collections import Counter

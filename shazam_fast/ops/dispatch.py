@@ -6,7 +6,7 @@ definition is used and a warning says so once; a backend that was asked for by n
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -19,13 +19,13 @@ from .. import _core
 from ..errors import ShazamError
 from ..kernels import reference
 from ..kernels.precision import PRECISIONS
-from ..kernels.reference import ResidualMaps
+from ..kernels.reference import ResidualMaps, TokenMaps
 from ..runtime.checks import require_choice
 from . import distillation, folding, projection, stack
 from .limits import INTERPRETED, cpu_obstacle, triton_obstacle
 
 __all__ = [
-    "BACKENDS", "PRECISIONS", "ResidualMaps", "bare_stack", "distillation_loss", "folded_stack", "project",
+    "BACKENDS", "PRECISIONS", "ResidualMaps", "TokenMaps", "bare_stack", "distillation_loss", "folded_stack", "project",
     "require_available", "residual_stack", "runs_in_core", "use",
 ]  # fmt: skip
 
@@ -106,18 +106,9 @@ def _require_choice(backend: str, precision: str) -> None:
         raise ShazamError(f"precision {precision!r} is the Triton kernels'; backend 'reference' has 'ieee' alone")
 
 
-def project(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-    present: Tensor | None,
-) -> Tensor:
+def project(features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> Tensor:
     """Chosen rows of a table, standardised, every teacher's columns through its own map: tokens [B, N, D]."""
-    form = _form("project", weight, features)
-    tokens: Tensor = form(features, rows, standard, weight, bias, dims, present)
+    tokens: Tensor = _form("project", maps.weight, features)(features, rows, maps, present)
     return tokens
 
 

@@ -11,41 +11,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..kernels.reference import TokenMaps
 from ..runtime.products import product
 
 
-def project_cpu(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-    present: Tensor | None,
-) -> Tensor:
+def project_cpu(features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> Tensor:
     """Chosen rows, standardised, every teacher's columns through its own linear map; see the definition.
 
-    features [R, sum of dims], weight [sum of dims, D], bias [N, D] -> tokens [B, N, D].
+    features [R, sum of dims] -> tokens [B, N, D].
     """
-    x = (features if rows is None else features[rows]).to(weight.dtype)
-    tokens: Tensor = _Project.apply(x, standard, weight, bias, dims, present)
+    x = (features if rows is None else features[rows]).to(maps.weight.dtype)
+    tokens: Tensor = _Project.apply(x, maps.standard, maps.weight, maps.bias, maps.dims, present)
     return tokens
 
 
 def project_triton(
-    features: Tensor,
-    rows: Tensor | None,
-    standard: tuple[Tensor, Tensor] | None,
-    weight: Tensor,
-    bias: Tensor,
-    dims: Sequence[int],
-    present: Tensor | None,
-    precision: str,
+    features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None, precision: str
 ) -> Tensor:
     """The same by a Triton kernel, straight from the rows of the table. -> tokens [B, N, D]."""
     from ..kernels import projection
 
-    return projection.project(features, rows, standard, weight, bias, dims, present, precision)
+    return projection.project(features, rows, maps, present, precision)
 
 
 class _Project(torch.autograd.Function):

@@ -55,6 +55,10 @@ def heatmap(
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
     new_page(1, 1, "heatmap")  # matplotlib is there
     _say_replaced(scores, patch_size)
+    return _draw_all(scores, Path(out), patch_size, mpp)
+
+
+def _draw_all(scores: Scores, out: Path, patch_size: float | None, mpp: float | None) -> list[Path]:
     pictures: list[Path] = []
     passed_over: list[str] = []
     with Progress("drawing slides", len(scores.slides), "slides") as progress:
@@ -63,7 +67,7 @@ def heatmap(
             if slide is None:
                 passed_over.append(name)
             else:
-                pictures.append(_write(slide, Path(out), stem))
+                pictures.append(_write(slide, out, stem))
             progress.advance(1)
     if not pictures:
         raise MismatchError(

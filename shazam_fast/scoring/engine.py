@@ -20,10 +20,17 @@ from torch import Tensor
 from .. import _core
 from ..archive.archive import FeatureArchive
 from ..student.folded import FoldedStudent
-from ..student.matching import TeacherMatch
 from ..student.output import StudentOutput
 from ..student.student import Student
-from .inference import GPU_TILE_ROWS, ArchiveForm, CoreForm, infer, require_finite_results, stream_to_gpu
+from .inference import (
+    GPU_TILE_ROWS,
+    ArchiveForm,
+    CoreForm,
+    infer,
+    match_teachers,
+    require_finite_results,
+    stream_to_gpu,
+)
 
 __all__ = ["GPU_TILE_ROWS", "TILE_ROWS", "RowScores", "Scorer"]
 
@@ -59,7 +66,7 @@ class Scorer:
         fused: bool,
         allow_missing_teachers: bool,
     ) -> None:
-        self.match = TeacherMatch(archive.path, archive.teachers, student.config, allow_missing_teachers)
+        self.match = match_teachers(student, archive, allow_missing_teachers)
         self._student, self._config = student, student.config
         self._archive, self._device, self._fused = archive, device, fused
         self._threads_before = torch.get_num_threads()

@@ -17,7 +17,7 @@ from .. import _core
 from ..archive.archive import FeatureArchive
 from ..errors import NonFiniteError
 from ..student.folded import FoldedStudent
-from ..student.matching import TeacherMatch
+from ..student.matching import TeacherMatch, require_same_features
 from ..student.output import StudentOutput
 from ..student.student import Student
 
@@ -41,6 +41,17 @@ def infer(
     """
     for start, features in batches:
         yield start, form(features)
+
+
+def match_teachers(student: Student, archive: FeatureArchive, allow_missing_teachers: bool = False) -> TeacherMatch:
+    """How the archive's columns become the student's.
+
+    Raises MismatchError when teachers are missing or of another width, or their features were made with another
+    transform, pooling or revision of the weights than those that the student was trained on, where both say so.
+    """
+    match = TeacherMatch(archive.path, archive.teachers, student.config, allow_missing_teachers)
+    require_same_features(archive.path, archive.records, student.training_record.get("teachers", {}))
+    return match
 
 
 class ArchiveForm:

@@ -14,9 +14,9 @@ from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
 from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
-from ..student.matching import TeacherMatch
 from ..student.student import Student, load_student
 from .engine import GPU_TILE_ROWS, TILE_ROWS, Scorer
+from .inference import match_teachers
 from .parts import PartStore, Record, ScoreJob, choose_part_rows, make_table, write_part
 from .scores import Scores, open_scores
 
@@ -97,7 +97,7 @@ def plan_job(
 ) -> ScoreJob:
     """What is to be scored. Raises MismatchError when the archive's teachers are not the student's."""
     config = student.config
-    match = TeacherMatch(archive.path, archive.teachers, config, allow_missing_teachers)
+    match = match_teachers(student, archive, allow_missing_teachers)
     about = {
         "classes": list(config.classes),
         "teachers": list(config.teachers),

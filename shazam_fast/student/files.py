@@ -60,8 +60,9 @@ def read_card(path: Path) -> tuple[StudentConfig, Card]:
             raise ArchiveError(f"{path / CARD}: file not found; {REMEDY}", "missing") from None
         raise
     try:
+        msgspec.convert(card.training.get("teachers", {}), dict[str, dict[str, str]])
         return StudentConfig(**msgspec.structs.asdict(card.config)), card
-    except ShazamError as error:
+    except (ShazamError, msgspec.ValidationError) as error:
         raise ArchiveError(f"{path / CARD}: corrupt: {error}") from None
 
 

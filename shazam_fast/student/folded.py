@@ -70,8 +70,8 @@ class FoldedStudent(nn.Module):
             features: [B, sum of dims] as stored, not standardised.
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
         """
-        standard = (self.shift, self.unit)
-        tokens = ops.project(features, None, standard, self.weight, self.bias, self.dims, present)  # [B, N, D]
+        maps = ops.TokenMaps(self.weight, self.bias, self.dims, (self.shift, self.unit))
+        tokens = ops.project(features, None, maps, present)  # [B, N, D]
         pooled, shares = ops.folded_stack(tokens, self.score_maps, present)  # w T [B, D], w [B, N]
         hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])

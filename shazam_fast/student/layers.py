@@ -32,7 +32,8 @@ class Projection(nn.Module):
         self, features: Tensor, rows: Tensor | None, standard: tuple[Tensor, Tensor], present: Tensor | None
     ) -> Tensor:
         """Standardised features of the chosen rows -> tokens [B, N, D]."""
-        return ops.project(features, rows, standard, self.weight, self.bias, self.dims, present)
+        maps = ops.TokenMaps(self.weight, self.bias, self.dims, standard)
+        return ops.project(features, rows, maps, present)
 
 
 class Norm(nn.Module):

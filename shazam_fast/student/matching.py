@@ -61,3 +61,25 @@ class TeacherMatch:
         ]
         present = torch.tensor([c is not None for c in self._columns], device=features.device)
         return torch.cat(blocks, dim=1), present.expand(len(features), -1) if self.missing else None
+
+
+def require_same_features(
+    archive: str | Path,
+    found: Mapping[str, Mapping[str, str]],
+    wanted: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Raise MismatchError when features were made otherwise than those that a student was trained on.
+
+    Args:
+        archive: what messages call the archive.
+        found: transform, pooling and weights' revision of the archive's teachers, as far as they are known.
+        wanted: the same of the features that the student was trained on. What only one of the two says is not compared.
+    """
+    for name, record in wanted.items():
+        for key, value in record.items():
+            other = found.get(name, {}).get(key, value)
+            if other != value:
+                raise MismatchError(
+                    f"{archive}: teacher {name!r}: its features have {key} {other}, the student was trained on "
+                    f"{key} {value}; extract the features again as for training, or train a student on these"
+                )

@@ -1,4 +1,4 @@
-"""Teachers as torch modules: created from their registry arguments, whatever the weights come from, and hooked."""
+"""Teachers as torch modules: created from the arguments of their spec, with weights from the hub, a file or chance."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -105,17 +105,25 @@ def find_blocks(model: nn.Module, spec: TeacherSpec) -> nn.ModuleList | nn.Seque
 def load_teacher(
     teacher: str | TeacherSpec, weights: str | Path = "hub", token: str | None = None, transform: str = "own"
 ) -> Teacher:
-    """Create a teacher's model, load its weights and freeze it; on the CPU, in float32.
+    """Create a teacher's model, load its weights and freeze it.
 
     Args:
         teacher: a name (`list_teachers` has all) or a spec.
         weights: "hub" downloads them (or takes them from the hub's cache), "random" draws them, the same on every
             call; else a local file (safetensors or torch.save) or, for transformers, its directory.
-        token: of the Hugging Face hub; by default the one that `hf auth login` left.
+        token: access token of the Hugging Face hub; by default the one that `hf auth login` stored.
         transform: "own" or "imagenet", see `TeacherSpec.chosen_transform`.
 
+    Returns the teacher on the CPU, in float32, in evaluation mode.
+
+    >>> import torch
+    >>> create = {"create": lambda: torch.nn.Identity()}
+    >>> spec = TeacherSpec("mine", 3, library="torch", pooling="model", arguments=create)
+    >>> load_teacher(spec).features(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
+
     Raises:
-        ShazamError: a missing package; weights that the hub does not hand out (the message names gate, licence
+        ShazamError: a missing package; weights that cannot be downloaded (the message names gate, licence
             and what to do); a "torch" teacher without its callable. The code of conch-v1.5 lies in the hub's
             repository, and nothing from there is run unless you do it yourself:
 

@@ -10,7 +10,13 @@ _registry: dict[str, TeacherSpec] = {spec.name: spec for spec in BUILT_IN}
 
 
 def get_teacher(name: str) -> TeacherSpec:
-    """The teacher of that name. Raises MismatchError, with the nearest names, when there is none."""
+    """The teacher of that name.
+
+    Raises MismatchError, with the nearest names, when there is none.
+
+    >>> get_teacher("uni").dim
+    1024
+    """
     if name in _registry:
         return _registry[name]
     folded = {known.replace("-", "").replace("_", ""): known for known in _registry}
@@ -22,15 +28,26 @@ def get_teacher(name: str) -> TeacherSpec:
 
 
 def list_teachers() -> tuple[TeacherSpec, ...]:
-    """All teachers: the package's own, in the order of its table, then those that were registered."""
+    """All teachers: the package's own, in the order of its table, then those that were registered.
+
+    >>> [spec.name for spec in list_teachers()][:3]
+    ['uni', 'uni2', 'virchow']
+    """
     return tuple(_registry.values())
 
 
 def register_teacher(spec: TeacherSpec) -> None:
     """Add a teacher, or replace one that was added before.
 
-    Raises ShazamError for a name of the package's own table, which must mean the same everywhere, unless that entry
-    has no way of being created (conch-v1.5) and `spec` gives it one.
+    Args:
+        spec: the teacher. Its name must not be one of the package's own table, which means the same everywhere;
+            except conch-v1.5, whose model code is not part of this package and may be given here.
+
+    Raises ShazamError when the name is taken.
+
+    >>> register_teacher(TeacherSpec("vit-tiny", dim=192, arguments={"model_name": "vit_tiny_patch16_224"}))
+    >>> get_teacher("vit-tiny").dim
+    192
     """
     built_in = next((known for known in BUILT_IN if known.name == spec.name), None)
     if built_in is not None and (built_in.library != "torch" or "create" not in spec.arguments):

@@ -23,8 +23,14 @@ class Transform:
         size: side of the square input, in pixels.
         resize: length that the shorter side is resized to before the centre crop of `size`; None resizes both sides
             straight to `size`, whatever the proportions.
-        mean, std: of each channel (R, G, B), for values in 0..1.
-        interpolation: "bilinear" or "bicubic".
+        mean, std: mean and standard deviation of each channel (R, G, B), for values in 0..1.
+        interpolation: "bilinear" or "bicubic", with a filter that grows with the reduction.
+
+    Raises ShazamError naming the first field that cannot be.
+
+    >>> from PIL import Image
+    >>> Transform(size=224, resize=256)(Image.new("RGB", (512, 512))).shape
+    torch.Size([3, 224, 224])
     """
 
     size: int = 224

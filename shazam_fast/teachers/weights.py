@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchiveError, MismatchError, ShazamError
-from ..runtime.tensors import read_tensors
+from ..runtime.tensors import read_tensors, require_file
 from .spec import TeacherSpec
 
 WRAPPERS = ("model", "state_dict", "teacher")  # keys under which checkpoints keep the weights
@@ -22,10 +22,12 @@ NAMED = 5  # tensors that a message names
 def fetch(spec: TeacherSpec, token: str | None) -> tuple[Path, str]:
     """The weights' file in the hub's cache, downloaded if need be, and the commit that it is from.
 
-    Raises ShazamError when the hub does not hand it out; the message names the gate, the licence and what to do.
+    Raises ShazamError when it cannot be downloaded; the message names the gate, the licence and what to do.
     """
     if spec.hub is None:
-        raise ShazamError(f"teacher {spec.name!r} is on no hub; build it with weights= a local file, or 'random'")
+        raise ShazamError(
+            f"teacher {spec.name!r} has no repository on the hub; give weights= a local file, or 'random'"
+        )
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -44,7 +46,7 @@ def fetch(spec: TeacherSpec, token: str | None) -> tuple[Path, str]:
         except (OSError, ValueError) as error:
             problem = error
             break
-    raise ShazamError(_not_handed_out(spec, problem))
+    raise ShazamError(_not_downloaded(spec, problem))
 
 
 def load_weights(model: nn.Module, path: Path, spec: TeacherSpec) -> tuple[nn.Module, Path]:
@@ -55,7 +57,7 @@ def load_weights(model: nn.Module, path: Path, spec: TeacherSpec) -> tuple[nn.Mo
     """
     file = next((path / name for name in spec.files if (path / name).exists()), None) if path.is_dir() else path
     if file is None:
-        raise ArchiveError(f"teacher {spec.name!r}: {path} holds no {' or '.join(spec.files)}")
+        raise ArchiveError(f"teacher {spec.name!r}: {path} holds no {' or '.join(spec.files)}", "missing")
     found = _bare(_read(file))
     if spec.library == "transformers":
         model, missing, extra, misfits = _fill_transformers(model, found)
@@ -78,14 +80,14 @@ def sha256(path: Path) -> str:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
+    require_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: file not found") from None
     except pickle.UnpicklingError as error:
         raise ArchiveError(
             f"{path}: refused: it holds more than tensors, and reading that could execute code; save its state_dict "
-            f"as safetensors ({str(error).splitlines()[0]})"
+            f"as safetensors ({str(error).splitlines()[0]})",
+            "unsupported",
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ArchiveError(f"{path}: truncated or corrupt: {error}") from None
@@ -126,7 +128,7 @@ def _list(what: str, names: list[str]) -> str:
     return f"{len(names)} {what} ({', '.join(names[:NAMED])}{more})" if names else ""
 
 
-def _not_handed_out(spec: TeacherSpec, problem: Exception | None) -> str:
+def _not_downloaded(spec: TeacherSpec, problem: Exception | None) -> str:
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     gate = (
         f"it is gated: accept its terms ({spec.licence}) at https://huggingface.co/{spec.hub}, then `hf auth login` "
@@ -135,6 +137,7 @@ def _not_handed_out(spec: TeacherSpec, problem: Exception | None) -> str:
         else f"it is open ({spec.licence}) at https://huggingface.co/{spec.hub}"
     )
     return (
-        f"teacher {spec.name!r}: the hub did not hand out {' or '.join(spec.files)} of {spec.hub} ({reason}). "
+        f"teacher {spec.name!r}: could not download {' or '.join(spec.files)} of {spec.hub} from Hugging Face "
+        f"({reason}). "
         f"Online, {gate}. Without a network, fetch the file elsewhere and build it with weights= its path"
     )

@@ -16,7 +16,7 @@ from .. import __version__
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..archive.splits import require_whole_groups
-from ..errors import MismatchError, ShazamError
+from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.locks import DirectoryLock, require_writable
@@ -33,11 +33,15 @@ logger = logging.getLogger("shazam_fast")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained student, one record per epoch, and its metrics on "val" and, if there is one, "test".
+    """A trained student, one record per epoch, and its metrics.
 
-    A record has `epoch`, `loss`, `cross_entropy`, `cosine` and `huber` per teacher, `val_score` (what the best
-    epoch is chosen by) with its parts `val_balanced_accuracy` and `val_weighted_f1`, `teacher_shares` (mean
-    share over the validation split) and their mean entropy `share_entropy` in nats, and `seconds`.
+    Attributes:
+        student: on the CPU, of the epoch with the best validation score.
+        history: one record per epoch: `epoch`, `loss`, `cross_entropy`, `cosine` and `huber` (each by teacher),
+            `val_score` (what the best epoch is chosen by) with its parts `val_balanced_accuracy` and
+            `val_weighted_f1`, `teacher_shares` (mean share over the validation split) and their mean entropy
+            `share_entropy` in nats (bare students), and `seconds`.
+        metrics: of "val" and, if there is such a split with labels, "test".
     """
 
     student: Student
@@ -121,6 +125,7 @@ def _train(
         "history": run.history,
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
         "archive": archive.path.name,
+        "teachers": archive.records,
         "device": describe_device(device),
         "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
     }
@@ -200,5 +205,8 @@ def _finished(out: Path, job: dict[str, Any]) -> TrainResult:
     require_same_job(out, record.get("job", {}), job)
     tidy_after_kill(out)
     logger.info("%s: already trained, loaded", out)
-    metrics = {name: Metrics.from_dict(values) for name, values in record["metrics"].items()}
-    return TrainResult(student, record["history"], metrics)
+    try:
+        metrics = {str(name): Metrics.from_dict(values) for name, values in record["metrics"].items()}
+        return TrainResult(student, list(record["history"]), metrics)
+    except (KeyError, TypeError, AttributeError, MismatchError) as error:
+        raise ArchiveError(f"{out / CARD}: corrupt: its training record is incomplete: {error!r}") from None

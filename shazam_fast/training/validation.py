@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..archive.archive import FeatureArchive
-from ..scoring.inference import ArchiveForm, infer, require_finite_results
+from ..scoring.inference import ArchiveForm, infer, match_teachers, require_finite_results
 from ..scoring.metrics import confusion_matrix, selection_metrics, selection_score
-from ..student.matching import TeacherMatch
 from ..student.student import Student
 from .feed import resident_features
 
@@ -38,7 +37,7 @@ class Validation:
         Raises NonFiniteError naming the teacher and the row of a NaN or infinite feature, or the row of a logit.
         """
         student.eval()
-        form = ArchiveForm(student, TeacherMatch(self._archive.path, self._archive.teachers, student.config))
+        form = ArchiveForm(student, match_teachers(student, self._archive))
         logits, shares = [], []
         for _, output in infer(form, self._batches()):
             logits.append(output.logits)

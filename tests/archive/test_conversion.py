@@ -1,6 +1,5 @@
 """Converting what cannot be opened in place, and packing what can: every format written as its tool writes it."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -12,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from interruption import checksums
+from pictures import HELPERS
 from synthetic import TEACHERS
 
 import shazam_fast as sf
@@ -350,40 +351,24 @@ def test_fusecpath(tmp_path):
 # Resuming
 
 
-def checksums(path):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.iterdir())}
-
-
 SCRIPT = """
-import os, signal, sys
+import os, sys
+sys.path.insert(0, sys.argv[4])
+from interruption import kill_at
 from shazam_fast.archive import conversion
 
 conversion.PART_BYTES = 32 * 2 * 500
 conversion.CHUNK_BYTES = 32 * 2 * 170
-calls, last = 0, int(sys.argv[3])
-
-def dying(call):
-    def wrapped(first, *rest):
-        global calls
-        calls += 1
-        if calls == last:
-            if call is write:
-                write(first, rest[0][: len(rest[0]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(first, *rest)
-    return wrapped
-
-write = os.write
-os.write, os.fsync, os.rename, os.unlink = map(dying, (os.write, os.fsync, os.rename, os.unlink))
+calls = kill_at(int(sys.argv[3]))
 source = {teacher: os.path.join(sys.argv[1], teacher) for teacher in ("uni", "virchow")}
 report = conversion.convert(source, sys.argv[2])
-print(calls, report.n_rows, report.max_error, report.rms_error)
+print(calls(), report.n_rows, report.max_error, report.rms_error)
 """
 
 
 def convert_until(source, out, last=0):
     """Converts in another process, which kills itself at call number `last` that changes a file."""
-    command = [sys.executable, "-c", SCRIPT, source, out, str(last)]
+    command = [sys.executable, "-c", SCRIPT, source, out, str(last), HELPERS]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -41,10 +41,11 @@ def test_unknown_patients_are_split_by_slide_and_then_one_by_one(caplog):
 
 
 def test_patches_of_a_slide_stay_with_its_known_patient():
-    groups = np.array([0, -1, 0, -1] * 5 + [1] * 20 + [2] * 20 + [3] * 20)
-    slides = np.repeat([0, 1, 2, 3], 20)
-    splits = sf.GroupedSplit(0.25, 0.25).assign(np.zeros(80, int), groups, slides)
-    assert len(set(splits[:20].tolist())) == 1
+    groups, slides = np.repeat([0, -1, 1], 20), np.repeat([0, 0, 1], 20)
+    splits = sf.GroupedSplit(0.33, 0.0).assign(np.zeros(60, int), groups, slides)
+    assert splits.tolist() == [0] * 40 + [1] * 20
+    with pytest.raises(sf.MismatchError, match=r"too few slides or patients \(2\)"):
+        sf.GroupedSplit(0.33, 0.33).assign(np.zeros(60, int), groups, slides)
 
 
 def test_unlabelled_patches_are_in_no_split():

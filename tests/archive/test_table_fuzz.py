@@ -157,7 +157,7 @@ def test_a_damaged_table_is_an_error_that_names_it(archive, seed):
     assert "d.csv" in str(caught.value), kind
 
 
-@fuzz
+@settings(fuzz, max_examples=EXAMPLES // 3)
 @given(seed=st.integers(0, 2**63))
 def test_split_files_agree_with_pandas(archive, seed):
     """CLAM's two forms and Patho-Bench's, some with short columns, which turn ids into floats."""

@@ -115,7 +115,6 @@ def test_impossible_input_is_one_line(place, monkeypatch, arguments):
     assert (place / "student" / "student.json").exists()
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason="runtime.devices does not check the name yet")
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x"])
 def test_devices_that_are_not_there(place, tmp_path, device):
     run = call("score", place / "student", place / "archive", "--out", tmp_path / "new", "--device", device)

@@ -121,6 +121,21 @@ def test_from_features_to_maps_with_splits_made_on_the_way(cohort, tmp_path):
     assert f"{n_test} patches scored" in scored.stdout, scored.stderr
 
 
+def test_the_seed_decides_the_splits(cohort, tmp_path):
+    job, splits = cohort / "20x_256px_0px_overlap", ("--val", "0.25", "--test", "0.25")
+    for seed in (1, 2):
+        run = call("convert", job, "--out", tmp_path / f"{seed}", *tables(cohort), *splits, "--seed", seed)
+        assert run.returncode == 0, run.stderr
+    wanted = sf.open(
+        job,
+        labels=cohort / "labels.csv",
+        slides=[f"s{i:02d}" for i in range(11)],
+        splits=sf.GroupedSplit(0.25, 0.25, seed=2),
+    )
+    assert sf.open(tmp_path / "2").splits.tolist() == wanted.splits.tolist()
+    assert sf.open(tmp_path / "1").splits.tolist() != wanted.splits.tolist()
+
+
 def test_groups_stay_whole(cohort, tmp_path):
     (tmp_path / "leaks.csv").write_text(
         "slide_id,split\n" + "".join(f"s{i:02d},{'train' if i % 2 else 'val'}\n" for i in range(12))

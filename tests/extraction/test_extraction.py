@@ -1,7 +1,6 @@
 """Extraction against a plain loop over the models; what is shared, left out, refused, interrupted and continued."""
 
 import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from interruption import checksums
 from pictures import HELPERS, small_teachers, write_patches
 from PIL import Image
 from torch import nn
@@ -52,10 +52,6 @@ def plain_loop(paths, spec, level="high", transform="own"):
         block.register_forward_hook(lambda module, inputs, output: taken.append(output[:, 0]))
     features = [teacher(teacher.transform(Image.open(path).convert("RGB"))[None]) for path in paths]
     return torch.cat(taken or features).numpy()
-
-
-def checksums(path):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.iterdir())}
 
 
 # What comes out
@@ -303,13 +299,13 @@ import os, random, signal, sys, time
 import pyarrow.parquet, timm, torch  # before children are forked
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
+from interruption import kill_at
 from pictures import small_teachers
 import shazam_fast as sf
 from shazam_fast.extraction import plan as extraction_plan
 import shazam_fast.extraction.run
 extraction_plan.PART_ROWS = 6
 images, out = sys.argv[2:4]
-calls = 0
 
 def run(last=0, environment=()):
     "In a child: kill it at its call number `last` that changes a file."
@@ -317,23 +313,11 @@ def run(last=0, environment=()):
     if child:
         return child
     os.environ.update(environment)
-    global calls
-    def dying(call):
-        def wrapped(first, *rest):
-            global calls
-            calls += 1
-            if calls == last:
-                if call is write:
-                    write(first, rest[0][: len(rest[0]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(first, *rest)
-        return wrapped
-    write = os.write
-    os.write, os.fsync, os.rename, os.unlink = map(dying, (os.write, os.fsync, os.rename, os.unlink))
+    calls = kill_at(last)
     teachers = small_teachers()
     report = sf.extract(images, teachers, out, weights={t.name: "random" for t in teachers}, levels=("low", "high"),
                         device="cpu", workers=2, batch_size=4, unreadable="exclude")
-    print("calls", calls, flush=True)
+    print("calls", calls(), flush=True)
     os._exit(0 if report.n_rows == len(os.listdir(images)) - 1 else 3)
 
 def wait(child):

@@ -94,34 +94,43 @@ def test_zip64_entries(file, monkeypatch):
         ({"data_0": bytes(139)}, "storage '0' has 139 bytes, its tensors say 140"),
         ({"data_0": bytes(141)}, "storage '0' has 141 bytes, its tensors say 140"),
         ({"byteorder": b"big"}, "byte order b'big', expected b'little'.*little-endian machine"),
-        ({"data_pkl": PLAIN[:-1]}, "corrupt pickle in it: it ends early"),
-        ({"data_pkl": b"\x80\2"}, "it ends early"),
-        ({"data_pkl": b"."}, "corrupt pickle"),
-        ({"data_pkl": b"ctorch._utils"}, "corrupt pickle"),
-        ({"data_pkl": b"h\5."}, "corrupt pickle"),
-        ({"data_pkl": b"t."}, "corrupt pickle"),
-        ({"data_pkl": b"K\1\x85\x86."}, "its stack is empty"),
-        ({"data_pkl": b")K\1a."}, "appends to what is no list"),
-        ({"data_pkl": b"(K\1u."}, "corrupt pickle"),
-        ({"data_pkl": b")(K\1K\2u."}, "sets items of what is no dictionary"),
-        ({"data_pkl": b"}(K\1u."}, "sets items of what is no dictionary"),
-        ({"data_pkl": b"K\1K\2\x93."}, "a name to import is no text"),
-        ({"data_pkl": b"K\1K\2R."}, "a tensor is not as torch.save describes it"),
-        ({"data_pkl": b"K\1Q."}, "a storage is not as torch.save describes it"),
-        ({"data_pkl": pickled(Storage(-1))}, "a storage is not as torch.save describes it"),
-        ({"data_pkl": b"B\0\0\0\0."}, r"instruction b'B' is none that torch.save writes"),
-        ({"data_pkl": pickled(Tensor(Storage(35), 0, (7, 5), (5,)))}, "impossible shape or stride"),
-        ({"data_pkl": pickled(Tensor(Storage(35), 0, (-7, 5), (5, 1)))}, "impossible shape or stride"),
-        ({"data_pkl": pickled(Tensor(Storage(35), -1, (7, 5), (5, 1)))}, "impossible shape or stride"),
-        ({"data_pkl": pickled(Tensor(Storage(35), 0, (7, 2**63), (5, 1)))}, "impossible shape or stride"),
-        ({"data_pkl": pickled(Tensor(Storage(35), 0, (8, 5), (5, 1)))}, "reaches over the 35 values of its storage"),
-        ({"data_pkl": pickled(Tensor(Storage(35), 1, (7, 5), (5, 1)))}, "reaches over the 35 values"),
-        ({"data_pkl": pickled(Tensor(Storage(35), 0, (7, 5), (6, 1)))}, "reaches over the 35 values"),
-        ({"data_pkl": pickled(Tensor(Storage(2**62), 0, (7, 5), (5, 1)))}, "its tensors say 18446744073709551616"),
     ],
 )
 def test_zips_that_lie(file, changes, message):
     refuses(read_piece, write_zip(file, **changes), message)
+
+
+@pytest.mark.parametrize(
+    ("message", "pickles"),
+    [
+        ("corrupt pickle in it: it ends early", [PLAIN[:-1], b"\x80\2"]),
+        ("corrupt pickle", [b".", b"ctorch._utils", b"h\5.", b"t.", b"(K\1u."]),
+        ("its stack is empty", [b"K\1\x85\x86."]),
+        ("appends to what is no list", [b")K\1a."]),
+        ("sets items of what is no dictionary", [b")(K\1K\2u.", b"}(K\1u."]),
+        ("a name to import is no text", [b"K\1K\2\x93."]),
+        ("a tensor is not as torch.save describes it", [b"K\1K\2R."]),
+        ("a storage is not as torch.save describes it", [b"K\1Q.", pickled(Storage(-1))]),
+        (r"instruction b'B' is none that torch.save writes", [b"B\0\0\0\0."]),
+        ("its tensors say 18446744073709551616", [pickled(Tensor(Storage(2**62), 0, (7, 5), (5, 1)))]),
+    ],
+)
+def test_pickles_that_lie(file, message, pickles):
+    for content in pickles:
+        refuses(read_piece, write_zip(file, data_pkl=content), message)
+
+
+@pytest.mark.parametrize(
+    "layout", [(0, (7, 5), (5,)), (0, (-7, 5), (5, 1)), (-1, (7, 5), (5, 1)), (0, (7, 2**63), (5, 1))]
+)
+def test_impossible_shapes(file, layout):
+    refuses(read_piece, write_zip(file, data_pkl=pickled(Tensor(Storage(35), *layout))), "impossible shape or stride")
+
+
+@pytest.mark.parametrize("layout", [(0, (8, 5), (5, 1)), (1, (7, 5), (5, 1)), (0, (7, 5), (6, 1))])
+def test_tensors_larger_than_their_storage(file, layout):
+    content = pickled(Tensor(Storage(35), *layout))
+    refuses(read_piece, write_zip(file, data_pkl=content), "reaches over the 35 values of its storage")
 
 
 def patch(content, signature, offset, value):

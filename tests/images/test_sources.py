@@ -177,3 +177,13 @@ def test_a_manifest_in_other_dialects(classes, caplog):
         manifest(write_manifest(classes, "path,x,y\na/000.png,1,\n"))
     with pytest.raises(sf.MismatchError, match=r"images.csv: row 3: no path in the column 'path'"):
         manifest(write_manifest(classes, "path,label\na/000.png,1\n,2\n"))
+
+
+def test_folders_of_splits_with_others_beside_them(tmp_path):
+    for folder in ("train/x", "test/x", "extra/x"):
+        write_patches(tmp_path / folder, 1)
+    with pytest.raises(sf.ImageError, match=r"folders of splits \(test, train\) and beside them 'extra'"):
+        class_folders(tmp_path)
+    for folder in ("valid", "invalid"):
+        write_patches(tmp_path / "quality" / folder, 1)
+    assert class_folders(tmp_path / "quality").classes == ("invalid", "valid")

@@ -5,6 +5,7 @@ import torch
 from compiled import skip_float64_products
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.projection import alignment, project
+from shazam_fast.kernels.reference import TokenMaps
 
 SHAPES = [(1, 1, [1]), (5, 33, [7, 40, 1]), (17, 16, [33]), (20, 128, [96, 64, 31]), (3, 20, [32, 48])]
 
@@ -37,8 +38,8 @@ def with_gradients(tokens, maps):
 @pytest.mark.parametrize(("B", "D", "dims"), SHAPES)
 def test_values_and_gradients(B, D, dims, missing, device):
     table, rows, standard, maps, present = make_inputs(B, D, dims, device, missing=missing)
-    found = with_gradients(project(table, rows, standard, *maps, dims, present), maps)
-    wanted = with_gradients(reference.project(table, rows, standard, *maps, dims, present), maps)
+    found = with_gradients(project(table, rows, TokenMaps(*maps, dims, standard), present), maps)
+    wanted = with_gradients(reference.project(table, rows, TokenMaps(*maps, dims, standard), present), maps)
     for left, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
@@ -47,8 +48,8 @@ def test_outputs_are_overwritten_entirely(unwritten_is_nan, device):
     """The widest teacher decides the grid; the narrow one's columns are written all the same."""
     table, rows, standard, maps, present = make_inputs(5, 20, [70, 3], device, missing=True)
     with unwritten_is_nan():
-        found = with_gradients(project(table, rows, standard, *maps, [70, 3], present), maps)
-    wanted = with_gradients(reference.project(table, rows, standard, *maps, [70, 3], present), maps)
+        found = with_gradients(project(table, rows, TokenMaps(*maps, [70, 3], standard), present), maps)
+    wanted = with_gradients(reference.project(table, rows, TokenMaps(*maps, [70, 3], standard), present), maps)
     for left, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
@@ -58,8 +59,8 @@ def test_outputs_are_overwritten_entirely(unwritten_is_nan, device):
 def test_stored_dtypes_with_and_without_rows(stored, rows_dtype, device):
     table, rows, _, maps, _ = make_inputs(9, 20, [30, 5], device, torch.float32, stored)
     rows = None if rows_dtype is None else rows.to(rows_dtype)
-    found = with_gradients(project(table, rows, None, *maps, [30, 5]), maps)
-    wanted = with_gradients(reference.project(table, rows, None, *maps, [30, 5], None), maps)
+    found = with_gradients(project(table, rows, TokenMaps(*maps, [30, 5])), maps)
+    wanted = with_gradients(reference.project(table, rows, TokenMaps(*maps, [30, 5]), None), maps)
     for left, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
@@ -68,10 +69,10 @@ def test_stored_dtypes_with_and_without_rows(stored, rows_dtype, device):
 @pytest.mark.parametrize(("precision", "tolerance"), [("ieee", 2e-6), ("tf32", 2e-3), ("bf16", 2e-2), ("fp16", 2e-3)])
 def test_precisions(precision, tolerance, device):
     table, rows, standard, maps, _ = make_inputs(40, 32, [100, 60], device, torch.float32)
-    found = with_gradients(project(table, rows, standard, *maps, [100, 60], None, precision), maps)
+    found = with_gradients(project(table, rows, TokenMaps(*maps, [100, 60], standard), None, precision), maps)
     exact = [x.detach().double().requires_grad_() for x in maps]
     moments = tuple(x.double() for x in standard)
-    wanted = with_gradients(reference.project(table.double(), rows, moments, *exact, [100, 60], None), exact)
+    wanted = with_gradients(reference.project(table.double(), rows, TokenMaps(*exact, [100, 60], moments), None), exact)
     for left, right in zip(found, wanted, strict=True):
         assert (left - right).norm() <= tolerance * right.norm()
 
@@ -80,21 +81,21 @@ def test_precisions(precision, tolerance, device):
 def test_bf16_has_the_range_of_float32(device):
     table, rows, standard, (weight, bias), _ = make_inputs(3, 16, [20, 6], device, torch.float32)
     large = weight.detach() * 1e6
-    assert project(table, rows, standard, large, bias, [20, 6], None, "bf16").isfinite().all()
+    assert project(table, rows, TokenMaps(large, bias, [20, 6], standard), None, "bf16").isfinite().all()
 
 
 def test_gradcheck(device):
     table, rows, standard, maps, present = make_inputs(3, 5, [7, 2], device, missing=True)
     assert torch.autograd.gradcheck(
-        lambda *x: project(table, rows, standard, *x, [7, 2], present), maps, fast_mode=True
+        lambda *x: project(table, rows, TokenMaps(*x, [7, 2], standard), present), maps, fast_mode=True
     )
 
 
 def test_a_large_batch_takes_larger_tiles(device):
     table, rows, standard, maps, _ = make_inputs(1030, 20, [12, 50], device, torch.float32)
     torch.testing.assert_close(
-        project(table, rows, standard, *maps, [12, 50]),
-        reference.project(table, rows, standard, *maps, [12, 50], None),
+        project(table, rows, TokenMaps(*maps, [12, 50], standard)),
+        reference.project(table, rows, TokenMaps(*maps, [12, 50], standard), None),
         rtol=1e-5, atol=1e-5,
     )  # fmt: skip
 
@@ -102,10 +103,10 @@ def test_a_large_batch_takes_larger_tiles(device):
 def test_absent_teachers_may_hold_anything(device):
     dims = [6, 9]
     table, rows, standard, maps, present = make_inputs(8, 16, dims, device, missing=True)
-    clean = with_gradients(project(table, rows, standard, *maps, dims, present), maps)
+    clean = with_gradients(project(table, rows, TokenMaps(*maps, dims, standard), present), maps)
     hidden = ~present.repeat_interleave(torch.tensor(dims, device=device), dim=1)
     poisoned = table[rows].masked_fill(hidden, float("nan"))
-    found = with_gradients(project(poisoned, None, standard, *maps, dims, present), maps)
+    found = with_gradients(project(poisoned, None, TokenMaps(*maps, dims, standard), present), maps)
     for left, right in zip(found, clean, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
 
@@ -114,8 +115,10 @@ def test_absent_teachers_may_hold_anything(device):
     ("change", "message"),
     [
         ({"precision": "fp8"}, "precision: one of ieee, tf32"),
-        ({"dims": [6, 10]}, "one width"),
-        ({"dims": [15]}, "one width"),
+        ({"dims": [6, 10]}, r"weight: shape \[16, 16\]"),
+        ({"dims": [15]}, "dims: the widths of 2 teachers"),
+        ({"features": torch.zeros(8, 16)}, r"features: float \[R, 15\]"),
+        ({"features": torch.zeros(15, 8).T}, "features: float .* with neighbouring columns"),
         ({"rows": torch.tensor([0.5])}, "rows: contiguous int32 or int64"),
         ({"rows": torch.arange(8)[::2]}, "rows: contiguous"),
         ({"features": torch.zeros(8, 15, dtype=torch.int32)}, "features: float"),
@@ -126,12 +129,11 @@ def test_absent_teachers_may_hold_anything(device):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    arguments = {
-        "features": torch.zeros(8, 15), "rows": None, "standard": None, "weight": torch.zeros(15, 16),
-        "bias": torch.zeros(2, 16), "dims": [6, 9], "present": None, "precision": "ieee",
-    }  # fmt: skip
+    arguments = {"features": torch.zeros(8, 15), "rows": None, **change}
+    maps = {"weight": torch.zeros(15, 16), "bias": torch.zeros(2, 16), "dims": [6, 9]}
+    maps |= {name: arguments.pop(name) for name in TokenMaps._fields if name in change}
     with pytest.raises(ValueError, match=message):
-        project(**{**arguments, **change})
+        project(**arguments, maps=TokenMaps(**maps))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_project(B, D, dims, onednn, masked, monkeypatch):
     def project(module):
         def tokens(x, weight, bias):
             standard = tuple(moment.to(x.dtype) for moment in moments)
-            return (module.project(x, None, standard, weight, bias, dims, present),)
+            return (module.project(x, None, reference.TokenMaps(weight, bias, dims, standard), present),)
 
         return tokens
 
@@ -159,8 +159,9 @@ def test_project_chosen_rows_as_they_are(dtype):
     g = generator(3)
     table, weight, bias = torch.randn(20, 12, generator=g).to(dtype), torch.randn(12, 5, generator=g), torch.randn(2, 5)
     rows = torch.tensor([3, 19, 3, 0])
-    found = cpu_ops.project(table, rows, None, weight, bias, [8, 4], None)
-    torch.testing.assert_close(found, reference.project(table[rows], None, None, weight, bias, [8, 4], None))
+    maps = reference.TokenMaps(weight, bias, [8, 4])
+    found = cpu_ops.project(table, rows, maps, None)
+    torch.testing.assert_close(found, reference.project(table[rows], None, maps, None))
 
 
 @pytest.mark.parametrize(("B", "N", "D"), [(1, 1, 5), (3, 4, 33), (64, 4, 128), (9, 32, 16)])

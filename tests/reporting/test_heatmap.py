@@ -210,7 +210,7 @@ def test_no_two_slides_share_a_file():
 
 def test_odd_names_are_drawn(tmp_path):
     """Names of slides in other scripts or longer than the page; "." and ".." stay in the directory."""
-    names = [".", "..", "\u75c5\u7406" * 60, "$x$ " * 80, "a/b"]
+    names = [".", "..", "\u75c5\u7406" * 60, "$x$ " * 80, "$\\x{$", "a/b"]
     pictures = sf.heatmap(make_scores(dict.fromkeys(names, GRID)), tmp_path / "maps", patch_size=224)
     assert len(set(pictures)) == len(names)
     assert all(path.is_file() and path.parent == tmp_path / "maps" for path in pictures)

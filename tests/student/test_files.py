@@ -77,6 +77,8 @@ def test_damaged_tensors(tmp_path, student):
         ({"tensors": {"more": [1]}}, "corrupt", "'more' .1. expected, there is none"),
         ({"xxh3": "0" * 16}, "checksum", "does not belong to student.json"),
         ({"training": []}, "corrupt", "corrupt"),
+        ({"training": {"teachers": ["uni"]}}, "corrupt", "corrupt"),
+        ({"training": {"teachers": {"uni": {"pooling": 3}}}}, "corrupt", "corrupt"),
     ],
 )
 def test_a_card_that_does_not_fit(tmp_path, student, change, kind, message):

@@ -137,6 +137,19 @@ def test_the_same_features_with_another_table_are_another_training(tmp_path, pat
         sf.train(archive, out=tmp_path / "run", **QUICK)
 
 
+@pytest.mark.parametrize(
+    "change", [{"metrics": {"val": {}}}, {"metrics": None}, {"history": 3}, {"metrics": {"val": 1}}]
+)
+def test_a_finished_training_with_a_damaged_record(tmp_path, archive, change):
+    sf.train(archive, out=tmp_path / "run", **QUICK)
+    card = json.loads((tmp_path / "run" / "student.json").read_text())
+    del card["document_xxh3"]
+    card["training"] |= change
+    (tmp_path / "run" / "student.json").write_text(json.dumps(card))
+    with pytest.raises(sf.ArchiveError, match="its training record is incomplete"):
+        sf.train(archive, out=tmp_path / "run", **QUICK)
+
+
 def make_state():
     """A fresh state of a small training, and the same after one epoch and one step of the next."""
     from shazam_fast.training.checkpoint import TrainingState

@@ -38,7 +38,7 @@ inline int count_mappings(const std::string& text) {
   return count;
 }
 
-/// Gives a file another time than it has, however coarse the clock of files is.
+/// Changes a file's time of modification, however coarse the file system's clock is.
 inline void postdate(const std::string& path) {
   const auto now = std::filesystem::file_time_type::clock::now();
   std::filesystem::last_write_time(path, now + std::chrono::hours(1));

@@ -124,51 +124,52 @@ Results compute(const Size& size, int threads, const RowKernels& kernels) {
   return results;
 }
 
-}  // namespace
-
-TEST(dots_of_any_shape_in_every_kernel) {
+/// Calls check(kernels, n, m, width) with every instruction set and shapes of n and m rows.
+template <typename Check>
+void each_shape(const Check& check) {
   for (const RowKernels& kernels : row_kernels()) {
     for (int64_t width : kWidths) {
-      for (int64_t n = 1; n <= 9; ++n) {
-        const int64_t m = 10 - n, stride = width + 3;
-        const Values left = normal(n * stride, 1), right = normal(m * stride, 2);
-        Values out(n * m + 1, kPoison);
-        kernels.dots({left.data(), n, stride}, {right.data(), m, stride}, width, 0.5f, out.data());
-        bool equal = std::isnan(out.back());
-        for (int64_t i = 0; i < n; ++i) {
-          for (int64_t j = 0; j < m; ++j) {
-            const double expected = 0.5 * dot(&left[i * stride], &right[j * stride], width);
-            equal = equal && close(out[i * m + j], expected, static_cast<double>(width));
-          }
-        }
-        CHECK(equal);
-      }
+      for (int64_t n = 1; n <= 9; ++n) check(kernels, n, 10 - n, width);
     }
   }
 }
 
-TEST(combinations_write_their_rows_and_nothing_else) {
-  for (const RowKernels& kernels : row_kernels()) {
-    for (int64_t width : kWidths) {
-      for (int64_t n = 1; n <= 9; ++n) {
-        const int64_t m = 10 - n, stride = width + 2;
-        const Values weights = normal(n * m, 1), rows = normal(m * width, 2);
-        Values out = poisoned(n * stride);
-        kernels.combine({weights.data(), 1, n}, {rows.data(), m, width}, width,
-                        {out.data(), n, stride});
-        bool equal = true;
-        for (int64_t i = 0; i < n; ++i) {
-          for (int64_t d = 0; d < width; ++d) {
-            double expected = 0;
-            for (int64_t j = 0; j < m; ++j) expected += weights[j * n + i] * rows[j * width + d];
-            equal = equal && close(out[i * stride + d], expected, 10.0);
-          }
-          for (int64_t d = width; d < stride; ++d) equal = equal && std::isnan(out[i * stride + d]);
-        }
-        CHECK(equal);
+}  // namespace
+
+TEST(dots_of_any_shape_in_every_kernel) {
+  each_shape([](const RowKernels& kernels, int64_t n, int64_t m, int64_t width) {
+    const int64_t stride = width + 3;
+    const Values left = normal(n * stride, 1), right = normal(m * stride, 2);
+    Values out(n * m + 1, kPoison);
+    kernels.dots({left.data(), n, stride}, {right.data(), m, stride}, width, 0.5f, out.data());
+    bool equal = std::isnan(out.back());
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < m; ++j) {
+        const double expected = 0.5 * dot(&left[i * stride], &right[j * stride], width);
+        equal = equal && close(out[i * m + j], expected, static_cast<double>(width));
       }
     }
-  }
+    CHECK(equal);
+  });
+}
+
+TEST(combinations_write_their_rows_and_nothing_else) {
+  each_shape([](const RowKernels& kernels, int64_t n, int64_t m, int64_t width) {
+    const int64_t stride = width + 2;
+    const Values weights = normal(n * m, 1), rows = normal(m * width, 2);
+    Values out = poisoned(n * stride);
+    kernels.combine({weights.data(), 1, n}, {rows.data(), m, width}, width, {out.data(), n, stride});
+    bool equal = true;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t d = 0; d < width; ++d) {
+        double expected = 0;
+        for (int64_t j = 0; j < m; ++j) expected += weights[j * n + i] * rows[j * width + d];
+        equal = equal && close(out[i * stride + d], expected, 10.0);
+      }
+      for (int64_t d = width; d < stride; ++d) equal = equal && std::isnan(out[i * stride + d]);
+    }
+    CHECK(equal);
+  });
 }
 
 TEST(kernels_agree_in_every_operation) {

@@ -1,0 +1,37 @@
+"""Kill a process in the middle of its file operations, for tests of what an interrupted job leaves behind."""
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+
+def kill_at(last: int) -> Callable[[], int]:
+    """Count this process's calls that change a file, and kill it at number `last` (0: never), half way if it writes.
+
+    Returns:
+        A function that gives the number of calls so far.
+    """
+    calls = 0
+    write = os.write
+
+    def counted(call):
+        def wrapped(first, *rest):
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                if call is write:
+                    write(first, rest[0][: len(rest[0]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(first, *rest)
+
+        return wrapped
+
+    os.write, os.fsync, os.rename, os.unlink = map(counted, (os.write, os.fsync, os.rename, os.unlink))
+    return lambda: calls
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
