@@ -45,7 +45,7 @@ class Geometry:
 NOT_KNOWN = Geometry()
 
 
-def read_attributes(attributes: Mapping[str, object]) -> Geometry:
+def geometry_of(attributes: Mapping[str, object]) -> Geometry:
     """What the attributes of coordinates say, as TRIDENT, CLAM and AtlasPatch write them.
 
     The size at level 0 is `patch_size_level0`, or `patch_size` x the downsample of `patch_level` x `custom_downsample`
@@ -56,7 +56,7 @@ def read_attributes(attributes: Mapping[str, object]) -> Geometry:
 
     Raises ValueError when one is not a positive number.
 
-    >>> read_attributes({"patch_size": 256, "patch_level": 0, "custom_downsample": 2}).patch_size
+    >>> geometry_of({"patch_size": 256, "patch_level": 0, "custom_downsample": 2}).patch_size
     512.0
     """
     level, size = _number(attributes, "patch_level"), _number(attributes, "patch_size_level0")

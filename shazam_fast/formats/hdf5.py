@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError, ShazamError
-from .geometry import NOT_KNOWN, Geometry, read_attributes
+from .geometry import NOT_KNOWN, Geometry, geometry_of
+from .hdf5_attributes import read_attributes
 from .hdf5_chunks import locate_rows, mapping_obstacle, read_matrix
-from .hdf5_text import read_texts
 from .pieces import DTypeName, Piece
 
 FEATURE_DATASETS = ("features", "feats", "patch_embeddings")
@@ -109,9 +109,10 @@ def _encoders(path: Path, file: Any) -> tuple[str, ...]:
 
 def _encoder(path: Path, file: Any, features: Any) -> str:
     """The teacher's name that the file gives: TRIDENT's attribute of the features, STAMP's of the file."""
-    return read_texts(path, features, ("encoder",)).get("encoder") or read_texts(path, file, ("extractor",)).get(
-        "extractor", ""
-    )
+    told = read_attributes(path, features, ("encoder",)).get("encoder", "")
+    if not isinstance(told, str) or not told:
+        told = read_attributes(path, file, ("extractor",)).get("extractor", "")
+    return told if isinstance(told, str) else ""
 
 
 def _name_of_features(file: Any) -> str:
@@ -170,17 +171,19 @@ def read_positions(
     return np.ascontiguousarray(values[:, :2], dtype=native), geometry
 
 
-ATTRIBUTES = ("patch_size_level0", "patch_level", "patch_size", "downsample", "custom_downsample")
+SIZES = ("patch_size_level0", "patch_level", "patch_size", "downsample", "custom_downsample")
 
 
 def _read_geometry(path: Path, file: Any, coords: Any, boxes: NDArray[np.generic] | None) -> Geometry:
     """What the attributes say of the patches, and AtlasPatch's `boxes` [rows, 5] of x, y, w, h, level."""
     try:
-        if read_texts(path, file, ("unit",)).get("unit") == "um":  # STAMP
-            size = file.attrs.get("tile_size_um", None)
-            return Geometry("micrometres", None if size is None else float(size))
-        holders = [held for held in (file.attrs, coords.attrs) if len(held)]
-        geometry = read_attributes({name: held[name] for held in holders for name in ATTRIBUTES if name in held})
+        told = read_attributes(path, coords, SIZES)
+        if not told:  # AtlasPatch and STAMP say it of the whole file
+            told = read_attributes(path, file, (*SIZES, "unit", "tile_size_um"))
+        if isinstance(unit := told.get("unit"), str) and unit == "um":
+            side_um = told.get("tile_size_um")
+            return Geometry("micrometres", None if side_um is None else float(side_um[0]))
+        geometry = geometry_of(told)
         if boxes is None:
             return geometry
         side, height, level = (int(v[0]) if (v == v[0]).all() else None for v in boxes[:, 2:].T)

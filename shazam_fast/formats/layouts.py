@@ -110,18 +110,17 @@ def _find_named_folders(listing: Listing) -> list[Source]:
     if homes:
         for file in others:
             listing.pass_over(os.fspath(file.path), "outside the teachers' folders")
-    by_teacher: dict[str, Path] = {}
-    sources: list[Source] = []
-    for home, found in sorted(homes.items()):
-        some = _find_teacher(home, found)
-        for name in dict.fromkeys(source.teacher for source in some):
-            if name in by_teacher:
-                raise MismatchError(
-                    f"{by_teacher[name]} and {home} both hold teacher {name!r}; open them as {{teacher: path}}"
-                )
-            by_teacher[name] = home
-        sources += some
-    return sources
+    return _join_homes({home: _find_teacher(home, found) for home, found in sorted(homes.items())})
+
+
+def _join_homes(homes: Mapping[Path, list[Source]]) -> list[Source]:
+    """The sources of all teachers' folders, which must have different teachers."""
+    owner: dict[str, Path] = {}
+    for home, sources in homes.items():
+        for name in {source.teacher for source in sources}:
+            if owner.setdefault(name, home) != home:
+                raise MismatchError(f"{owner[name]} and {home} both hold {name!r}; open them as {{teacher: path}}")
+    return [source for sources in homes.values() for source in sources]
 
 
 def _is_other(folder: str) -> bool:
@@ -261,9 +260,7 @@ def _refuse_locked(path: Path) -> Piece:
 
 
 def _refuse_mapping(path: Path) -> Piece:
-    raise NotInPlaceError(
-        f"{path}: {path.suffix} files cannot be opened in place, but shazam_fast.convert can read them"
-    )
+    raise NotInPlaceError(f"{path}: {path.suffix} files are not opened in place, but shazam_fast.convert can read them")
 
 
 def _split_levels(sources: list[Source]) -> list[Source]:

@@ -168,7 +168,7 @@ def test_inspecting_a_sample(tmp_path):
     assert call("inspect", tmp_path / "uni.npy").stdout == run.stdout
     run = call("verify", tmp_path / "uni.npy")
     assert run.returncode == 1
-    assert re.search(r"teacher 'uni', row 0 .*: the feature is nan", run.stderr)
+    assert "row 0 of its rows): the feature is nan" in run.stderr
 
 
 def test_names_are_no_markup(tmp_path):

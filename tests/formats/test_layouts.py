@@ -12,7 +12,7 @@ import tools
 import torch
 
 import shazam_fast as sf
-from shazam_fast.formats.hdf5_text import read_texts
+from shazam_fast.formats.hdf5_attributes import read_attributes
 from shazam_fast.formats.layouts import find_features
 
 h5py = pytest.importorskip("h5py")
@@ -101,18 +101,21 @@ def test_names_of_one_slide_differ_between_tools(tmp_path):
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize("userblock_size", [0, 512])
-def test_text_attributes_are_those_of_h5py(tmp_path, libver, userblock_size):
+def test_attributes_are_those_of_h5py(tmp_path, libver, userblock_size):
     path = tmp_path / "a.h5"
+    numbers = {"int": 3, "float": 0.25, "negative": np.int16(-7), "big": np.array([1, 2], ">u4"), "half": np.float16(2)}
+    texts = {"encoder": "uni ü", "empty": ""}
     with h5py.File(path, "w", libver=libver, userblock_size=userblock_size) as file:
         file["x"] = [1.0]
-        for number in range(4):
-            file["x"].attrs[f"other{number}"] = "o" * number
-        file["x"].attrs.update({"encoder": "uni ü", "fixed": np.bytes_(b"abc"), "number": 3, "empty": ""})
+        file["x"].attrs.update({**numbers, **texts, "fixed": np.bytes_(b"abc")})
         file.attrs["unit"] = "um"
     with h5py.File(path) as file:
-        found = read_texts(path, file["x"], ("encoder", "fixed", "number", "empty", "absent"))
-        assert found == {"encoder": "uni ü", "fixed": "abc", "empty": ""}
-        assert read_texts(path, file, ("unit",)) == {"unit": "um"}
+        found = read_attributes(path, file["x"], (*numbers, *texts, "fixed", "absent"))
+        assert {name: found[name] for name in (*texts, "fixed")} == {**texts, "fixed": "abc"}
+        for name, value in numbers.items():
+            np.testing.assert_array_equal(found[name], np.atleast_1d(value))
+        assert len(found) == len(numbers) + 3
+        assert read_attributes(path, file, ("unit",)) == {"unit": "um"}
 
 
 # Geometry
