@@ -95,11 +95,13 @@ def read_contents(path: Path) -> Contents:
         teachers=teachers,
         blocks=(Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
         fingerprint=fingerprint,
+        classes=names["classes"],
+        slides=names["slides"],
+        groups=names["groups"],
         geometry=geometry,
         records=teacher_records(manifest.get("job")),
         columns={column: StoredColumn(column, files, tuple(t[column] for t in stored)) for column in COLUMNS},
         checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
-        **names,
     )
 
 
