@@ -160,10 +160,9 @@ def _one_teacher(contents: Contents, teacher: str) -> Contents:
         return take_teachers(contents, [teacher])
     if len(contents.teachers) > 1:
         raise MismatchError(f"{contents.path}: teacher {teacher!r} not found; it holds {', '.join(contents.teachers)}")
-    (old, dim) = next(iter(contents.teachers.items()))
-    records = {
-        name.replace(old.partition(":")[0], teacher.partition(":")[0]): r for name, r in contents.records.items()
-    }
+    old, dim = next(iter(contents.teachers.items()))
+    record = contents.records.get(old.partition(":")[0])
+    records = {teacher.partition(":")[0]: record} if record else {}
     return replace(contents, teachers={teacher: dim}, records=records)
 
 
