@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -95,15 +95,16 @@ def read_features(
         if isinstance(chosen, str):
             raise MismatchError(f"{name}: a list of names expected, found the text {chosen!r}; write [{chosen!r}]")
     if isinstance(path, Mapping):
-        where, sources, classes = _find_all(path)
+        found = _find_all(path)
     else:
         where = Path(path)
         refuse_foreign(where)
         if is_native(where):
             return _select(_read_native(where), teachers, slides)
-        sources, classes = find_features(where), ()
-    wanted = choose_teachers(where, sources, teachers)
-    return join(where, wanted, slides, classes=classes, loads=loads, skip=on_error == "skip")
+        found = _Found(where, find_features(where))
+    wanted = choose_teachers(found.path, found.sources, teachers)
+    contents = join(found.path, wanted, slides, classes=found.classes, loads=loads, skip=on_error == "skip")
+    return replace(contents, records=found.records)
 
 
 def _read_native(path: Path) -> Contents:
@@ -119,8 +120,18 @@ def _select(contents: Contents, teachers: Sequence[str] | None, slides: Sequence
     return contents
 
 
-def _find_all(paths: Mapping[str, str | Path]) -> tuple[Path, list[Source], tuple[str, ...]]:
-    """The sources at {teacher: path}, and the names of the classes that native archives among them have."""
+@dataclass(frozen=True)
+class _Found:
+    """Sources of all teachers, and what native archives among them say: names of classes, records of teachers."""
+
+    path: Path
+    sources: Sequence[Source]
+    classes: tuple[str, ...] = ()
+    records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def _find_all(paths: Mapping[str, str | Path]) -> _Found:
+    """The sources at {teacher: path}."""
     if not paths:
         raise ArchiveError("{teacher: path} names no teacher")
     natives = {}
@@ -138,7 +149,9 @@ def _find_all(paths: Mapping[str, str | Path]) -> tuple[Path, list[Source], tupl
             sources += sources_of(natives[teacher], codes)
         else:
             sources += find_features(Path(place), teacher)
-    return Path(next(iter(paths.values()))), sources, tuple(codes)
+    records = {name.partition(":")[0]: r for c in natives.values() for name in c.teachers
+               if (r := c.records.get(name.partition(":")[0]))}  # fmt: skip
+    return _Found(Path(next(iter(paths.values()))), sources, tuple(codes), records)
 
 
 def _one_teacher(contents: Contents, teacher: str) -> Contents:
@@ -147,7 +160,10 @@ def _one_teacher(contents: Contents, teacher: str) -> Contents:
         return take_teachers(contents, [teacher])
     if len(contents.teachers) > 1:
         raise MismatchError(f"{contents.path}: teacher {teacher!r} not found; it holds {', '.join(contents.teachers)}")
-    return replace(contents, teachers=dict.fromkeys([teacher], *contents.teachers.values()))
+    old, dim = next(iter(contents.teachers.items()))
+    record = contents.records.get(old.partition(":")[0])
+    records = {teacher.partition(":")[0]: record} if record else {}
+    return replace(contents, teachers={teacher: dim}, records=records)
 
 
 def choose_teachers(path: Path, sources: Sequence[Source], teachers: Sequence[str] | None) -> Sequence[Source]:

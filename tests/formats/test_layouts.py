@@ -300,6 +300,16 @@ def test_labels_of_two_archives_that_contradict_each_other(tmp_path):
         sf.open({name: tmp_path / name for name in "ab"})
 
 
+def test_how_features_were_made_is_known_of_renamed_teachers(tmp_path):
+    for name in "ab":
+        sf.write_archive(tmp_path / name, {name: np.ones((4, 2))}, slides=["s"] * 4)
+        file = tmp_path / name / "archive.json"
+        job = {"job": {"teachers": {name: {"pooling": f"cls of {name}"}}}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | job))
+    archive = sf.open({"a": tmp_path / "a", "x": tmp_path / "b"})
+    assert archive.records == {"a": {"pooling": "cls of a"}, "x": {"pooling": "cls of b"}}
+
+
 # Archives in other processes and places
 
 
