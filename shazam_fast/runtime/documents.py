@@ -1,0 +1,124 @@
+"""JSON documents that are read back: decoded into typed records, with limits on size, depth, length and digits.
+
+A document that this release writes ends with a checksum of itself, so that damage in a name or a number is an error and
+not another name or number.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+import xxhash
+
+from ..errors import ArchiveError, ShazamError
+from .files import read_whole
+
+DOCUMENT_BYTES = 256 << 20  # largest document that is read; the manifest of a million slides takes a third of it
+CHECKSUM_FIELD = "document_xxh3"
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+Text = Annotated[str, msgspec.Meta(max_length=1 << 20)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]  # what every JSON reader holds exactly
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]  # xxh3, 64 bit
+Ratio = Annotated[float, msgspec.Meta(ge=0)]
+
+if TYPE_CHECKING:
+    Json = Any
+else:
+    Json = str | int | float | bool | None
+    for _ in range(8):  # levels of lists and mappings in a free-form value
+        Json = str | int | float | bool | None | list[Json] | dict[str, Json]
+
+RecordType = TypeVar("RecordType")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records. Fields that a record does not know are passed over, for documents of later versions."""
+
+
+class _Head(Record):
+    format: Text = ""
+    version: int = 0
+
+
+def read_document(
+    path: Path, record: type[RecordType], *, format: str = "", version: int = 1, limit: int = DOCUMENT_BYTES
+) -> RecordType:
+    """Read a JSON document.
+
+    Args:
+        path: the file.
+        record: what the document must hold, a subclass of `Record`.
+        format: what its field "format" must be; "" for documents that have none.
+        version: what its field "version" must be, if it has a format.
+        limit: largest size in bytes.
+
+    Returns the document as a `record`.
+
+    Raises ArchiveError; kind "missing", "permission", "system", "corrupt" (not JSON, a field that is absent or of
+    another type, too long, too deep), "checksum", "foreign" (another format) or "unsupported" (another version).
+    """
+    content = read_whole(path, limit)
+    if format:
+        head = decode_document(content, _Head, path)
+        if head.format != format:
+            found = f"it holds {head.format!r}" if head.format else "it has no such format"
+            raise ArchiveError(f"{path}: {format!r} expected, but {found}", "foreign")
+        if head.version != version:
+            raise ArchiveError(
+                f"{path}: format version {head.version}; this release reads version {version}: update shazam_fast",
+                "unsupported",
+            )
+    return decode_document(content, record, path)
+
+
+def decode_document(content: bytes, record: type[RecordType], path: Path) -> RecordType:
+    """The record that JSON text holds; `path` is where it came from, for messages. Raises ArchiveError."""
+    body = _without_checksum(content, path)
+    try:
+        return msgspec.json.decode(body, type=record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if (readable := _nan_as_null(body)) != body:
+            return decode_document(readable, record, path)
+        raise ArchiveError(f"{path}: corrupt document: {error}", "corrupt") from None
+
+
+def encode_document(record: Record) -> bytes:
+    """The record as JSON text with a checksum of itself; numbers that are not finite become null.
+
+    Raises ShazamError when a text in it cannot be written as UTF-8 (a file name that is no text).
+    """
+    try:
+        body = msgspec.json.format(msgspec.json.encode(record), indent=1).removesuffix(b"\n}")
+    except UnicodeEncodeError as error:
+        raise ShazamError(f"{error.object!r}: this name cannot be written as UTF-8; rename the file") from None
+    return body + b',\n "%s": "%s"\n}' % (CHECKSUM_FIELD.encode(), xxhash.xxh3_64_hexdigest(body).encode())
+
+
+_CHECKSUM = re.compile(rb',\n "%s": "([0-9a-f]{16})"\n}\s*\Z' % CHECKSUM_FIELD.encode())
+
+
+def _without_checksum(content: bytes, path: Path) -> bytes:
+    """The document without its checksum. Documents of version 0.1 have none."""
+    found = _CHECKSUM.search(content, max(0, len(content) - 128))
+    if found is None:
+        if CHECKSUM_FIELD.encode() in content:
+            raise ArchiveError(f"{path}: corrupt document: its checksum cannot be read", "corrupt")
+        return content
+    body = content[: found.start()]
+    if xxhash.xxh3_64_hexdigest(body).encode() != found[1]:
+        raise ArchiveError(
+            f"{path}: checksum mismatch: the document was damaged or edited; "
+            f"if you edited it, remove the line {CHECKSUM_FIELD!r} and the comma before it",
+            "checksum",
+        )
+    return body + b"\n}"
+
+
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|\bNaN\b|-?\bInfinity\b')
+
+
+def _nan_as_null(content: bytes) -> bytes:
+    """JSON without NaN and Infinity, which version 0.1 wrote as Python does, against the standard."""
+    return _TOKENS.sub(lambda found: found[0] if found[0].startswith(b'"') else b"null", content)
