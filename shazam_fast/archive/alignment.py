@@ -1,6 +1,5 @@
 """Rows of several teachers joined by slide and coordinates, never by hope."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +55,6 @@ def join(path: Path, sources: Sequence[Source], slides: Sequence[str] | None = N
         path=path,
         teachers={teacher: block.columns for teacher, block in zip(by_teacher, blocks, strict=True)},
         blocks=blocks,
-        fingerprint=_fingerprint(blocks),
         classes=tuple(str(c) for c in range(int(known["label"].max()) + 1)) if "label" in known else (),
         slides=tuple(names) if names != [""] else (),
         columns={name: constant(column) for name, column in known.items()},
@@ -225,14 +223,3 @@ def _concatenate(
 def constant(column: NDArray[Any]) -> Callable[[], NDArray[Any]]:
     """A column that is in memory already, as `Contents.columns` wants it."""
     return lambda: column
-
-
-def _fingerprint(blocks: Sequence[Extents]) -> str:
-    """Changes when a file is written anew or the rows are put together in another way."""
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block.table.tobytes())
-        for file in block.files:
-            status = os.stat(file)
-            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

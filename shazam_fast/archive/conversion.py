@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteError
-from ..formats.native import Manifest
+from ..formats.native import MANIFEST, Manifest
 from ..runtime.documents import Count, Ratio, Record
-from ..runtime.jobs import make_directory
-from ..runtime.locks import DirectoryLock
+from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from .annotations import Given
 from .parts import ArchiveHead, ArchiveParts, PartChunk
@@ -49,17 +48,14 @@ class ConversionReport:
 
 
 class _Rounding:
-    """What float16 costs the features of one part: values beyond it, and by teacher the largest and the sum of the
-    squared relative errors of its rows.
+    """What float16 costs the features of one part, summed up in `notes`, JSON values that are kept with the part.
+
+    "overflowed" counts values beyond float16; "error" has by teacher the largest and the sum of the squared relative
+    errors of the part's rows.
     """
 
     def __init__(self, teachers: Sequence[str]) -> None:
-        self.overflowed = 0
-        self.error = {teacher: [0.0, 0.0] for teacher in teachers}
-
-    def notes(self) -> dict[str, Any]:
-        """As JSON values, to be kept with the part."""
-        return {"overflowed": self.overflowed, "error": self.error}
+        self.notes: dict[str, Any] = {"overflowed": 0, "error": {teacher: [0.0, 0.0] for teacher in teachers}}
 
     def add(self, teacher: str, features: NDArray[Any], dtype: str) -> None:
         """Count features [n, dim] that are about to be written as `dtype`."""
@@ -68,14 +64,14 @@ class _Rounding:
         with np.errstate(over="ignore", invalid="ignore"):
             rounded = features.astype(np.float16)
             if dtype == "float32":
-                self.overflowed += int((np.isinf(rounded) & np.isfinite(features)).sum())
+                self.notes["overflowed"] += int((np.isinf(rounded) & np.isfinite(features)).sum())
                 return
             difference = rounded - features
             moved = np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
             length = np.einsum("ij,ij->i", features, features, dtype=np.float64)
         relative = moved[length > 0] / length[length > 0]  # squared
-        largest, total = self.error[teacher]
-        self.error[teacher] = [max(largest, relative.max(initial=0.0).item()), total + relative.sum().item()]
+        largest, total = self.notes["error"][teacher]
+        self.notes["error"][teacher] = [max(largest, relative.max(initial=0.0).item()), total + relative.sum().item()]
 
 
 def _sum_notes(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -120,6 +116,8 @@ def convert(
         ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
     """
     require_dtype(dtype)
+    if not (Path(out) / MANIFEST).exists():
+        require_writable(Path(out))
     readable = Readable(source, labels, splits, groups, classes, teachers)
     conversion = _Conversion(readable, Path(out), dtype)
     manifest = conversion.parts.read_finished() or conversion.run()
@@ -134,7 +132,7 @@ def convert(
     )
 
 
-class _Notes(Record):
+class _Notes(Record, frozen=True, kw_only=True):
     overflowed: Count
     error: dict[str, tuple[Ratio, Ratio]]
 
@@ -152,13 +150,12 @@ class _Conversion:
         self._groups, group_codes = _used_names(archive.groups, archive.group_index)
         self._codes = {"slide": slide_codes, "group": group_codes}
         head = ArchiveHead(archive.teachers, dtype, archive.classes, self._slides, self._groups, archive.geometry)
-        job = {**readable.fingerprint(), "dtype": dtype, "rows of a part": self._part_rows}
+        job = {**archive.fingerprint, "dtype": dtype, "rows of a part": self._part_rows}
         self.parts = ArchiveParts(out, job, -(-archive.n_rows // self._part_rows), head)
 
     def run(self) -> Manifest:
         """Write the parts that are missing, and the manifest."""
         parts, n_rows = self.parts, self._readable.archive.n_rows
-        make_directory(parts.path)
         with DirectoryLock(parts.path):
             if (manifest := parts.read_finished()) is not None:  # by another process, just now
                 return manifest
@@ -179,7 +176,6 @@ class _Conversion:
                     parts.discard_if_empty()
                     raise
             parts.publish_archive(_sum_notes([record.notes for record in parts.records()]))
-            parts.tidy()
         manifest = parts.read_finished()
         assert manifest is not None
         return manifest
@@ -209,10 +205,8 @@ class _Conversion:
 
 
 def _used_names(names: Sequence[str], index: NDArray[np.integer]) -> tuple[list[str], NDArray[np.int32]]:
-    """The names that rows have, in the order in which they first appear, and every row's index among them (or -1)."""
-    used, first = np.unique(index, return_index=True)
-    used = used[np.argsort(first)]
-    used = used[used >= 0]
+    """The names that rows have, in the order of `names`, and every row's index among them (or -1)."""
+    used = np.unique(index[index >= 0])
     codes = np.full(len(names) + 1, -1, dtype=np.int32)  # the last one is picked by -1
     codes[used] = np.arange(len(used))
     return [names[code] for code in used.tolist()], codes[index]

@@ -97,10 +97,11 @@ class ArchiveParts(PartDirectory):
         if manifest.job is None:
             raise ShazamError(f"{self.path}: there is an archive already; choose another --out, or delete it")
         require_same_job(self.path, manifest.job, self.job)
+        self.tidy_after_kill()
         return manifest
 
-    def write(self, number: int, chunks: Iterable[PartChunk], notes: Callable[[], Json]) -> None:
-        """Write one part; `notes` says, once all chunks were taken, what the record is to keep.
+    def write(self, number: int, chunks: Iterable[PartChunk], notes: Json) -> None:
+        """Write one part; `notes`, which taking the chunks may change, is kept with its record.
 
         Raises NonFiniteError naming patch and teacher; ShazamError when the disk is full. Neither leaves the part.
         """
@@ -112,10 +113,10 @@ class ArchiveParts(PartDirectory):
                     if chunk.n_rows:
                         part.append(self._interleave(chunk, dtype), chunk.columns)
                 if not part.n_rows:
-                    self.add(number, None, 0, notes())
+                    self.add(number, None, 0, notes)
                     return
                 part.close(sum(self.head.teachers.values()), dtype)
-                self.add(number, part.path, part.n_rows, notes())
+                self.add(number, part.path, part.n_rows, notes)
             finally:
                 part.abort()  # removes nothing once the part has its name
 

@@ -1,7 +1,6 @@
 """Images to features: `shazam_fast.extract` runs every teacher over every image once and writes a native archive."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +12,13 @@ from ..images.slides import slide_patches
 from ..images.sources import class_folders, image_folder, manifest
 from ..images.table import ImageTable
 from ..runtime.devices import choose_device, count_cores
+from ..runtime.locks import require_writable
+from ..runtime.ray_jobs import require_cluster
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
 from .plan import Plan
-from .run import POLL_SECONDS, Extraction, ExtractionReport, complete, finished_report
+from .run import Extraction, ExtractionReport, complete, help_complete
+from .sharing import Sharing
 
 
 def extract(
@@ -71,6 +73,9 @@ def extract(
         NonFiniteError: a teacher's feature is NaN, infinite, or too large for float16; names image and teacher.
         ShazamError: weights or a package that cannot be had; the disk is full, which leaves finished parts valid.
     """
+    require_cluster(cluster)
+    if not (Path(out) / "archive.json").exists():
+        require_writable(Path(out))
     specs = tuple(get_teacher(given) if isinstance(given, str) else given for given in teachers)
     given = {name: str(path) for name, path in (weights or {}).items()}
     table = images if isinstance(images, ImageTable) else _read_table(Path(images), labels, coords, classes)
@@ -79,9 +84,9 @@ def extract(
         unreadable, Path(out),
     )  # fmt: skip
     if cluster is not None:
-        from .cluster import extract_on_cluster
+        from .cluster import extract_on_ray
 
-        return extract_on_cluster(plan, cluster, device)
+        return extract_on_ray(plan, device)
     return _extract_here(plan, device)
 
 
@@ -102,18 +107,6 @@ def _extract_here(plan: Plan, device: str | None) -> ExtractionReport:
     rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     chosen = choose_device(device)
     extraction = Extraction(plan, torch.device("cuda", local) if str(chosen) == "cuda" else chosen)
-    store = extraction.store
-
-    def write(missing: Sequence[int]) -> None:
-        mine = range(rank, store.parts, max(world, 1))
-        extraction.write([part for part in missing if part in mine])
-
-    if rank == 0:
-        return complete(store, write)
-    if (report := finished_report(store)) is not None:
-        return report
-    store.claim()
-    write(store.missing())
-    while (report := finished_report(store)) is None:
-        time.sleep(POLL_SECONDS)
-    return report
+    sharing = Sharing(plan.out, rank, max(world, 1))
+    finish = complete if rank == 0 else help_complete
+    return finish(extraction.store, extraction.write, sharing)

@@ -1,6 +1,5 @@
 """The native archive: a directory with `archive.json` and safetensors parts, all teachers of a patch side by side."""
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -68,14 +67,14 @@ def is_native(path: Path) -> bool:
     return (path / MANIFEST).exists() or any(path.glob("part-[0-9][0-9][0-9][0-9][0-9].*"))
 
 
-class StoredTeacher(Record):
+class StoredTeacher(Record, frozen=True, kw_only=True):
     """A teacher in a manifest."""
 
     name: Name
-    dim: Annotated[Count, msgspec.Meta(ge=1)]
+    dim: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """`archive.json`. `job` tells what made the archive, `notes` what was noted while it was made."""
 
     format: str
@@ -111,7 +110,6 @@ def read_contents(path: Path) -> Contents:
         path=path,
         teachers=teachers,
         blocks=(Extents(width, manifest.dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
-        fingerprint=_fingerprint(manifest),
         classes=tuple(manifest.classes),
         slides=tuple(manifest.slides),
         groups=tuple(manifest.groups),
@@ -141,14 +139,6 @@ def read_manifest(path: Path) -> Manifest:
             twice = Counter(names).most_common(1)[0][0]
             raise ArchiveError(f"{file}: {what} {twice!r} is listed twice")
     return manifest
-
-
-def _fingerprint(manifest: Manifest) -> str:
-    """Changes with anything that the archive holds; not with where, when or by whom it was written."""
-    parts = [[part.rows, part.xxh3] for part in manifest.parts]
-    teachers = [[teacher.name, teacher.dim] for teacher in manifest.teachers]
-    content = [teachers, manifest.dtype, manifest.classes, manifest.slides, manifest.groups, parts]
-    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def _read_part(file: Path, part: Part, width: int, dtype: str) -> dict[str, HeaderEntry]:

@@ -79,7 +79,6 @@ class Contents:
     path: Path
     teachers: Mapping[str, int]
     blocks: tuple[Extents, ...]
-    fingerprint: str
     classes: tuple[str, ...] = ()
     slides: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records. Fields that a record does not know are passed over, for documents of later versions."""
 
 
-class _Head(Record):
+class _Head(Record, frozen=True, kw_only=True):
     format: Text = ""
     version: int = 0
 
@@ -45,42 +45,53 @@ class _Head(Record):
 def read_document(
     path: Path, record: type[RecordType], *, format: str = "", version: int = 1, limit: int = DOCUMENT_BYTES
 ) -> RecordType:
-    """Read a JSON document.
+    """Read a JSON document, see `decode_document`.
 
     Args:
         path: the file.
-        record: what the document must hold, a subclass of `Record`.
-        format: what its field "format" must be; "" for documents that have none.
-        version: what its field "version" must be, if it has a format.
+        record, format, version: what the document must be.
         limit: largest size in bytes.
 
-    Returns the document as a `record`.
-
-    Raises ArchiveError; kind "missing", "permission", "system", "corrupt" (not JSON, a field that is absent or of
-    another type, too long, too deep), "checksum", "foreign" (another format) or "unsupported" (another version).
+    Raises ArchiveError as `decode_document` does, and of kind "missing", "permission" or "system".
     """
-    content = read_whole(path, limit)
+    return decode_document(read_whole(path, limit), record, path, format=format, version=version)
+
+
+def decode_document(
+    content: bytes, record: type[RecordType], path: Path, *, format: str = "", version: int = 1
+) -> RecordType:
+    """The record that JSON text holds.
+
+    Args:
+        content: the text, as `encode_document` makes it.
+        record: what the document must hold, a subclass of `Record`.
+        path: where the text came from, for messages.
+        format: what its field "format" must be; "" for documents that have none.
+        version: what its field "version" must be, if it has a format.
+
+    Raises ArchiveError; kind "corrupt" (not JSON; a field that is absent, of another type, too long or too deep),
+    "checksum", "foreign" (another format) or "unsupported" (another version).
+    """
+    body = _without_checksum(content, path)
     if format:
-        head = decode_document(content, _Head, path)
+        head = _decode(body, _Head, path)
         if head.format != format:
-            found = f"it holds {head.format!r}" if head.format else "it has no such format"
+            found = f"it holds {head.format!r}" if head.format else "it says nothing of its format"
             raise ArchiveError(f"{path}: {format!r} expected, but {found}", "foreign")
         if head.version != version:
             raise ArchiveError(
                 f"{path}: format version {head.version}; this release reads version {version}: update shazam_fast",
                 "unsupported",
             )
-    return decode_document(content, record, path)
+    return _decode(body, record, path)
 
 
-def decode_document(content: bytes, record: type[RecordType], path: Path) -> RecordType:
-    """The record that JSON text holds; `path` is where it came from, for messages. Raises ArchiveError."""
-    body = _without_checksum(content, path)
+def _decode(body: bytes, record: type[RecordType], path: Path) -> RecordType:
     try:
         return msgspec.json.decode(body, type=record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        if (readable := _nan_as_null(body)) != body:
-            return decode_document(readable, record, path)
+        if (standard := _nan_as_null(body)) != body:
+            return _decode(standard, record, path)
         raise ArchiveError(f"{path}: corrupt document: {error}", "corrupt") from None
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +20,8 @@ import xxhash
 
 from ..errors import ArchiveError, MismatchError, ShazamError
 from .documents import Count, Digest, Json, Record, encode_document, read_document
-from .files import UNFINISHED, file_checksum, rename_durably, unfinished_path, write_durably
-from .locks import LOCK
+from .files import UNFINISHED, file_checksum, rename_durably, write_durably
+from .locks import LOCK, DirectoryLock, make_directory
 
 logger = logging.getLogger("shazam_fast")
 
@@ -29,7 +29,7 @@ CLAIM = "_job.json"
 CLAIM_FORMAT = "shazam_fast job"
 
 
-class Part(Record):
+class Part(Record, frozen=True, kw_only=True):
     """A finished part: its file's name, rows, bytes, and xxh3 of the whole file."""
 
     file: Annotated[str, msgspec.Meta(pattern=r"^part-[0-9]{5,9}\.(safetensors|parquet)$")]
@@ -38,7 +38,7 @@ class Part(Record):
     xxh3: Digest
 
 
-class PartRecord(Record):
+class PartRecord(Record, frozen=True, kw_only=True):
     """What is kept of a part until all are finished. `part` is None where no row fell to it."""
 
     job: Digest
@@ -46,7 +46,7 @@ class PartRecord(Record):
     notes: Json = None
 
 
-class Claim(Record):
+class Claim(Record, frozen=True, kw_only=True):
     """Which job a directory is for."""
 
     format: str
@@ -81,11 +81,16 @@ class PartDirectory:
         self.job: dict[str, Json] = msgspec.json.decode(msgspec.json.encode(job))  # as it is read back
         self._suffix, self._others = suffix, others
         self._manifest = path / manifest
-        self._digest = xxhash.xxh3_64_hexdigest(json.dumps(self.job, sort_keys=True))
+        self.digest = xxhash.xxh3_64_hexdigest(json.dumps(self.job, sort_keys=True).encode())
         own = "|".join(re.escape(name) for name in (CLAIM, manifest, *others))
         self._own = re.compile(
             rf"(part-[0-9]{{5,9}}(\.json|{re.escape(suffix)})|process-[0-9]+\.json|{own})(\.[^/]+{re.escape(UNFINISHED)})?"
         )
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a job has begun there and has not ended."""
+        return (self.path / CLAIM).exists()
 
     @property
     def finished(self) -> bool:
@@ -131,7 +136,7 @@ class PartDirectory:
             return None
         if record.part is not None and (record.part.file, record.part.bytes) != (self.part_path(number).name, size):
             return None
-        return record if record.job == self._digest else None
+        return record if record.job == self.digest else None
 
     def add(self, number: int, unfinished: Path | None, rows: int, notes: Json = None) -> PartRecord:
         """Take a complete, synced file as a part, or note that no row falls to it (`unfinished` None)."""
@@ -139,7 +144,7 @@ class PartDirectory:
         if unfinished is not None:
             size, checksum = unfinished.stat().st_size, file_checksum(unfinished)
             part = Part(file=self.part_path(number).name, rows=rows, bytes=size, xxh3=checksum)
-        record = PartRecord(job=self._digest, part=part, notes=notes)
+        record = PartRecord(job=self.digest, part=part, notes=notes)
         write_durably(self._record_path(number), encode_document(record))
         if unfinished is not None:
             rename_durably(unfinished, self.part_path(number))
@@ -163,8 +168,6 @@ class PartDirectory:
 
     def tidy(self) -> None:
         """Remove from a finished directory what its making left: records, temporary files, and last the claim."""
-        if not (self.path / CLAIM).exists() and not self._temporary():
-            return
         for number in range(self.count):
             self._record_path(number).unlink(missing_ok=True)
         for file in self.path.glob("process-*.json"):
@@ -177,12 +180,24 @@ class PartDirectory:
         for file in self._temporary():
             file.unlink(missing_ok=True)
 
-    def discard(self) -> None:
-        """Remove all that this job has written. Only where no other process writes."""
+    def remove_parts(self) -> None:
+        """Remove the parts that have a record, and what is half-written. Only where no other process writes."""
         for number in self._recorded():
             self.part_path(number).unlink(missing_ok=True)
             self._record_path(number).unlink(missing_ok=True)
         self.remove_temporary()
+
+    def tidy_after_kill(self) -> None:
+        """`tidy` a finished directory whose writer was killed before it could."""
+        if self.finished and self.interrupted:
+            with DirectoryLock(self.path):
+                self.tidy()
+
+    def discard(self) -> None:
+        """Remove all that this job has written unless it is finished. Only where no other process writes."""
+        if self.finished:
+            return
+        self.remove_parts()
         for name in (*self._others, CLAIM):
             (self.path / name).unlink(missing_ok=True)
 
@@ -232,18 +247,6 @@ class PartDirectory:
         return claimed and (own[2] is None or (self.path / f"{name.partition('.')[0]}.json").exists())
 
 
-def make_directory(path: Path) -> None:
-    """Create a directory that can be written to. Raises ShazamError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ShazamError(f"{path}: a directory expected, there is a file; choose another --out") from None
-    except OSError as error:
-        raise ShazamError(f"{path}: the directory cannot be created: {error}; choose another --out") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ShazamError(f"{path}: no permission to write there; choose another --out")
-
-
 def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[str, Json]) -> None:
     """Raise MismatchError saying in words what differs between the job that `path` was written by and this one."""
     if not found:
@@ -251,7 +254,7 @@ def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[
     different = [key for key in {**job, **found} if found.get(key) != job.get(key)]
     if different:
         words = ", ".join(_difference(key, found.get(key), job.get(key)) for key in different)
-        raise MismatchError(f"{path}: was written with another {words}; choose another --out, or delete it")
+        raise MismatchError(f"{path}: was written with {words}; choose another --out, or delete it")
 
 
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
@@ -259,11 +262,12 @@ SHOWN = 80  # characters of a value in a message
 
 
 def _difference(key: str, found: Json, wanted: Json) -> str:
+    other = f"{'other' if key.endswith('s') else 'another'} {key}"
     if _DIGEST.fullmatch(str(wanted)) or _DIGEST.fullmatch(str(found)):
-        return key
+        return other
     shown = ["all" if value is None else repr(value) for value in (found, wanted)]
     there, now = (text if len(text) <= SHOWN else f"{text[:SHOWN]}..." for text in shown)
-    return f"{key} ({there}, now {now})"
+    return f"{other} ({there}, now {now})"
 
 
 @contextmanager
@@ -275,10 +279,3 @@ def writing(path: Path) -> Iterator[None]:
         raise ShazamError(
             f"{path}: could not be written: {error}. Finished parts are kept; run the same command again to continue"
         ) from error
-
-
-def unfinished_parts(path: Path) -> bool:
-    """Whether an interrupted job is in the directory."""
-    with suppress(OSError):
-        return (path / CLAIM).exists()
-    return False

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,10 +16,11 @@ LOCK = ".lock"
 
 
 class DirectoryLock:
-    """Keeps other processes from writing to a directory until it is released or this process ends.
+    """Keeps other processes from writing to a directory, which it creates, until it is released or this process ends.
 
     The lock is held on the file `.lock` in the directory, which is removed on release; one that a killed process left
-    locks nothing. Where the file system has no locks, a warning says so once.
+    locks nothing. A directory that was created and is empty at the end goes too. Where the file system has no locks, a
+    warning says so.
 
     Raises ShazamError when another process (named) holds the lock, or the directory cannot be written to.
 
@@ -32,6 +34,7 @@ class DirectoryLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._created = make_directory(path)
         self._descriptor = self._acquire()
 
     def release(self) -> None:
@@ -41,6 +44,9 @@ class DirectoryLock:
         (self._path / LOCK).unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
+        if self._created:
+            with suppress(OSError):  # not empty
+                self._path.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -68,8 +74,10 @@ class DirectoryLock:
             except OSError as error:
                 logger.warning("%s: no lock: %s; only one process may write there at a time", self._path, error)
             if self._is_current(descriptor):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+                holder = f"process {os.getpid()} on {os.uname().nodename}"
+                with suppress(OSError):  # a full disk; the name is for messages only
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, holder.encode(), 0)
                 return descriptor
             os.close(descriptor)  # the file was removed by the process that held the lock until now
 
@@ -79,3 +87,30 @@ class DirectoryLock:
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == (os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino)
+
+
+def require_writable(path: Path) -> None:
+    """Check, without creating anything, that a directory is or can be there and can be written to.
+
+    Raises ShazamError when `path` is a file, lies below one, or may not be written.
+    """
+    try:
+        place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    except (OSError, ValueError) as error:
+        raise ShazamError(f"{path}: cannot be written to: {error}; choose another --out") from None
+    if not place.is_dir():
+        what = "a directory expected, there is a file" if place == path.absolute() else f"{place} is a file"
+        raise ShazamError(f"{path}: {what}; choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+        raise ShazamError(f"{path}: no permission to write in {place}; choose another --out")
+
+
+def make_directory(path: Path) -> bool:
+    """Create a directory that can be written to; says whether it is new. Raises ShazamError."""
+    require_writable(path)
+    new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShazamError(f"{path}: the directory cannot be created: {error}; choose another --out") from None
+    return new

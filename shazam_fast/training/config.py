@@ -90,8 +90,8 @@ class TrainConfig:
         """The student that this configuration trains for teachers {name: dim} and class names."""
         return StudentConfig(teachers, tuple(classes), self.dim, self.depth, self.block, self.teacher_dropout)
 
-    def job(self, archive: str) -> dict[str, Any]:
-        """What makes two trainings the same, `archive` the fingerprint of what they read."""
+    def job(self, archive: Mapping[str, str]) -> dict[str, Any]:
+        """What makes two trainings the same; `archive` is the fingerprint of what they read."""
         job = asdict(self)
         del job["device"], job["backend"], job["checkpoint_seconds"]
-        return {**job, "archive": archive}
+        return {**job, **archive}
