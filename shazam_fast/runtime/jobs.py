@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -189,8 +189,8 @@ class PartDirectory:
 
     def tidy_after_kill(self) -> None:
         """`tidy` a finished directory whose writer was killed before it could."""
-        if self.finished and self.interrupted:
-            with DirectoryLock(self.path):
+        if self.finished and (self.interrupted or (self.path / LOCK).exists()):
+            with suppress(ShazamError), DirectoryLock(self.path):  # another process may be at it, or nobody may write
                 self.tidy()
 
     def discard(self) -> None:
@@ -252,6 +252,8 @@ def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[
     if not found:
         raise MismatchError(f"{path}: was not written by this command; choose another --out, or delete it")
     different = [key for key in {**job, **found} if found.get(key) != job.get(key)]
+    # what only one of them reads (the splits, where one split is chosen) follows from another difference
+    different = [key for key in different if key in job and key in found] or different
     if different:
         words = ", ".join(_difference(key, found.get(key), job.get(key)) for key in different)
         raise MismatchError(f"{path}: was written with {words}; choose another --out, or delete it")

@@ -117,8 +117,12 @@ class ScoreParts(PartDirectory):
                 self.add(number, None, 0)
                 return 0
             unfinished = unfinished_path(self.part_path(number))
-            write_synced(unfinished, parquet_bytes(make_table(archive, self.scored, rows, scores)))
-            self.add(number, unfinished, len(rows))
+            try:
+                write_synced(unfinished, parquet_bytes(make_table(archive, self.scored, rows, scores)))
+                self.add(number, unfinished, len(rows))
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
             return len(rows)
 
     def publish_scores(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from synthetic import CLASSES, TEACHERS, make_patches
 
 import shazam_fast as sf
+from shazam_fast.scoring.manifest import ScoresManifest
 
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
 
@@ -26,8 +27,10 @@ def make_scores(coords, slide="slide 1/2", classes=CLASSES, shares=True):
     columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(classes)}
     if shares:
         columns |= {f"share_{name}": shares[:, i] for i, name in enumerate(TEACHERS)}
-    about = {"classes": classes, "teachers": tuple(TEACHERS), "missing_teachers": (), "rows": n, "shares": shares}
-    return sf.Scores(about, [pa.table(columns)])
+    manifest = ScoresManifest(
+        classes=list(classes), teachers=list(TEACHERS), missing_teachers=[], rows=n, shares=shares, forced=False
+    )
+    return sf.Scores(manifest, [pa.table(columns)])
 
 
 GRID = [(x * 224 + 1000, y * 224 + 5000) for y in range(3) for x in range(4)]

@@ -1,4 +1,4 @@
-"""A scoring, a conversion and an extraction, killed at each of their system calls, are finished by the next run alone."""
+"""A scoring, a conversion, an extraction, killed at each of their system calls: the next run alone finishes them."""
 
 import subprocess
 import sys

@@ -49,7 +49,7 @@ def test_columns_that_are_not_there(scores):
 
 
 def test_directories_that_hold_no_scores(trained, tmp_path):
-    with pytest.raises(sf.ArchiveError, match=r"no scores there: _scores.json not found"):
+    with pytest.raises(sf.ArchiveError, match=r"no scores there: _scores.parquet not found"):
         sf.open_scores(tmp_path)
     sf.score(*trained, tmp_path / "out")
     manifest = tmp_path / "out" / "_scores.json"
