@@ -105,8 +105,9 @@ def _read_table(path: Path, labels: str | None, coords: str | Path | None, class
 def _extract_here(plan: Plan, device: str | None) -> ExtractionReport:
     """In this process, or as one of torchrun's."""
     rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    sharing = Sharing(plan.out, rank, max(world, 1))
+    sharing.begin()
     chosen = choose_device(device)
     extraction = Extraction(plan, torch.device("cuda", local) if str(chosen) == "cuda" else chosen)
-    sharing = Sharing(plan.out, rank, max(world, 1))
     finish = complete if rank == 0 else help_complete
     return finish(extraction.store, extraction.write, sharing)

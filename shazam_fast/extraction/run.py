@@ -110,7 +110,6 @@ def complete(store: ArchiveParts, write: Callable[[Sequence[int]], None], sharin
     if (report := finished_report(store)) is not None:
         return report
     with DirectoryLock(store.path):
-        sharing.begin()
         store.claim()
         try:
             missing = store.missing(sharing.parts(store.count))
@@ -134,7 +133,6 @@ def help_complete(store: ArchiveParts, write: Callable[[Sequence[int]], None], s
     if (report := finished_report(store)) is not None:
         return report
     make_directory(store.path)
-    sharing.begin()
     store.claim()
     try:
         write(store.missing(sharing.parts(store.count)))
