@@ -9,14 +9,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ShazamError
+from ..errors import MismatchError, ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import PartWriter
 from ..formats.pieces import UNKNOWN
 from ..runtime.documents import encode_document
 from ..runtime.files import unfinished_path
 from ..runtime.jobs import Part
-from ..runtime.locks import DirectoryLock
+from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from .columns import (
     check_column,
@@ -102,6 +102,7 @@ class ArchiveWriter:
             MismatchError: counts or widths that differ; the message names the teacher.
             NonFiniteError: NaN, infinity, or a value that overflows the archive's dtype.
         """
+        features = {name: as_features(name, block) for name, block in features.items()}
         rows = check_features(features, self.teachers)
         columns = {
             "label": encode_labels(labels, self.classes),
@@ -220,7 +221,8 @@ def write_archive(
 
     Args:
         path: directory to create.
-        features: {teacher: [n, dim]} (arrays, memory maps), or an iterator of such mappings, one per chunk.
+        features: {teacher: [n, dim]} (arrays, memory maps, torch tensors, lists), or an iterator of such mappings, one
+            per chunk.
         labels: [n] class indices (-1 unknown) or class names.
         splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
         groups: [n] names of what must stay in one split (patients).
@@ -240,7 +242,11 @@ def write_archive(
     if classes is None:
         classes = infer_classes(columns.get("labels"))
     total = len(next(iter(features.values()))) if isinstance(features, Mapping) and features else None
-    chunks = _slices(features) if isinstance(features, Mapping) else iter(features)
+    if isinstance(features, Mapping):
+        chunks = _slices({name: as_features(name, block) for name, block in features.items()})
+    else:
+        chunks = ({name: as_features(name, block) for name, block in chunk.items()} for chunk in features)
+    require_writable(Path(path))
     first = next(chunks, None)
     if not first:
         raise ShazamError(f"{path}: an archive needs at least one teacher and one row, there is none")
@@ -264,6 +270,26 @@ def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArr
     step = max(1, COPY_BYTES // (2 * max(1, sum(teachers.values()))))
     for start in range(0, rows, step):
         yield {name: array[start : start + step] for name, array in features.items()}
+
+
+def as_features(teacher: str, block: Any) -> NDArray[Any]:
+    """A teacher's features as an array; they may be a list or a torch tensor of any kind, bfloat16 too.
+
+    Raises MismatchError when they are no numbers.
+    """
+    if isinstance(block, np.ndarray):
+        array = block
+    elif hasattr(block, "detach"):  # a torch tensor; NumPy has no bfloat16
+        tensor = block.detach().cpu()
+        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    else:
+        try:
+            array = np.asarray(block)
+        except ValueError as error:  # rows of different lengths
+            raise MismatchError(f"teacher {teacher!r}: features [rows, dim] expected: {error}") from None
+    if array.dtype.kind not in "fiu":
+        raise MismatchError(f"teacher {teacher!r}: numbers expected, found {array.dtype}")
+    return array
 
 
 def require_dtype(dtype: str) -> None:

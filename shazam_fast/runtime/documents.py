@@ -120,16 +120,20 @@ def _without_checksum(content: bytes, path: Path) -> bytes:
     found = _CHECKSUM.search(content, max(0, len(content) - 128))
     if found is None:
         if CHECKSUM_FIELD.encode() in content:
-            raise ArchiveError(f"{path}: corrupt document: its checksum cannot be read", "corrupt")
+            raise _edited(path)
         return content
     body = content[: found.start()]
     if xxhash.xxh3_64_hexdigest(body).encode() != found[1]:
-        raise ArchiveError(
-            f"{path}: checksum mismatch: the document was damaged or edited; "
-            f"if you edited it, remove the line {CHECKSUM_FIELD!r} and the comma before it",
-            "checksum",
-        )
+        raise _edited(path)
     return body + b"\n}"
+
+
+def _edited(path: Path) -> ArchiveError:
+    return ArchiveError(
+        f"{path}: checksum mismatch: the document was damaged or edited; "
+        f"if you edited it, remove its last field, {CHECKSUM_FIELD!r}, and the comma before it",
+        "checksum",
+    )
 
 
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|\bNaN\b|-?\bInfinity\b')
