@@ -14,7 +14,7 @@ from shazam_fast.scoring.manifest import ScoresManifest
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
 
 
-def make_scores(coords, slide="slide 1/2", classes=CLASSES, shares=True):
+def make_scores(coords, slide="slide 1/2", classes=CLASSES, has_shares=True):
     """Patch i is of class i % C with probability 0.8 and leads with teacher i % N."""
     n, C, N = len(coords), len(classes), len(TEACHERS)
     probabilities = np.full((n, C), 0.2 / (C - 1), np.float32)
@@ -25,10 +25,10 @@ def make_scores(coords, slide="slide 1/2", classes=CLASSES, shares=True):
     columns |= {"x": np.asarray(coords)[:, 0], "y": np.asarray(coords)[:, 1]}
     columns["prediction"] = pa.array([classes[i % C] for i in range(n)]).dictionary_encode()
     columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(classes)}
-    if shares:
+    if has_shares:
         columns |= {f"share_{name}": shares[:, i] for i, name in enumerate(TEACHERS)}
     manifest = ScoresManifest(
-        classes=list(classes), teachers=list(TEACHERS), missing_teachers=[], rows=n, shares=shares, forced=False
+        classes=list(classes), teachers=list(TEACHERS), missing_teachers=[], rows=n, shares=has_shares, forced=False
     )
     return sf.Scores(manifest, [pa.table(columns)])
 
@@ -62,7 +62,7 @@ def test_pictures_show_every_patch_in_its_colour(tmp_path):
     assert 4 * 274**2 < blue.sum() < 4 * 277**2
     assert 4 * 274**2 < teal.sum() < 4 * 277**2
     assert np.flatnonzero(teal.any(axis=0)).min() > np.flatnonzero(blue.any(axis=0)).max()
-    bare = np.asarray(Image.open(sf.heatmap(make_scores(GRID, shares=False), tmp_path / "b")[0]))
+    bare = np.asarray(Image.open(sf.heatmap(make_scores(GRID, has_shares=False), tmp_path / "b")[0]))
     assert bare.shape[1] < picture.shape[1] - 1000, "without shares there is no third panel"
 
 
