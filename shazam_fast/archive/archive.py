@@ -1,6 +1,5 @@
 """FeatureArchive: the features of several teachers for the same patches, memory-mapped and aligned."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
 from .columns import check_indices
+from .fingerprint import fingerprint
 from .rows import as_rows, describe_row
 
 VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
@@ -72,7 +72,6 @@ class FeatureArchive:
         self.groups = contents.groups
         self.geometry = contents.geometry
         self.left_out = contents.left_out
-        self.fingerprint = contents.fingerprint
 
     def __len__(self) -> int:
         return self.n_rows
@@ -99,6 +98,15 @@ class FeatureArchive:
     def files(self) -> tuple[str, ...]:
         """The files that the features lie in, teacher after teacher."""
         return tuple(dict.fromkeys(file for block in self._contents.blocks for file in block.files))
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of "features", "labels", "splits", "groups", "slides" and "positions", taken anew at every call.
+
+        They change with content, also when a file is written anew in place, and not with the path. Raises ArchiveError
+        when a file is gone.
+        """
+        return fingerprint(self._contents)
 
     @property
     def row_bytes(self) -> int:
@@ -170,17 +178,6 @@ class FeatureArchive:
             row = int(np.argmin(known))
             raise ArchiveError(f"{self.path}: split {column[row]} in row {start + row} is none of {dict(SPLITS)}")
         return column
-
-    def identity(self) -> str:
-        """Changes when a file of the archive is written anew, even in place, or its rows are put together otherwise."""
-        digest = hashlib.sha256(self.fingerprint.encode())
-        for file in self.files:
-            try:
-                status = os.stat(file)
-            except OSError as error:
-                raise ArchiveError(f"{file}: cannot be read: {error}") from None
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
 
     def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
         """Features of the given rows, all teachers side by side. [n] -> [n, width].

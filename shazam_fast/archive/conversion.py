@@ -2,22 +2,27 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteError
+from ..formats.native import MANIFEST, Manifest
+from ..runtime.documents import Count, Ratio, Record
+from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from .annotations import Given
-from .columns import first_refused
 from .opening import OnError
+from .parts import ArchiveHead, ArchiveParts, PartChunk
 from .reader import Readable
-from .resuming import ResumableWriter, read_finished
 from .splits import GroupedSplit
+from .writer import require_dtype
 
 logger = logging.getLogger("shazam_fast")
 
@@ -44,7 +49,11 @@ class ConversionReport:
 
 
 class _Rounding:
-    """What float16 costs, summed up in `notes`, a dictionary of JSON values that is kept with every finished part."""
+    """What float16 costs the features of one part, summed up in `notes`, JSON values that are kept with the part.
+
+    "overflowed" counts values beyond float16; "error" has by teacher the largest and the sum of the squared relative
+    errors of the part's rows.
+    """
 
     def __init__(self, teachers: Sequence[str]) -> None:
         self.notes: dict[str, Any] = {"overflowed": 0, "error": {teacher: [0.0, 0.0] for teacher in teachers}}
@@ -64,6 +73,15 @@ class _Rounding:
         relative = moved[length > 0] / length[length > 0]  # squared
         largest, total = self.notes["error"][teacher]
         self.notes["error"][teacher] = [max(largest, relative.max(initial=0.0).item()), total + relative.sum().item()]
+
+
+def _sum_notes(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The notes of all parts as one."""
+    errors = {teacher: [part["error"][teacher] for part in notes] for teacher in notes[0]["error"]}
+    return {
+        "overflowed": sum(part["overflowed"] for part in notes),
+        "error": {t: [max(largest for largest, _ in e), math.fsum(total for _, total in e)] for t, e in errors.items()},
+    }
 
 
 def convert(
@@ -101,56 +119,98 @@ def convert(
         ArchiveError: a file is missing, damaged, or would have to be unpickled with code execution allowed.
         ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
     """
+    require_dtype(dtype)
+    if not (Path(out) / MANIFEST).exists():
+        require_writable(Path(out))
     readable = Readable(source, labels, splits, groups, classes, teachers, slides, on_error, label_column)
-    job = {**readable.identity(), "teachers": readable.archive.teachers, "dtype": dtype}
-    manifest = read_finished(Path(out), job)
-    if manifest is None:
-        _write(readable, Path(out), dtype, job)
-        manifest = read_finished(Path(out), job)
-    assert manifest is not None
-    rows, errors = manifest["rows"], manifest["notes"]["error"]
+    conversion = _Conversion(readable, Path(out), dtype)
+    manifest = conversion.parts.read_finished() or conversion.run()
+    notes = msgspec.convert(manifest.notes, _Notes)
     return ConversionReport(
         path=Path(out),
-        n_rows=rows,
-        bytes=sum(part["bytes"] for part in manifest["parts"]),
-        overflowed=manifest["notes"]["overflowed"],
-        max_error={teacher: math.sqrt(largest) for teacher, (largest, _) in errors.items()},
-        rms_error={teacher: math.sqrt(total / rows) for teacher, (_, total) in errors.items()},
+        n_rows=manifest.rows,
+        bytes=sum(part.bytes for part in manifest.parts),
+        overflowed=notes.overflowed,
+        max_error={teacher: math.sqrt(largest) for teacher, (largest, _) in notes.error.items()},
+        rms_error={teacher: math.sqrt(total / manifest.rows) for teacher, (_, total) in notes.error.items()},
     )
 
 
-def _write(readable: Readable, out: Path, dtype: str, job: Mapping[str, object]) -> None:
-    archive = readable.archive
-    rounding = _Rounding(list(archive.teachers))
-    writer = ResumableWriter(
-        out,
-        archive.teachers,
-        job=job,
-        notes=rounding.notes,
-        classes=archive.classes,
-        dtype=dtype,
-        part_bytes=PART_BYTES,
-        geometry=archive.geometry,
-    )
-    with writer, Progress(f"converting to {out.name}", archive.n_rows, "patches", done=writer.n_rows) as progress:
-        if writer.n_rows:
-            logger.info("%s: continued after %d of %d patches", out, writer.n_rows, archive.n_rows)
-        chunk = max(1, CHUNK_BYTES // (archive.width * np.dtype(dtype).itemsize))
-        while (start := writer.n_rows) < archive.n_rows:
-            stop = min(start + chunk, start + writer.rows_left, archive.n_rows)
-            features = readable.features(start, stop)
+class _Notes(Record, frozen=True, kw_only=True):
+    overflowed: Count
+    error: dict[str, tuple[Ratio, Ratio]]
+
+
+class _Conversion:
+    """A source and the archive that it is packed into."""
+
+    def __init__(self, readable: Readable, out: Path, dtype: str) -> None:
+        archive = readable.archive
+        row_bytes = archive.width * np.dtype(dtype).itemsize
+        self._readable, self._dtype = readable, dtype
+        self._part_rows = max(1, PART_BYTES // row_bytes)
+        self._chunk_rows = max(1, CHUNK_BYTES // row_bytes)
+        self._slides, slide_codes = _used_names(archive.slides, archive.slide_index)
+        self._groups, group_codes = _used_names(archive.groups, archive.group_index)
+        self._codes = {"slide": slide_codes, "group": group_codes}
+        head = ArchiveHead(archive.teachers, dtype, archive.classes, self._slides, self._groups, archive.geometry)
+        job = {**archive.fingerprint, "dtype": dtype, "rows of a part": self._part_rows}
+        self.parts = ArchiveParts(out, job, -(-archive.n_rows // self._part_rows), head)
+
+    def run(self) -> Manifest:
+        """Write the parts that are missing, and the manifest."""
+        parts, n_rows = self.parts, self._readable.archive.n_rows
+        with DirectoryLock(parts.path):
+            if (manifest := parts.read_finished()) is not None:  # by another process, just now
+                return manifest
+            parts.claim()
+            parts.remove_temporary()
+            missing = parts.missing(range(parts.count))
+            if len(missing) < parts.count:
+                logger.info("%s: continued after %d of %d parts", parts.path, parts.count - len(missing), parts.count)
+            todo = sum(len(self._rows(part)) for part in missing)
+            with Progress(f"converting to {parts.path.name}", n_rows, "patches", n_rows - todo) as progress:
+                try:
+                    for part in missing:
+                        self._write(part, progress)
+                except NonFiniteError:  # the same call would meet it again
+                    parts.discard()
+                    raise
+                except BaseException:
+                    parts.discard_if_empty()
+                    raise
+            parts.publish_archive(_sum_notes([record.notes for record in parts.records()]))
+        manifest = parts.read_finished()
+        assert manifest is not None
+        return manifest
+
+    def _rows(self, part: int) -> range:
+        return range(part * self._part_rows, min((part + 1) * self._part_rows, self._readable.archive.n_rows))
+
+    def _write(self, part: int, progress: Progress) -> None:
+        rounding = _Rounding(list(self._readable.archive.teachers))
+        self.parts.write(part, self._chunks(self._rows(part), rounding, progress), rounding.notes)
+
+    def _chunks(self, rows: range, rounding: _Rounding, progress: Progress) -> Iterator[PartChunk]:
+        for start in range(rows.start, rows.stop, self._chunk_rows):
+            stop = min(start + self._chunk_rows, rows.stop)
+            features = self._readable.features(start, stop)
             for teacher, block in features.items():
-                rounding.add(teacher, block, dtype)
-            try:
-                writer.append(features, **readable.columns(start, stop))
-            except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"{archive.path}{_name_slide(readable, start, features, dtype)}: {error}"
-                ) from None
+                rounding.add(teacher, block, self._dtype)
+            columns = self._readable.columns(start, stop)
+            columns |= {name: codes[start:stop] for name, codes in self._codes.items()}
+            yield PartChunk(features, columns, start, partial(self._describe, start))
             progress.advance(stop - start)
 
+    def _describe(self, start: int, row: int) -> str:
+        archive = self._readable.archive
+        slide = archive.slide_index[start + row]
+        return f"{archive.path}" + (f", slide {archive.slides[slide]!r}" if slide >= 0 else "")
 
-def _name_slide(readable: Readable, start: int, features: Mapping[str, NDArray[Any]], dtype: str) -> str:
-    """Words for the slide of the first patch that the writer refused, of the first teacher that has one."""
-    slide = readable.archive.slide_index[start + first_refused(features, dtype)]
-    return f", slide {readable.archive.slides[slide]!r}" if slide >= 0 else ""
+
+def _used_names(names: Sequence[str], index: NDArray[np.integer]) -> tuple[list[str], NDArray[np.int32]]:
+    """The names that rows have, in the order of `names`, and every row's index among them (or -1)."""
+    used = np.unique(index[index >= 0])
+    codes = np.full(len(names) + 1, -1, dtype=np.int32)  # the last one is picked by -1
+    codes[used] = np.arange(len(used))
+    return [names[code] for code in used.tolist()], codes[index]

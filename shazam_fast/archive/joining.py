@@ -1,8 +1,6 @@
 """Join every teacher's files to one archive, slide after slide."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
 from ..formats.geometry import NOT_KNOWN, Geometry, merge_geometry
-from ..formats.pieces import UNKNOWN, Contents, Extents, InMemory, Source
+from ..formats.pieces import UNKNOWN, Contents, InMemory, Source
 from ..runtime.progress import Progress
 from ..runtime.slide_names import choose_slides, match_slides
 from .alignment import FIELDS, NOTHING, Joined, join_slide
@@ -188,7 +186,6 @@ def _assemble(
         path=path,
         teachers={teacher: block.columns for teacher, block in zip(matrices, blocks, strict=True)},
         blocks=blocks,
-        fingerprint=_fingerprint(blocks),
         classes=tuple(classes),
         slides=tuple(names) if names != [""] else (),
         groups=groups,
@@ -224,14 +221,3 @@ def _concatenate(parts: Sequence[NDArray[Any] | None], rows: Sequence[int], name
         return column
     narrow = column.astype({"coords": np.int32, "label": np.int64, "split": np.uint8}[name])
     return narrow if np.array_equal(narrow, column) else column.astype(np.float32)
-
-
-def _fingerprint(blocks: Sequence[Extents]) -> str:
-    """Changes when a file is written anew or the rows are put together in another way, not with where the files lie."""
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block.table.tobytes())
-        for file in block.files:
-            status = os.stat(file)
-            digest.update(f"{os.path.basename(file)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

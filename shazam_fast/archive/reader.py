@@ -1,6 +1,5 @@
 """Features and columns to be packed, joined and annotated as in an open archive, though not all can be mapped."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..errors import ArchiveError
-from ..formats.pieces import ITEM_BYTES, Contents, Extents
+from ..formats.pieces import ITEM_BYTES, Extents
 from ..formats.unmapped import Matrix, reading
 from .annotations import Given, annotate
 from .archive import FeatureArchive
@@ -59,40 +58,17 @@ class Readable:
                 block, column = block + 1, 0
         return features
 
-    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """Labels, splits, slides, groups and coords of the patches [start, stop), as ArchiveWriter.append takes them.
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any] | None]:
+        """Labels, splits and positions of the patches [start, stop), as archives store them.
 
         Positions in micrometres are rounded to whole ones.
         """
         archive = self.archive
         return {
-            "labels": archive.labels[start:stop],
-            "splits": archive.splits[start:stop],
-            "slides": np.array([*archive.slides, ""])[archive.slide_index[start:stop]],  # -1 picks ""
-            "groups": np.array([*archive.groups, ""])[archive.group_index[start:stop]],
+            "label": archive.labels[start:stop],
+            "split": archive.splits[start:stop],
             "coords": np.rint(archive.coords[start:stop]).astype(np.int64),
         }
-
-    def identity(self) -> dict[str, str]:
-        """Changes when a source file is written anew, or when labels, splits, slides, groups or positions do."""
-        return {"source files": _fingerprint_files(self._contents), "labels, splits or groups": self._digest_columns()}
-
-    def _digest_columns(self) -> str:
-        archive = self.archive
-        digest = hashlib.sha256(repr((archive.classes, archive.slides, archive.groups)).encode())
-        for column in (archive.labels, archive.splits, archive.slide_index, archive.group_index, archive.coords):
-            digest.update(np.ascontiguousarray(column).data)
-        return digest.hexdigest()
-
-
-def _fingerprint_files(contents: Contents) -> str:
-    """The contents' fingerprint, which says nothing of the files inside a zarr directory, and these files."""
-    digest = hashlib.sha256(contents.fingerprint.encode())
-    directories = sorted({file for block in contents.blocks for file in block.files if os.path.isdir(file)})
-    for file in (file for directory in directories for file in sorted(Path(directory).rglob("*"))):
-        status = file.stat()
-        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 class BlockReader:

@@ -1,6 +1,6 @@
 """Writing native archives: streamed, checksummed, and never visible half-written."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -9,11 +9,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ShazamError
+from ..errors import MismatchError, ShazamError
 from ..formats.geometry import Geometry
-from ..formats.native import MANIFEST, PartWriter, manifest_content
+from ..formats.native import PartWriter
 from ..formats.pieces import UNKNOWN
-from ..runtime.files import UNFINISHED, write_durably
+from ..runtime.documents import encode_document
+from ..runtime.files import unfinished_path
+from ..runtime.jobs import Part
+from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from .columns import (
     check_classes,
@@ -26,6 +29,7 @@ from .columns import (
     names_of,
     width_of,
 )
+from .parts import ArchiveHead, ArchiveParts
 
 COPY_BYTES = 64 << 20  # features converted at a time
 
@@ -42,6 +46,15 @@ class ArchiveWriter:
         geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
 
     Use it as a context manager: leaving it normally finishes the archive, an exception removes what was written.
+
+    Raises ShazamError when another process is writing there, other files are there, or nothing can be written.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "archive"
+    >>> with ArchiveWriter(out, {"uni": 4}, classes=["normal", "tumour"]) as writer:
+    ...     writer.append({"uni": np.ones((2, 4))}, labels=["tumour", "normal"])
+    >>> writer.n_rows
+    2
     """
 
     def __init__(
@@ -66,9 +79,7 @@ class ArchiveWriter:
         self._dtype = np.dtype(dtype)
         self._part_rows = max(1, part_bytes // (self._width * self._dtype.itemsize))
         self._names: dict[str, dict[str, int]] = {"slide": {}, "group": {}}
-        self._parts: list[dict[str, Any]] = []
         self._part: PartWriter | None = None
-        self._record: dict[str, object] = {}  # what else the manifest is to say
         self._claim()
 
     def append(
@@ -90,6 +101,7 @@ class ArchiveWriter:
             MismatchError: counts or widths that differ; the message names the teacher.
             NonFiniteError: NaN, infinity, or a value that overflows the archive's dtype.
         """
+        features = {name: as_features(name, block) for name, block in features.items()}
         rows = check_features(features, self.teachers)
         columns = {
             "label": None if labels is None else encode_labels(labels, self.classes)[1],
@@ -105,7 +117,7 @@ class ArchiveWriter:
         while start < rows:
             try:
                 if self._part is None:
-                    self._part = PartWriter(self.path / f"part-{len(self._parts):05d}.safetensors")
+                    self._part = PartWriter(unfinished_path(self._directory.part_path(len(self._parts))))
                 stop = min(rows, start + step, start + self._part_rows - self._part.n_rows)
                 self._part.append(
                     interleave(
@@ -129,17 +141,19 @@ class ArchiveWriter:
             raise ShazamError(f"{self.path}: an archive needs at least one row, none was appended")
         try:
             self._close_part()
-            self._publish()
+            self._directory.count = len(self._parts)
+            self._directory.publish(encode_document(self._head().manifest(self._parts, None, None)))
         except OSError as error:
             raise ShazamError(f"{self.path}: the archive could not be finished: {error}") from error
+        self._lock.release()
 
     def abort(self) -> None:
-        """Remove everything written so far."""
+        """Remove everything that this writer has written so far."""
         if self._part is not None:
             self._part.abort()
             self._part = None
-        remove_leftovers(self.path)
-        self.path.rmdir()
+        self._directory.discard()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -157,11 +171,19 @@ class ArchiveWriter:
             raise
 
     def _claim(self) -> None:
-        claim_directory(self.path)
-        remove_leftovers(self.path)
+        self._parts: list[Part] = []
+        self._directory = ArchiveParts(self.path, {"command": "write_archive"}, 0, self._head())
+        self._lock = DirectoryLock(self.path)
+        try:
+            self._directory.claim()
+            self._directory.remove_parts()  # of a writer that was killed
+        except BaseException:
+            self._lock.release()
+            raise
 
-    def _publish(self) -> None:
-        write_durably(self.path / MANIFEST, self._manifest())
+    def _head(self) -> ArchiveHead:
+        slides, groups = (list(self._names[kind]) for kind in ("slide", "group"))
+        return ArchiveHead(self.teachers, self._dtype.name, self.classes, slides, groups, self.geometry)
 
     def _encode_names(self, kind: str, names: ArrayLike | None) -> NDArray[np.int32] | None:
         if names is None:
@@ -172,22 +194,13 @@ class ArchiveWriter:
         return np.array(codes, dtype=np.int32)[inverse.reshape(-1)]
 
     def _close_part(self) -> None:
-        if self._part is not None:
-            self._parts.append(self._part.close(self._width, self._dtype))
-            self._part = None
-
-    def _manifest(self) -> bytes:
-        names = {kind: list(known) for kind, known in self._names.items()}
-        return manifest_content(
-            self.teachers,
-            self._dtype,
-            self.classes,
-            names["slide"],
-            names["group"],
-            self._parts,
-            self._record,
-            self.geometry,
-        )
+        if self._part is None:
+            return
+        self._part.close(self._width, self._dtype)
+        record = self._directory.add(len(self._parts), self._part.path, self._part.n_rows)
+        assert record.part is not None
+        self._parts.append(record.part)
+        self._part = None
 
 
 def write_archive(
@@ -207,7 +220,8 @@ def write_archive(
 
     Args:
         path: directory to create.
-        features: {teacher: [n, dim]} (arrays, memory maps), or an iterator of such mappings, one per chunk.
+        features: {teacher: [n, dim]} (arrays, memory maps, torch tensors, lists), or an iterator of such mappings, one
+            per chunk.
         labels: [n] class indices (-1 unknown) or class names.
         splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
         groups: [n] names of what must stay in one split (patients).
@@ -224,7 +238,11 @@ def write_archive(
     """
     classes, columns = _encode(labels, splits, groups, slides, coords, classes)
     total = len(next(iter(features.values()))) if isinstance(features, Mapping) and features else None
-    chunks = _slices(features) if isinstance(features, Mapping) else iter(features)
+    if isinstance(features, Mapping):
+        chunks = _slices({name: as_features(name, block) for name, block in features.items()})
+    else:
+        chunks = ({name: as_features(name, block) for name, block in chunk.items()} for chunk in features)
+    require_writable(Path(path))
     first = next(chunks, None)
     if not first:
         raise ShazamError(f"{path}: an archive needs at least one teacher and one row, there is none")
@@ -274,30 +292,27 @@ def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArr
         yield {name: array[start : start + step] for name, array in features.items()}
 
 
+def as_features(teacher: str, block: Any) -> NDArray[Any]:
+    """A teacher's features as an array; they may be a list or a torch tensor of any kind, bfloat16 too.
+
+    Raises MismatchError when they are no numbers.
+    """
+    if isinstance(block, np.ndarray):
+        array = block
+    elif hasattr(block, "detach"):  # a torch tensor; NumPy has no bfloat16
+        tensor = block.detach().cpu()
+        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    else:
+        try:
+            array = np.asarray(block)
+        except ValueError as error:  # rows of different lengths
+            raise MismatchError(f"teacher {teacher!r}: features [rows, dim] expected: {error}") from None
+    if array.dtype.kind not in "fiu":
+        raise MismatchError(f"teacher {teacher!r}: numbers expected, found {array.dtype}")
+    return array
+
+
 def require_dtype(dtype: str) -> None:
     """Raise ShazamError unless archives are written in `dtype`."""
     if dtype not in ("float16", "float32"):
         raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")
-
-
-def claim_directory(path: Path, expected: Collection[str] = ()) -> None:
-    """Create the directory, or accept one with what an interrupted writing left or the files `expected`, no other.
-
-    Raises ShazamError when it cannot be created, holds an archive, or other files.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShazamError(f"{path}: cannot create the archive's directory: {error}") from error
-    if (path / MANIFEST).exists():
-        raise ShazamError(f"{path}: there is an archive already; delete it or choose another path")
-    names = {p.name for p in path.iterdir() if not p.match("part-*") and p.suffix != UNFINISHED}
-    if foreign := sorted(names - set(expected)):
-        raise ShazamError(f"{path}: the directory holds other files ({', '.join(foreign[:3])}); choose another")
-
-
-def remove_leftovers(path: Path, keep: Collection[str] = ()) -> None:
-    """Remove parts, except those named in `keep`, and unfinished files."""
-    for file in [*path.glob("part-*"), *path.glob(f"*{UNFINISHED}")]:
-        if file.name not in keep:
-            file.unlink(missing_ok=True)

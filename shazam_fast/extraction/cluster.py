@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from ..archive.parts import PartStore
-from ..errors import ShazamError
 from ..runtime.devices import choose_device
+from ..runtime.ray_jobs import ray_cluster
 from .plan import Plan
-from .run import Extraction, ExtractionReport, complete
+from .run import Extraction, ExtractionReport, ImageParts, complete
+from .sharing import Sharing
 
 RETRIES = 3  # of a part whose machine was lost
 
@@ -23,7 +23,7 @@ class Worker:
     def _extraction(self) -> Extraction:
         return Extraction(self._plan, choose_device(self._device))
 
-    def store(self) -> PartStore:
+    def store(self) -> ImageParts:
         """Where the parts go, and what they are."""
         return self._extraction.store
 
@@ -33,39 +33,28 @@ class Worker:
         self._extraction.write([part])
 
 
-def extract_on_cluster(plan: Plan, cluster: str, device: str | None) -> ExtractionReport:
-    """Extract on the Ray cluster that RAY_ADDRESS names, or that runs here, or on this machine alone.
+def extract_on_ray(plan: Plan, device: str | None) -> ExtractionReport:
+    """Extract on a Ray cluster, see `ray_cluster`.
 
     One worker takes a GPU each, or `plan.workers` cores each where there is no GPU. A part whose machine is lost is
-    given to another. Raises ShazamError when Ray is not installed, and what `extract` raises.
+    given to another. Raises what `extract` raises.
     """
-    if cluster != "ray":
-        raise ShazamError(f"cluster: 'ray' expected, found {cluster!r}")
-    try:
-        import ray
+    with ray_cluster(plan.out) as ray:
         from ray.util import ActorPool
-    except ImportError:
-        raise ShazamError("Ray is needed for several machines: pip install 'shazam_fast[cluster]'") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    shared = ray.put(plan)  # kept: a worker that is started again asks for it
-    workers = _start_workers(ray, plan, shared, device)
-    try:
-        store: PartStore = ray.get(workers[0].store.remote())
 
-        def write(missing: Sequence[int]) -> None:
-            pool: Any = ActorPool(workers)
-            for _ in pool.map_unordered(lambda worker, part: worker.write.remote(part), missing):
-                pass
+        workers = _start_workers(ray, plan, ray.put(plan), device)
+        try:
+            store: ImageParts = ray.get(workers[0].store.remote())
 
-        return complete(store, write)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ShazamError):
-            raise error.cause from None
-        raise
-    finally:
-        for worker in workers:
-            ray.kill(worker)  # its cores and GPU are free again, whoever still holds a traceback
+            def write(missing: Sequence[int]) -> None:
+                pool: Any = ActorPool(workers)
+                for _ in pool.map_unordered(lambda worker, part: worker.write.remote(part), missing):
+                    pass
+
+            return complete(store, write, Sharing(plan.out))
+        finally:
+            for worker in workers:
+                ray.kill(worker)  # its cores and GPU are free again, though an error may still refer to it
 
 
 def _start_workers(ray: Any, plan: Plan, shared: Any, device: str | None) -> list[Any]:

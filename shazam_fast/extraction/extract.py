@@ -1,7 +1,6 @@
 """Images to features: `shazam_fast.extract` runs every teacher over every image once and writes a native archive."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +12,14 @@ from ..images.slides import slide_patches
 from ..images.sources import class_folders, image_folder, manifest
 from ..images.table import ImageTable
 from ..runtime.devices import choose_device, count_cores
+from ..runtime.locks import require_writable
+from ..runtime.ray_jobs import require_cluster
 from ..runtime.tables import TABLE_SUFFIXES
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
 from .plan import Plan
-from .run import POLL_SECONDS, Extraction, ExtractionReport, complete, finished_report
+from .run import Extraction, ExtractionReport, complete, help_complete
+from .sharing import Sharing
 
 
 def extract(
@@ -76,6 +78,9 @@ def extract(
         NonFiniteError: a teacher's feature is NaN, infinite, or too large for float16; names image and teacher.
         ShazamError: weights or a package that cannot be had; the disk is full, which leaves finished parts valid.
     """
+    require_cluster(cluster)
+    if not (Path(out) / "archive.json").exists():
+        require_writable(Path(out))
     specs = tuple(get_teacher(given) if isinstance(given, str) else given for given in teachers)
     given = {name: str(path) for name, path in (weights or {}).items()}
     table = images if isinstance(images, ImageTable) else _read_table(Path(images), labels, coords, classes)
@@ -84,9 +89,9 @@ def extract(
         unreadable, Path(out),
     )  # fmt: skip
     if cluster is not None:
-        from .cluster import extract_on_cluster
+        from .cluster import extract_on_ray
 
-        return _require_wanted(plan, extract_on_cluster(plan, cluster, device))
+        return _require_wanted(plan, extract_on_ray(plan, device))
     return _require_wanted(plan, _extract_here(plan, device))
 
 
@@ -116,20 +121,9 @@ def _read_table(path: Path, labels: str | None, coords: str | Path | None, class
 def _extract_here(plan: Plan, device: str | None) -> ExtractionReport:
     """In this process, or as one of torchrun's."""
     rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    sharing = Sharing(plan.out, rank, max(world, 1))
+    sharing.begin()
     chosen = choose_device(device)
     extraction = Extraction(plan, torch.device("cuda", local) if str(chosen) == "cuda" else chosen)
-    store = extraction.store
-
-    def write(missing: Sequence[int]) -> None:
-        mine = range(rank, store.parts, max(world, 1))
-        extraction.write([part for part in missing if part in mine])
-
-    if rank == 0:
-        return complete(store, write)
-    if (report := finished_report(store)) is not None:
-        return report
-    store.claim()
-    write(store.missing())
-    while (report := finished_report(store)) is None:
-        time.sleep(POLL_SECONDS)
-    return report
+    finish = complete if rank == 0 else help_complete
+    return finish(extraction.store, extraction.write, sharing)

@@ -13,7 +13,6 @@ import torch
 import xxhash
 from torch import nn
 
-from ..archive.parts import PartSource
 from ..archive.writer import require_dtype
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.geometry import describe_geometry
@@ -25,6 +24,14 @@ from .pipeline import LEVELS, Stamp, stamp_of
 
 PART_ROWS = 2048  # what a kill can cost: seconds on a GPU
 UNREADABLE = ("stop", "exclude")
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """What a part is made of: a digest that changes when one of its images does, and the image that changed last."""
+
+    digest: str
+    newest: str
 
 
 @dataclass(frozen=True)

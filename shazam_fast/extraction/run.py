@@ -1,32 +1,34 @@
 """Images to features: `shazam_fast.extract` runs every teacher over every image once and writes a native archive."""
 
+import io
 import logging
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..archive.parts import PartChunk, PartStore
-from ..archive.resuming import read_finished
-from ..archive.writer import remove_leftovers
-from ..errors import ImageError
-from ..runtime.jobs import lock_directory
+from ..archive.parts import ArchiveHead, ArchiveParts, PartChunk
+from ..errors import ImageError, MismatchError, ShazamError
+from ..formats.native import Manifest
+from ..runtime.documents import Record
+from ..runtime.locks import DirectoryLock, make_directory
 from ..runtime.progress import Progress
 from .pipeline import ExtractedBatch, Extractor
-from .plan import Plan, describe_job
+from .plan import PartSource, Plan, describe_job
+from .sharing import Sharing
 
 logger = logging.getLogger("shazam_fast")
 
 
 BATCH_SIZES = {"cpu": 8, "gpu": 64}  # what fits the cache is fastest on a CPU
-POLL_SECONDS = 1.0
+IMAGES = "images.parquet"  # row and path of every image in the archive
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,44 @@ class ExtractionReport:
     n_rows: int
     teachers: Mapping[str, int]
     left_out: tuple[Mapping[str, Any], ...]
+
+
+class _Notes(Record, frozen=True, kw_only=True):
+    """What is kept of a part: the paths of its images, those left out with the reason, the digest of its images."""
+
+    paths: list[str]
+    left_out: list[dict[str, Any]]
+    source: str
+
+
+class ImageParts(ArchiveParts):
+    """The parts of an extraction, which belong to images that must not change; `sources` has one entry per part."""
+
+    def __init__(self, path: Path, job: Mapping[str, Any], head: ArchiveHead, sources: Sequence[PartSource]) -> None:
+        super().__init__(path, job, len(sources), head, others=(IMAGES,))
+        self.sources = sources
+
+    def read_finished(self) -> Manifest | None:
+        """As `ArchiveParts.read_finished`; raises MismatchError too when images have changed since."""
+        manifest = super().read_finished()
+        if manifest is not None:
+            for number, digest in enumerate(manifest.notes["sources"]):
+                self._require_unchanged(number, digest)
+        return manifest
+
+    def missing(self, numbers: Iterable[int]) -> list[int]:
+        """As `ArchiveParts.missing`; raises MismatchError when images of a finished part have changed since."""
+        for number in range(self.count):
+            if (record := self.record(number)) is not None:
+                self._require_unchanged(number, msgspec.convert(record.notes, _Notes).source)
+        return super().missing(numbers)
+
+    def _require_unchanged(self, number: int, digest: str) -> None:
+        if digest != self.sources[number].digest:
+            raise MismatchError(
+                f"{self.path}: images have changed since part {number} was written of them (the last one: "
+                f"{self.sources[number].newest}); restore them, or delete the directory and extract again"
+            )
 
 
 class Extraction:
@@ -59,10 +99,9 @@ class Extraction:
             "slide": slide_index,
             "group": group_index,
         }
-        self.store = PartStore(
-            plan.out, self._extractor.dims, plan.dtype, plan.parts, job, plan.table.classes, slides, groups,
-            plan.sources(), plan.table.geometry,
-        )  # fmt: skip
+        dims, table = self._extractor.dims, plan.table
+        head = ArchiveHead(dims, plan.dtype, table.classes, slides, groups, table.geometry)
+        self.store = ImageParts(plan.out, job, head, plan.sources())
 
     def write(self, parts: Sequence[int]) -> None:
         """Extract and write the given parts; images of the next one are decoded while a part is finished.
@@ -73,10 +112,13 @@ class Extraction:
         stream = self._extractor.stream(batches)
         with Progress(f"extracting to {self.store.path.name}", sum(map(len, batches)), "images") as progress:
             for part, extracted in groupby(stream, key=lambda found: self._plan.part_of(found.batch)):
-                self.store.write(part, self._chunks(extracted, progress))
+                source = self.store.sources[part].digest
+                notes: dict[str, Any] = {"paths": [], "left_out": [], "source": source}
+                self.store.write(part, self._chunks(extracted, notes, progress), notes)
 
-    def _chunks(self, extracted: Iterable[ExtractedBatch], progress: Progress) -> Iterator[PartChunk]:
-        paths = self._plan.table.paths
+    def _chunks(
+        self, extracted: Iterable[ExtractedBatch], notes: dict[str, Any], progress: Progress
+    ) -> Iterator[PartChunk]:
         for found in extracted:
             if found.unreadable and self._plan.unreadable == "stop":
                 reason = next(iter(found.unreadable.values()))
@@ -84,51 +126,102 @@ class Extraction:
                     f"{reason}. Finished parts are kept: mend the image and extract again, "
                     "or leave such images out with unreadable='exclude'"
                 )
-            yield PartChunk(
-                found.features,
-                {name: None if column is None else column[found.rows] for name, column in self._columns.items()},
-                [str(paths[row]) for row in found.rows],
-                [{"row": row, "path": str(paths[row]), "reason": why} for row, why in found.unreadable.items()],
-            )
+            paths = {row: _printable(self._plan.table.paths[row]) for row in found.batch}
+            notes["paths"] += [paths[row] for row in found.rows.tolist()]
+            notes["left_out"] += [
+                {"row": row, "path": paths[row], "reason": _printable(why)} for row, why in found.unreadable.items()
+            ]
+            columns = {name: None if column is None else column[found.rows] for name, column in self._columns.items()}
+            first = int(found.rows[0]) if len(found.rows) else 0
+            yield PartChunk(found.features, columns, first, partial(_describe, paths, found.rows))
             progress.advance(len(found.batch))
 
 
-def complete(store: PartStore, write: Callable[[Sequence[int]], None]) -> ExtractionReport:
-    """Have `write` write the parts that are missing, wait for those that it leaves to other processes, and publish."""
+def _printable(text: object) -> str:
+    """The text without what no UTF-8 can hold: file names may be no text."""
+    return str(text).encode(errors="replace").decode()
+
+
+def _describe(paths: Mapping[int, str], rows: NDArray[np.int64], row: int) -> str:
+    return paths[int(rows[row])]
+
+
+def complete(store: ImageParts, write: Callable[[Sequence[int]], None], sharing: Sharing) -> ExtractionReport:
+    """Have `write` write this process's missing parts, wait for those of other processes, and publish the archive."""
     if (report := finished_report(store)) is not None:
         return report
-    store.claim()
-    locked = lock_directory(store.path)
-    try:
-        missing = store.missing()
-        if len(missing) < store.parts:
-            logger.info("%s: continued after %d of %d parts", store.path, store.parts - len(missing), store.parts)
-        write(missing)
-        while not all(map(store.finished, missing)):
-            time.sleep(POLL_SECONDS)
-        store.publish()
-    except BaseException:
-        store.discard_if_empty()
-        raise
-    finally:
-        os.close(locked)
+    with DirectoryLock(store.path):
+        store.claim()
+        try:
+            missing = store.missing(sharing.parts(store.count))
+            if len(missing) < len(sharing.parts(store.count)):
+                logger.info("%s: continued; %d of %d parts are left", store.path, len(missing), store.count)
+            write(missing)
+            sharing.wait(_all_finished(store))
+            _publish(store)
+        except BaseException as error:
+            sharing.fail(error)
+            if sharing.world == 1:
+                store.discard_if_empty()
+            raise
     report = finished_report(store)
     assert report is not None
     return report
 
 
-def finished_report(store: PartStore) -> ExtractionReport | None:
-    """The report of an extraction that is done; None while it is not.
+def help_complete(store: ImageParts, write: Callable[[Sequence[int]], None], sharing: Sharing) -> ExtractionReport:
+    """As `complete`, for the processes that leave the lock and the publishing to process 0."""
+    if (report := finished_report(store)) is not None:
+        return report
+    make_directory(store.path)
+    store.claim()
+    try:
+        write(store.missing(sharing.parts(store.count)))
+        sharing.wait(lambda: store.finished)
+    except BaseException as error:
+        sharing.fail(error)
+        raise
+    report = finished_report(store)
+    assert report is not None
+    return report
 
-    Raises MismatchError if it was another one, or if its images have changed since.
-    """
-    manifest = read_finished(store.path, store.job)
+
+def _all_finished(store: ImageParts) -> Callable[[], bool]:
+    left = set(range(store.count))
+
+    def all_finished() -> bool:
+        left.difference_update([part for part in left if store.is_finished(part)])
+        return not left
+
+    return all_finished
+
+
+def _publish(store: ImageParts) -> None:
+    notes = [msgspec.convert(record.notes, _Notes) for record in store.records()]
+    left_out = [item for part in notes for item in part.left_out]
+    paths = [path for part in notes for path in part.paths]
+    if not paths:
+        raise ShazamError(f"{store.path}: none of the {len(left_out)} images could be read: {left_out[0]}")
+    sources = [part.source for part in notes]
+    store.publish_archive({"images": IMAGES, "left_out": left_out, "sources": sources}, {IMAGES: _paths_table(paths)})
+
+
+def finished_report(store: ImageParts) -> ExtractionReport | None:
+    """The report of an extraction that is done; None while it is not. Raises MismatchError if it was another one."""
+    manifest = store.read_finished()
     if manifest is None:
         return None
-    for index, digest in enumerate(manifest["notes"]["sources"]):
-        store.require_unchanged(index, digest)
-    remove_leftovers(store.path, {part["file"] for part in manifest["parts"]})  # killed before it could
-    return ExtractionReport(store.path, manifest["rows"], store.teachers, tuple(manifest["notes"]["left_out"]))
+    return ExtractionReport(store.path, manifest.rows, store.head.teachers, tuple(manifest.notes["left_out"]))
+
+
+def _paths_table(paths: Sequence[str]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"row": np.arange(len(paths)), "path": pa.array(paths).dictionary_encode()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _codes(names: Sequence[str]) -> tuple[list[str], NDArray[np.int32] | None]:

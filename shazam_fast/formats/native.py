@@ -1,21 +1,22 @@
 """The native archive: a directory with `archive.json` and safetensors parts, all teachers of a patch side by side."""
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError
-from ..runtime.files import UNFINISHED, file_checksum
-from .geometry import Geometry, describe_geometry, parse_geometry
+from ..runtime.documents import Count, Json, Name, Record, Text, read_document
+from ..runtime.jobs import Part
+from .geometry import Geometry
 from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents
 from .records import teacher_records
 from .safetensors import read_header
@@ -68,74 +69,85 @@ def is_native(path: Path) -> bool:
     return (path / MANIFEST).exists() or any(path.glob("part-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
+class StoredTeacher(Record, frozen=True, kw_only=True):
+    """A teacher in a manifest."""
+
+    name: Name
+    dim: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """`archive.json`. `job` tells what made the archive, `notes` what was noted while it was made."""
+
+    format: str
+    version: int
+    teachers: Annotated[list[StoredTeacher], msgspec.Meta(min_length=1)]
+    dtype: DTypeName
+    rows: Count
+    classes: list[Text]
+    slides: list[Text]
+    groups: list[Text]
+    parts: list[Part]
+    job: Json = None
+    notes: Json = None
+    geometry: dict[str, Geometry] = msgspec.field(default_factory=dict)
+
+
 def read_contents(path: Path) -> Contents:
     """Open the native archive at `path`; reads the manifest and the parts' headers, no features.
 
     Raises ArchiveError when something is missing, truncated, corrupt, or written by a newer version.
     """
-    manifest, fingerprint = _read_manifest(path)
-    try:
-        teachers = {str(t["name"]): int(t["dim"]) for t in manifest["teachers"]}
-        dtype = cast(DTypeName, str(manifest["dtype"]))
-        parts = [(str(p["file"]), int(p["rows"]), int(p["bytes"]), str(p["xxh3"])) for p in manifest["parts"]]
-        names = {key: tuple(str(n) for n in manifest[key]) for key in ("classes", "slides", "groups")}
-        rows = int(manifest["rows"])
-        geometry = parse_geometry(manifest.get("geometry", {}))  # absent in archives of version 0.1
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(f"{path / MANIFEST}: corrupt manifest: {error!r}") from None
-    _check_manifest(path, teachers, dtype, rows, [part[1] for part in parts])
-
+    manifest = read_manifest(path)
+    teachers = {teacher.name: teacher.dim for teacher in manifest.teachers}
     width = sum(teachers.values())
-    stored = [_read_part(path / file, part_rows, size, width, dtype) for file, part_rows, size, _ in parts]
-    item = ITEM_BYTES[dtype]
-    table = [[i, tensors["features"].offset, parts[i][1], width * item] for i, tensors in enumerate(stored)]
-    files = tuple(str(path / part[0]) for part in parts)
+    stored = [_read_part(path / part.file, part, width, manifest.dtype) for part in manifest.parts]
+    item = ITEM_BYTES[manifest.dtype]
+    table = [
+        [i, tensors["features"].offset, part.rows, width * item]
+        for i, (part, tensors) in enumerate(zip(manifest.parts, stored, strict=True))
+    ]
+    files = tuple(str(path / part.file) for part in manifest.parts)
     return Contents(
         path=path,
         teachers=teachers,
-        blocks=(Extents(width, dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
-        fingerprint=fingerprint,
-        classes=names["classes"],
-        slides=names["slides"],
-        groups=names["groups"],
-        geometry=geometry,
-        records=teacher_records(manifest.get("job")),
+        blocks=(Extents(width, manifest.dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
+        classes=tuple(manifest.classes),
+        slides=tuple(manifest.slides),
+        groups=tuple(manifest.groups),
+        geometry=manifest.geometry,
+        records=teacher_records(manifest.job),
         columns={column: StoredColumn(column, files, tuple(t[column] for t in stored)) for column in COLUMNS},
-        checksums={file: part[3] for file, part in zip(files, parts, strict=True)},
+        checksums={file: part.xxh3 for file, part in zip(files, manifest.parts, strict=True)},
     )
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
-    try:
-        text = (path / MANIFEST).read_bytes()
-        manifest = json.loads(text)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: {MANIFEST} not found: its writing was interrupted; write it again") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArchiveError(f"{path / MANIFEST}: corrupt manifest: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArchiveError(f"{path / MANIFEST}: not a manifest of a {FORMAT!r}")
-    if manifest.get("version") != VERSION:
-        raise ArchiveError(
-            f"{path / MANIFEST}: format version {manifest.get('version')!r}; "
-            f"this release reads version {VERSION}: update shazam_fast"
-        )
-    return manifest, hashlib.sha256(text).hexdigest()
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the native archive at `path`. Raises ArchiveError when it is missing or contradicts itself."""
+    file = path / MANIFEST
+    if not file.exists():
+        raise ArchiveError(f"{path}: {MANIFEST} not found: its writing was interrupted; write it again", "missing")
+    manifest = read_document(file, Manifest, format=FORMAT, version=VERSION)
+    rows = sum(part.rows for part in manifest.parts)
+    if manifest.rows != rows:
+        raise ArchiveError(f"{file}: {manifest.rows} rows stated, the parts hold {rows}")
+    for what, names in (
+        ("teacher", [teacher.name for teacher in manifest.teachers]),
+        ("class", manifest.classes),
+        ("slide", manifest.slides),
+        ("group", manifest.groups),
+        ("part", [part.file for part in manifest.parts]),
+    ):
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise ArchiveError(f"{file}: {what} {twice!r} is listed twice")
+    return manifest
 
 
-def _check_manifest(path: Path, teachers: dict[str, int], dtype: str, rows: int, part_rows: list[int]) -> None:
-    if dtype not in ITEM_BYTES:
-        raise ArchiveError(f"{path / MANIFEST}: unknown dtype {dtype!r}; expected one of {list(ITEM_BYTES)}")
-    if not teachers or min(teachers.values()) < 1:
-        raise ArchiveError(f"{path / MANIFEST}: every teacher needs a positive dim, found {teachers}")
-    if rows != sum(part_rows) or min(part_rows, default=0) < 0:
-        raise ArchiveError(f"{path / MANIFEST}: {rows} rows stated, the parts hold {sum(part_rows)}")
-
-
-def _read_part(file: Path, rows: int, size: int, width: int, dtype: str) -> dict[str, StoredTensor]:
-    tensors = read_header(file)
-    if file.stat().st_size != size:
-        raise ArchiveError(f"{file}: {file.stat().st_size} bytes, the manifest states {size}: part replaced?")
+def _read_part(file: Path, part: Part, width: int, dtype: str) -> dict[str, StoredTensor]:
+    tensors, rows = read_header(file), part.rows
+    if (size := file.stat().st_size) != part.bytes:
+        raise ArchiveError(f"{file}: {size} bytes, the manifest states {part.bytes}: part replaced?")
     expected: dict[str, tuple[str, tuple[int, ...]]] = {"features": (dtype, (rows, width))}
     expected |= {name: (str(d), (rows, *shape)) for name, (d, shape) in COLUMNS.items()}
     for name, (stored_dtype, shape) in expected.items():
@@ -154,19 +166,23 @@ DATA_START = 4096  # the parts' data begin on a page
 
 
 class PartWriter:
-    """One safetensors file in the making: features go straight to disk, the narrow columns wait for the end."""
+    """One safetensors file being written: features go straight to disk, the narrow columns wait for the end.
+
+    Args:
+        path: where to write; a temporary name.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._unfinished = path.with_suffix(UNFINISHED)
-        self._file = self._unfinished.open("w+b", buffering=0)
-        self._file.seek(DATA_START)
+        self.path = path
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.lseek(self._descriptor, DATA_START, os.SEEK_SET)
         self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
         self.n_rows = 0
 
     def append(self, features: NDArray[Any], columns: Mapping[str, NDArray[Any] | None]) -> None:
         """Add features [n, width] and their narrow columns; None stands for unknown."""
-        _write_all(self._file.fileno(), features)
+        assert self._descriptor is not None
+        _write_all(self._descriptor, features)
         for name, (dtype, shape) in COLUMNS.items():
             column = columns[name]
             if column is None:
@@ -174,26 +190,26 @@ class PartWriter:
             self._columns[name].append(column.astype(dtype))
         self.n_rows += len(features)
 
-    def close(self, width: int, dtype: np.dtype[Any]) -> dict[str, Any]:
-        """Finish the file and return its entry in the manifest."""
+    def close(self, width: int, dtype: np.dtype[Any]) -> None:
+        """Write columns and header, and sync the file."""
+        assert self._descriptor is not None
         columns = {name: np.concatenate(chunks) for name, chunks in self._columns.items()}
         for column in columns.values():
-            _write_all(self._file.fileno(), column)
+            _write_all(self._descriptor, column)
         shapes = {"features": (dtype, (self.n_rows, width))}
         shapes |= {name: (column.dtype, column.shape) for name, column in columns.items()}
-        self._file.seek(0)
-        _write_all(self._file.fileno(), np.frombuffer(_safetensors_header(shapes), np.uint8))
-        checksum = file_checksum(self._unfinished)
-        size = os.fstat(self._file.fileno()).st_size
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._unfinished.rename(self._path)
-        return {"file": self._path.name, "rows": self.n_rows, "bytes": size, "xxh3": checksum}
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        _write_all(self._descriptor, np.frombuffer(_safetensors_header(shapes), np.uint8))
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def abort(self) -> None:
-        """Remove the unfinished file."""
-        self._file.close()
-        self._unfinished.unlink(missing_ok=True)
+        """Remove the file if it still has its temporary name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self.path.unlink(missing_ok=True)
 
 
 def _safetensors_header(shapes: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> bytes:
@@ -216,30 +232,3 @@ def _write_all(descriptor: int, array: NDArray[Any]) -> None:
     view = memoryview(np.ascontiguousarray(array).data).cast("B") if array.size else memoryview(b"")
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def manifest_content(
-    teachers: Mapping[str, int],
-    dtype: np.dtype[Any],
-    classes: Sequence[str],
-    slides: Sequence[str],
-    groups: Sequence[str],
-    parts: Sequence[Mapping[str, Any]],
-    record: Mapping[str, object],
-    geometry: Mapping[str, Geometry] = MappingProxyType({}),
-) -> bytes:
-    """What archive.json says; `record` is what else it is to say."""
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "teachers": [{"name": name, "dim": dim} for name, dim in teachers.items()],
-        "dtype": str(dtype),
-        "rows": sum(part["rows"] for part in parts),
-        "classes": list(classes),
-        "slides": list(slides),
-        "groups": list(groups),
-        "geometry": describe_geometry(geometry),
-        "parts": list(parts),
-        **record,
-    }
-    return json.dumps(manifest, indent=1).encode()

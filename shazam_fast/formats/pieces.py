@@ -94,7 +94,6 @@ class Contents:
     path: Path
     teachers: Mapping[str, int]
     blocks: tuple[Extents, ...]
-    fingerprint: str
     classes: tuple[str, ...] = ()
     slides: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()

@@ -18,10 +18,7 @@ def take_teachers(contents: Contents, teachers: Sequence[str]) -> Contents:
     if absent := [name for name in teachers if name not in contents.teachers]:
         raise MismatchError(f"{contents.path}: no teacher {absent[0]!r}; found {', '.join(contents.teachers)}")
     blocks = tuple(_columns_of(contents, teacher) for teacher in teachers)
-    fingerprint = f"{contents.fingerprint} {','.join(teachers)}"
-    return replace(
-        contents, teachers={name: contents.teachers[name] for name in teachers}, blocks=blocks, fingerprint=fingerprint
-    )
+    return replace(contents, teachers={name: contents.teachers[name] for name in teachers}, blocks=blocks)
 
 
 def take_slides(contents: Contents, chosen: Sequence[int]) -> Contents:
@@ -41,7 +38,6 @@ def take_slides(contents: Contents, chosen: Sequence[int]) -> Contents:
         slides=slides,
         columns={name: InMemory(column) for name, column in columns.items()},
         geometry={slide: contents.geometry[slide] for slide in slides if slide in contents.geometry},
-        fingerprint=f"{contents.fingerprint} {slides!r}",
     )
 
 

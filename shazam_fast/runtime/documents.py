@@ -6,7 +6,7 @@ not another name or number.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import xxhash
@@ -23,14 +23,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]  # what every JSON 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]  # xxh3, 64 bit
 Ratio = Annotated[float, msgspec.Meta(ge=0)]
 
-if TYPE_CHECKING:
-    Json = Any
-else:
-    Json = str | int | float | bool | None
-    for _ in range(8):  # levels of lists and mappings in a free-form value
-        Json = str | int | float | bool | None | list[Json] | dict[str, Json]
+Json = Any  # a free-form value: text, number, boolean, null, or lists and mappings of these
+JSON_DEPTH = 16  # levels of lists and mappings in a free-form value
 
-RecordType = TypeVar("RecordType")
+RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,11 +84,20 @@ def decode_document(
 
 def _decode(body: bytes, record: type[RecordType], path: Path) -> RecordType:
     try:
-        return msgspec.json.decode(body, type=record)
+        decoded = msgspec.json.decode(body, type=record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if (standard := _nan_as_null(body)) != body:
             return _decode(standard, record, path)
         raise ArchiveError(f"{path}: corrupt document: {error}", "corrupt") from None
+    for field in msgspec.structs.fields(decoded):
+        if field.type in (Json, dict[str, Json]) and _depth_exceeds(getattr(decoded, field.name), JSON_DEPTH):
+            raise ArchiveError(f"{path}: corrupt document: {field.name!r} is nested too deeply", "corrupt")
+    return decoded
+
+
+def _depth_exceeds(value: Json, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth < 0 or any(_depth_exceeds(one, depth - 1) for one in inner)
 
 
 def encode_document(record: Record) -> bytes:
@@ -115,16 +120,20 @@ def _without_checksum(content: bytes, path: Path) -> bytes:
     found = _CHECKSUM.search(content, max(0, len(content) - 128))
     if found is None:
         if CHECKSUM_FIELD.encode() in content:
-            raise ArchiveError(f"{path}: corrupt document: its checksum cannot be read", "corrupt")
+            raise _edited(path)
         return content
     body = content[: found.start()]
     if xxhash.xxh3_64_hexdigest(body).encode() != found[1]:
-        raise ArchiveError(
-            f"{path}: checksum mismatch: the document was damaged or edited; "
-            f"if you edited it, remove the line {CHECKSUM_FIELD!r} and the comma before it",
-            "checksum",
-        )
+        raise _edited(path)
     return body + b"\n}"
+
+
+def _edited(path: Path) -> ArchiveError:
+    return ArchiveError(
+        f"{path}: checksum mismatch: the document was damaged or edited; "
+        f"if you edited it, remove its last field, {CHECKSUM_FIELD!r}, and the comma before it",
+        "checksum",
+    )
 
 
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|\bNaN\b|-?\bInfinity\b')

@@ -72,14 +72,15 @@ def read_whole(path: Path, limit: int) -> bytes:
         raise ArchiveError(f"{path}: no permission to read it", "permission") from None
     except (OSError, ValueError) as error:
         raise ArchiveError(f"{path}: cannot be read: {error}", "system") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ArchiveError(f"{path}: not a regular file", "system")
-    with open(descriptor, "rb") as file:
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArchiveError(f"{path}: not a regular file", "system")
         if status.st_size > limit:
             raise ArchiveError(f"{path}: {status.st_size} bytes, at most {limit} expected", "corrupt")
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(status.st_size)
-        except OSError as error:
-            raise ArchiveError(f"{path}: cannot be read: {error}", "system") from None
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be read: {error}", "system") from None
+    finally:
+        os.close(descriptor)

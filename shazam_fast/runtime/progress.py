@@ -25,6 +25,11 @@ class Progress:
         self._drawn = self._started + PATIENCE_SECONDS - REDRAW_SECONDS
         self._bar: RichProgress | None = None
 
+    def skip(self, units: int) -> None:
+        """Count `units` as done before: they fill the bar but not the rate."""
+        self._before += units
+        self._done += units
+
     def advance(self, units: int, note: str = "") -> None:
         """Count `units` more as done; `note` is shown behind the time left."""
         self._done += units

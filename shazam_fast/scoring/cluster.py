@@ -1,77 +1,69 @@
 """Scoring on several machines: Ray hands the parts out, takes them from workers that die, and runs them again.
 
 Ray itself decides where a part is scored. The machines share a file system: workers read the archive and write parts
-under the same paths as the caller, who alone keeps the journal.
+under the same paths as the caller, who holds the lock and publishes.
 """
 
-import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..archive.archive import FeatureArchive
-from ..errors import MismatchError, ShazamError
+from ..errors import MismatchError
 from ..runtime.progress import Progress
+from ..runtime.ray_jobs import ray_cluster
 from ..student.student import Student
 from .engine import Scorer
-from .parts import PartStore, Record, ScoreJob, write_part
+from .parts import ScoreJob, ScoreParts
 
 RETRIES = 5  # of a part whose worker died
 
-_scorers: dict[str, Scorer] = {}  # of this worker's process, by job: ready for its next part
+_scorers: dict[str, Scorer] = {}  # by job: the one that this worker's process keeps for its next part
 
 
 def score_on_ray(
-    job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, store: PartStore, progress: Progress
+    parts: ScoreParts,
+    missing: Sequence[int],
+    student: Student,
+    archive: FeatureArchive,
+    device: torch.device,
+    progress: Progress,
 ) -> None:
-    """Score the missing parts on the Ray cluster that is there (RAY_ADDRESS, or one on this machine), one CPU a part.
+    """Score the missing parts on a Ray cluster, see `ray_cluster`; one CPU, or GPU, per part.
 
-    Raises ShazamError when Ray is missing, or a part's worker died time and again; otherwise what scoring raises.
+    Raises ShazamError when Ray is missing, or the workers of a part died RETRIES times; otherwise what scoring raises.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ShazamError("cluster='ray' needs Ray: pip install 'shazam_fast[cluster]'") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    gpus = 1 if device.type == "cuda" else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(score_part)
-    everything = ray.put((job, student, archive, device.type, os.getcwd()))
-    waiting = [task.remote(everything, os.path.abspath(store.path), part) for part in store.missing()]
-    try:
-        while waiting:
-            (done, *_), waiting = ray.wait(waiting)
-            record = ray.get(done)
-            store.add(record)
-            progress.advance(record["rows"])
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ShazamError | OSError) else error from None
-    except ray.exceptions.RayError as error:
-        raise ShazamError(f"{store.path}: Ray gave up on a part: {error}; the same call goes on from here") from None
-    finally:
-        for remaining in waiting:
-            ray.cancel(remaining, force=True)
+    with ray_cluster(parts.path) as ray:
+        gpus = 1 if device.type == "cuda" else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(score_part)
+        everything = ray.put((parts.scored, student, archive, device.type, os.getcwd()))
+        waiting = [task.remote(everything, os.path.abspath(parts.path), part) for part in missing]
+        try:
+            while waiting:
+                (done, *_), waiting = ray.wait(waiting)
+                progress.advance(ray.get(done))
+        finally:
+            for remaining in waiting:
+                ray.cancel(remaining, force=True)
 
 
-def score_part(everything: tuple[ScoreJob, Student, FeatureArchive, str, str], folder: str, part: int) -> Record:
-    """Score and write one part, in a worker."""
+def score_part(everything: tuple[ScoreJob, Student, FeatureArchive, str, str], folder: str, part: int) -> int:
+    """Score and write one part, in a worker. Returns its number of patches."""
     job, student, archive, device, directory = everything
     os.chdir(directory)  # paths may be relative to the caller's
+    parts = ScoreParts(Path(folder), job)
     rows = job.rows_of(archive, part)
-    if len(rows) == 0:
-        return {"part": part, "rows": 0}
-    scores = _scorer(job, student, archive, device).score(rows)
-    return write_part(Path(folder), part, archive, job, rows, scores)
+    scores = _scorer(parts, student, archive, device).score(rows) if len(rows) else None
+    return parts.write(part, archive, rows, scores)
 
 
-def _scorer(job: ScoreJob, student: Student, archive: FeatureArchive, device: str) -> Scorer:
-    key: Any = repr(job.identity)
-    if key not in _scorers:
-        if archive.identity() != job.identity["the archive's files"]:
+def _scorer(parts: ScoreParts, student: Student, archive: FeatureArchive, device: str) -> Scorer:
+    if parts.digest not in _scorers:
+        if archive.fingerprint["features"] != parts.job["features"]:
             raise MismatchError(f"{archive.path}: its files on {os.uname().nodename} are not those of the caller")
-        options = {"fused": job.fused, "allow_missing_teachers": job.about["forced"]}
+        options = {"fused": parts.scored.fused, "allow_missing_teachers": parts.scored.manifest.forced}
         _scorers.clear()
-        _scorers[key] = Scorer(student, archive, torch.device(device), **options).__enter__()
-    return _scorers[key]
+        _scorers[parts.digest] = Scorer(student, archive, torch.device(device), **options).__enter__()
+    return _scorers[parts.digest]

@@ -1,45 +1,42 @@
-"""Scores on their way to disk: Parquet parts, each there complete or not at all, and a journal of those finished.
+"""Scores on their way to disk: Parquet parts in a `PartDirectory`.
 
-A part holds the scored patches among a fixed range of the archive's rows. The journal says which job it belongs to and
-grows by one line a part; when all are there, the manifest takes its place.
+A part holds the scored patches among a fixed range of the archive's rows.
 """
 
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
-from ..errors import ArchiveError, ShazamError
-from ..runtime.files import UNFINISHED, file_checksum, rename_durably, write_durably
-from ..runtime.jobs import lock_directory, require_part, require_same_job
+from ..runtime.documents import Json
+from ..runtime.files import unfinished_path, write_synced
+from ..runtime.jobs import PartDirectory, require_same_job, writing
 from .engine import TILE_ROWS, RowScores
-from .scores import FORMAT, JOURNAL, MANIFEST, VERSION
+from .manifest import MANIFEST, ScoresManifest, manifest_parquet, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_BYTES = 8 << 20  # of scores in a part: half a second of work or more; a few times this are in memory
 
-Record = dict[str, Any]
+UNKNOWN_POSITION = -1  # x and y of a patch whose position the archive does not know
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What is scored and how; `identity` tells it from any other job.
+    """What is scored and how.
 
-    `about` is for the manifest. Part k holds the patches of `split` (None: all) among the archive's rows
-    [k * part_rows, (k + 1) * part_rows).
+    `manifest` is the manifest before anything is scored, `job` what makes two jobs the same. Part k holds the patches
+    of `split` (None: all) among the archive's rows [k * part_rows, (k + 1) * part_rows).
     """
 
-    about: Mapping[str, Any]
-    identity: Mapping[str, Any]
+    manifest: ScoresManifest
+    job: Mapping[str, Json]
     archive_rows: int
     part_rows: int
     split: str | None
@@ -71,161 +68,83 @@ def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], 
 
     start, stop = int(rows[0]), int(rows[-1]) + 1
     coords = archive.column("coords", start, stop)[rows - start]
+    unknown = (coords == UNKNOWN_POSITION).all(axis=1)
     columns = {
         "row": pa.array(rows),
         "slide": _slide_names(archive, archive.column("slide", start, stop)[rows - start]),
-        "x": pa.array(coords[:, 0]),
-        "y": pa.array(coords[:, 1]),
-        "prediction": _names(scores.probabilities.argmax(axis=1), job.about["classes"]),
+        "x": pa.array(coords[:, 0], mask=unknown),
+        "y": pa.array(coords[:, 1], mask=unknown),
+        "prediction": _names(scores.probabilities.argmax(axis=1), job.manifest.classes),
     }
-    for index, name in enumerate(job.about["classes"]):
+    for index, name in enumerate(job.manifest.classes):
         columns[f"probability_{name}"] = pa.array(scores.probabilities[:, index])
     if scores.shares is not None:
-        for index, name in enumerate(job.about["teachers"]):
+        for index, name in enumerate(job.manifest.teachers):
             columns[f"share_{name}"] = pa.array(scores.shares[:, index])
     if scores.fused is not None:
         columns["fused"] = pa.FixedSizeListArray.from_arrays(pa.array(scores.fused.ravel()), scores.fused.shape[1])
     return pa.table(columns)
 
 
-def write_part(
-    folder: Path, part: int, archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], scores: RowScores
-) -> Record:
-    """Write a part durably and say what a manifest says of it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class ScoreParts(PartDirectory):
+    """The directory that a job's parts go into.
 
-    table = make_table(archive, job, rows, scores)
-    file = folder / f"part-{part:05d}.parquet"
-    unfinished = file.with_suffix(UNFINISHED)
-    names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
-    with unfinished.open("wb") as stream:
-        # Only names are worth compressing: a tenth of what probabilities and shares take is all there is to gain.
-        pq.write_table(table, stream, compression="zstd", compression_level=1, use_dictionary=names)
-        stream.flush()
-        os.fsync(stream.fileno())
-    record = {
-        "part": part,
-        "file": file.name,
-        "rows": table.num_rows,
-        "bytes": unfinished.stat().st_size,
-        "xxh3": file_checksum(unfinished),
-    }
-    rename_durably(unfinished, file)
-    return record
-
-
-class PartStore:
-    """The directory that a job's parts go into; use it as a context manager.
-
-    Raises MismatchError when it holds another job's scores, ShazamError when it holds other files, another process is
-    writing there, or nothing can be written.
+    Args:
+        path: the directory.
+        job: what is scored, and how.
     """
 
     def __init__(self, path: Path, job: ScoreJob) -> None:
-        self.path = path
-        self._job = job
-        self._records: dict[int, Record] = {}
+        super().__init__(path, job.job, count=job.parts, suffix=".parquet", manifest=MANIFEST)
+        self.scored = job
 
-    @property
-    def finished(self) -> bool:
-        """Whether the manifest is there."""
-        return (self.path / MANIFEST).exists()
+    def read_finished(self) -> ScoresManifest | None:
+        """The manifest if this job is finished; None if it is not.
 
-    @property
-    def n_rows(self) -> int:
-        """Patches in the parts that are there."""
-        return sum(record["rows"] for record in self._records.values())
+        Raises MismatchError, saying what differs, when the directory holds the scores of another job.
+        """
+        if not self.finished:
+            return None
+        manifest = read_manifest(self.path)
+        require_same_job(self.path, manifest.job, self.job)
+        self.tidy_after_kill()
+        return manifest
 
-    def missing(self) -> Iterator[int]:
-        """The parts that are not there yet, in order."""
-        return (part for part in range(self._job.parts) if part not in self._records)
+    def write(self, number: int, archive: FeatureArchive, rows: NDArray[np.int64], scores: RowScores | None) -> int:
+        """Write the scores of `rows`, all that a part holds, and return their number; `scores` is None for no rows."""
+        with writing(self.path):
+            if scores is None:
+                self.add(number, None, 0)
+                return 0
+            unfinished = unfinished_path(self.part_path(number))
+            try:
+                write_synced(unfinished, parquet_bytes(make_table(archive, self.scored, rows, scores)))
+                self.add(number, unfinished, len(rows))
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+            return len(rows)
 
-    def add(self, record: Record) -> None:
-        """Note that a part is there, or that it holds no patch."""
-        with (self.path / JOURNAL).open("ab") as journal:
-            journal.write(json.dumps(record).encode() + b"\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-        self._records[record["part"]] = record
-
-    def finish(self) -> None:
-        """Replace the journal by the manifest."""
-        parts = [self._records[part] for part in sorted(self._records) if self._records[part]["rows"]]
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "rows": self.n_rows,
-            **self._job.about,
-            "job": self._job.identity,
-            "parts": parts,
-        }
-        write_durably(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
-        (self.path / JOURNAL).unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ShazamError(f"{self.path}: cannot create the directory for the scores: {error}") from None
-        self._lock = lock_directory(self.path)
-        try:
-            self._claim()
-        except BaseException:
-            os.close(self._lock)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._lock)
-        if isinstance(error, OSError):
-            raise ShazamError(
-                f"{self.path}: the scores could not be written: {error}. "
-                "The parts that are finished stay; the same call continues after them"
-            ) from error
-
-    def _claim(self) -> None:
-        manifest, journal = self.path / MANIFEST, self.path / JOURNAL
-        if manifest.exists():
-            require_same_job(self.path, _read_json(manifest, manifest.read_bytes()), self._job.identity)
-            journal.unlink(missing_ok=True)
-            return
-        if journal.exists():
-            self._continue(journal)
-        elif foreign := sorted(p.name for p in self.path.iterdir() if p.suffix != UNFINISHED):
-            raise ShazamError(
-                f"{self.path}: the directory holds other files ({', '.join(foreign[:3])}); choose another"
-            )
-        else:
-            write_durably(journal, json.dumps({"format": FORMAT, "job": self._job.identity}).encode() + b"\n")
-        kept = {record.get("file") for record in self._records.values()}
-        for file in [*self.path.glob("part-*"), *self.path.glob(f"*{UNFINISHED}")]:
-            if file.name not in kept:
-                file.unlink()
-
-    def _continue(self, journal: Path) -> None:
-        content = journal.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # behind it, what a kill or a full disk left of a line
-        header, *lines = whole.splitlines() or [b""]
-        require_same_job(self.path, _read_json(journal, header), self._job.identity)
-        for record in (_read_json(journal, line) for line in lines):
-            self._records[record["part"]] = record
-            if record["rows"]:
-                require_part(self.path / record.get("file", ""), record["bytes"], f"delete {self.path}, start anew")
-        if len(whole) < len(content):
-            os.truncate(journal, len(whole))
+    def publish_scores(self) -> None:
+        """Write the manifest of all parts."""
+        parts = [record.part for record in self.records() if record.part is not None]
+        manifest = msgspec.structs.replace(
+            self.scored.manifest, rows=sum(part.rows for part in parts), parts=parts, job=self.job
+        )
+        with writing(self.path):
+            self.publish(manifest_parquet(manifest, self.path / parts[0].file))
 
 
-def _read_json(file: Path, content: bytes) -> Record:
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise ArchiveError(f"{file}: corrupt: {error}") from None
-    if not isinstance(found, dict):
-        raise ArchiveError(f"{file}: corrupt: a JSON object expected")
-    return found
+def parquet_bytes(table: "pa.Table") -> memoryview:
+    """The table as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    stream = pa.BufferOutputStream()
+    # Only names are worth compressing: a tenth of what probabilities and shares take is all there is to gain.
+    pq.write_table(table, stream, compression="zstd", compression_level=1, use_dictionary=names)
+    return memoryview(stream.getvalue())
 
 
 def _slide_names(archive: FeatureArchive, codes: NDArray[np.integer]) -> "pa.DictionaryArray":

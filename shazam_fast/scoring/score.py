@@ -1,24 +1,32 @@
-"""Scoring archives with a trained student, and evaluating it on labelled splits."""
+"""Scoring archives with a trained student: parts are written while the next ones are computed."""
 
 import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
 from ..runtime.devices import choose_device
+from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
+from ..runtime.ray_jobs import require_cluster
 from ..student.student import Student, load_student
 from .engine import GPU_TILE_ROWS, TILE_ROWS, Scorer
 from .inference import match_teachers
-from .parts import PartStore, Record, ScoreJob, choose_part_rows, make_table, write_part
+from .manifest import MANIFEST, ScoresManifest
+from .parts import ScoreJob, ScoreParts, choose_part_rows, make_table
 from .scores import Scores, open_scores
+
+logger = logging.getLogger("shazam_fast")
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,11 +67,12 @@ def score(
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
         ShazamError: the scores cannot be written, the disk is full; finished parts stay.
     """
-    student, archive, place = load_student(student), open_archive(archive), choose_device(device)
-    if cluster not in (None, "ray"):
-        raise ShazamError(f"cluster: 'ray' expected, found {cluster!r}")
+    require_cluster(cluster)
     if cluster and out is None:
         raise ShazamError("a cluster writes its scores to a directory that all its machines see: give out")
+    if out is not None and not (Path(out) / MANIFEST).exists():
+        require_writable(Path(out))
+    student, archive, place = load_student(student), open_archive(archive), choose_device(device)
     job = plan_job(
         student, archive, split=split, fused=fused, allow_missing_teachers=allow_missing_teachers, device=place
     )
@@ -72,18 +81,43 @@ def score(
         raise MismatchError(f"{archive.path}: no patches to score" + (f" in split {split!r}" if split else ""))
     if out is None:
         with Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
-            return Scores({**job.about, "rows": rows}, _score_in_memory(job, student, archive, place, progress))
-    with PartStore(Path(out), job) as store:
-        if not store.finished:
-            with Progress(f"scoring {archive.path.name}", rows, "patches", store.n_rows) as progress:
-                if cluster:
-                    from .cluster import score_on_ray
-
-                    score_on_ray(job, student, archive, place, store, progress)
-                else:
-                    _score_to_disk(job, student, archive, place, store, progress)
-            store.finish()
+            tables = _score_in_memory(job, student, archive, place, progress)
+            return Scores(msgspec.structs.replace(job.manifest, rows=rows), tables)
+    parts = ScoreParts(Path(out), job)
+    if parts.read_finished() is None:
+        with DirectoryLock(parts.path), Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
+            _score_missing(parts, student, archive, place, progress, cluster)
     return open_scores(out)
+
+
+def _score_missing(
+    parts: ScoreParts,
+    student: Student,
+    archive: FeatureArchive,
+    device: torch.device,
+    progress: Progress,
+    cluster: str | None,
+) -> None:
+    """Write the parts that are not there, and the manifest; the caller holds the directory's lock."""
+    if parts.read_finished() is not None:  # by another process, just now
+        return
+    parts.claim()
+    parts.remove_temporary()
+    missing = parts.missing(range(parts.count))
+    if len(missing) < parts.count:
+        logger.info("%s: continued after %d of %d parts", parts.path, parts.count - len(missing), parts.count)
+        progress.skip(sum(record.part.rows for p in range(parts.count) if (record := parts.record(p)) and record.part))
+    try:
+        if cluster:
+            from .cluster import score_on_ray
+
+            score_on_ray(parts, missing, student, archive, device, progress)
+        else:
+            _score_to_disk(parts, missing, student, archive, device, progress)
+    except BaseException:
+        parts.discard_if_empty()
+        raise
+    parts.publish_scores()
 
 
 def plan_job(
@@ -98,31 +132,40 @@ def plan_job(
     """What is to be scored. Raises MismatchError when the archive's teachers are not the student's."""
     config = student.config
     match = match_teachers(student, archive, allow_missing_teachers)
-    about = {
-        "classes": list(config.classes),
-        "teachers": list(config.teachers),
-        "missing_teachers": list(match.missing),
-        "forced": match.forced,
-        "shares": config.block == "bare",
-    }
+    manifest = ScoresManifest(
+        rows=0,
+        classes=list(config.classes),
+        teachers=list(config.teachers),
+        missing_teachers=list(match.missing),
+        forced=match.forced,
+        shares=config.block == "bare",
+        geometry=dict(archive.geometry),
+    )
     part_rows = choose_part_rows(len(config.classes), len(config.teachers), config.dim if fused else 0)
-    identity = {
-        "the student": _digest(student),
-        "the archive's files": archive.identity(),
+    content = archive.fingerprint
+    read = ("features", "slides", "positions", *(("splits",) if split is not None else ()))
+    job = {
+        "student": _digest(student),
+        **{what: content[what] for what in read},
         "split": split,
         "fused": fused,
-        "device": device.type,
+        "device": describe_device(device),
         "rows of a part": part_rows,
         "rows of a tile": GPU_TILE_ROWS if device.type == "cuda" else TILE_ROWS,
     }
-    return ScoreJob(about, identity, archive.n_rows, part_rows, split, fused)
+    return ScoreJob(manifest, job, archive.n_rows, part_rows, split, fused)
+
+
+def describe_device(device: torch.device) -> str:
+    """What the bits of a result depend on: "cpu", or the kind of GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _score_in_memory(
     job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, progress: Progress
 ) -> list["pa.Table"]:
     tables = []
-    with Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.about["forced"]) as scorer:
+    with Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.manifest.forced) as scorer:
         for part in range(job.parts):
             if len(rows := job.rows_of(archive, part)):
                 tables.append(make_table(archive, job, rows, scorer.score(rows)))
@@ -131,30 +174,31 @@ def _score_in_memory(
 
 
 def _score_to_disk(
-    job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, store: PartStore, progress: Progress
+    parts: ScoreParts,
+    missing: Sequence[int],
+    student: Student,
+    archive: FeatureArchive,
+    device: torch.device,
+    progress: Progress,
 ) -> None:
     """Part after part, each written while the next one is computed."""
-    writing: list[Future[Record]] = []
+    job = parts.scored
+    writing: list[Future[int]] = []
 
     def settle() -> None:
         while writing:
-            record = writing.pop().result()
-            store.add(record)
-            progress.advance(record["rows"])
+            progress.advance(writing.pop().result())
 
     with (
-        Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.about["forced"]) as scorer,
+        Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.manifest.forced) as scorer,
         ThreadPoolExecutor(1) as writer,
     ):
         try:
-            for part in store.missing():
+            for part in missing:
                 rows = job.rows_of(archive, part)
-                if len(rows) == 0:
-                    store.add({"part": part, "rows": 0})
-                    continue
-                scores = scorer.score(rows)
+                scores = scorer.score(rows) if len(rows) else None
                 settle()
-                writing.append(writer.submit(write_part, store.path, part, archive, job, rows, scores))
+                writing.append(writer.submit(parts.write, part, archive, rows, scores))
         finally:
             settle()
 

@@ -1,6 +1,5 @@
-"""Scores: what a student says of patches, in memory or in Parquet parts on disk that are read when asked for."""
+"""Scores: predictions of a student for patches, in memory or in Parquet parts on disk that are read when asked for."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,34 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError
+from ..formats.geometry import Geometry
+from ..runtime.files import file_checksum
+from ..runtime.jobs import Part
+from .manifest import ScoresManifest, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "shazam_fast scores"
-VERSION = 1
-MANIFEST = "_scores.json"  # the underscore makes Parquet readers of a directory pass it over
-JOURNAL = "_unfinished.jsonl"
-
 
 class Scores:
-    """What a student says of n patches; made by `shazam_fast.score` and `shazam_fast.open_scores`.
+    """Predictions of a student for n patches; made by `shazam_fast.score` and `shazam_fast.open_scores`.
 
-    The parts are Arrow tables in memory or Parquet files. Columns: `row` int64 of the archive, `slide`, `x`, `y`,
-    `prediction`, `probability_<class>` and `share_<teacher>` float32, and `fused`, float32 lists of length D, if
-    it was asked for. A teacher's share is its exact part in the patch's fused feature; residual students have none.
+    Columns: `row` int64 of the archive, `slide`, `x`, `y` (null where unknown), `prediction`, `probability_<class>` and
+    `share_<teacher>` float32, and `fused`, float32 lists of length D, if it was asked for. A teacher's share is its
+    exact part in the patch's fused feature; residual students have none.
 
-    The properties read one column of all patches into memory on first use; `tables` goes part by part.
+    The properties read one column of all patches into memory on first use; `tables` goes part by part. A part on disk
+    is compared with its checksum when it is first read.
+
+    Attributes:
+        path: directory of the scores; None in memory.
+        classes, teachers: names in the order of `probabilities` and `shares`.
+        missing_teachers: teachers of the student that the archive lacks.
+        geometry: slide -> where its patches lie, as far as that is known.
     """
 
-    def __init__(self, about: Mapping[str, Any], parts: Sequence["pa.Table | Path"], path: Path | None = None) -> None:
+    def __init__(self, manifest: ScoresManifest, parts: Sequence["pa.Table | Part"], path: Path | None = None) -> None:
         self.path = path
-        self.classes: tuple[str, ...] = tuple(about["classes"])
-        self.teachers: tuple[str, ...] = tuple(about["teachers"])
-        self.missing_teachers: tuple[str, ...] = tuple(about["missing_teachers"])
-        self._rows: int = about["rows"]
-        self._has_shares: bool = about["shares"]
+        self.classes = tuple(manifest.classes)
+        self.teachers = tuple(manifest.teachers)
+        self.missing_teachers = tuple(manifest.missing_teachers)
+        self.geometry: Mapping[str, Geometry] = manifest.geometry
+        self._rows = manifest.rows
+        self._has_shares = manifest.shares or bool(manifest.weights)
+        self._names_0_1 = _names_of_0_1(manifest)
         self._parts = parts
+        self._checked: set[str] = set()  # files of parts
 
     def __len__(self) -> int:
         return self._rows
@@ -49,9 +57,10 @@ class Scores:
     def tables(self, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
         """An Arrow table of every part in turn, with these columns; all by default.
 
-        Raises MismatchError when there is no such column, ArchiveError when a part is missing or corrupt.
+        Raises MismatchError when there is no such column; ArchiveError, kind "missing" or "checksum", when a part is
+        missing or damaged.
         """
-        return (_read_part(part, columns) for part in self._parts)
+        return (self._read_part(part, columns) for part in self._parts)
 
     def read(self, columns: Sequence[str] | None = None) -> "pa.Table":
         """All patches as one Arrow table; `.to_pandas()` makes a data frame of it."""
@@ -67,7 +76,7 @@ class Scores:
         found = []
         for part, slides in zip(self._parts, self._slides_of_parts, strict=True):
             if name in slides:
-                table = _read_part(part, None)
+                table = self._read_part(part, None)
                 found.append(table.filter(pc.equal(table["slide"].cast(pa.string()), name)))
         if not found:
             raise MismatchError(f"{self!r}: no patch of slide {name!r}; slides are {list(self.slides)[:5]}")
@@ -85,8 +94,8 @@ class Scores:
 
     @cached_property
     def coords(self) -> NDArray[Any]:
-        """x and y of every patch, -1 unknown. [n, 2]."""
-        return self._numbers(["x", "y"])
+        """x and y of every patch, -1 where unknown. [n, 2]."""
+        return self._numbers(["x", "y"], unknown=-1)
 
     @cached_property
     def prediction(self) -> NDArray[np.int64]:
@@ -119,8 +128,13 @@ class Scores:
         found = [table["slide"].unique().to_pylist() for table in self.tables(["slide"])]
         return [[name for name in names if name is not None] for names in found]
 
-    def _numbers(self, columns: list[str]) -> NDArray[Any]:
-        parts = [np.stack([table[c].to_numpy() for c in columns], axis=1) for table in self.tables(columns)]
+    def _numbers(self, columns: list[str], unknown: int | None = None) -> NDArray[Any]:
+        import pyarrow.compute as pc
+
+        parts = []
+        for table in self.tables(columns):
+            arrays = [table[c] if unknown is None else pc.fill_null(table[c], unknown) for c in columns]
+            parts.append(np.stack([array.to_numpy() for array in arrays], axis=1))
         return np.concatenate(parts)
 
     def _codes(self, column: "pa.ChunkedArray") -> NDArray[np.int64]:
@@ -131,40 +145,74 @@ class Scores:
         ]
         return np.concatenate(chunks) if chunks else np.empty(0, np.int64)
 
+    def _read_part(self, part: "pa.Table | Part", columns: Sequence[str] | None) -> "pa.Table":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not isinstance(part, Part):
+            return part.select(_choose(columns, part.column_names))
+        file = self._check(part)
+        try:
+            stored = {self._names_0_1.get(name, name): name for name in pq.read_schema(file).names}
+            wanted = _choose(columns, list(stored))
+            table = pq.read_table(file, columns=[stored[name] for name in wanted], partitioning=None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ArchiveError(f"{file}: cannot be read: {error}; score into another directory") from None
+        return table.rename_columns(wanted)
+
+    def _check(self, part: Part) -> Path:
+        """The part's file, compared with its checksum unless it was before."""
+        assert self.path is not None
+        file = self.path / part.file
+        if part.file in self._checked:
+            return file
+        try:
+            size, checksum = file.stat().st_size, file_checksum(file)
+        except OSError as error:
+            raise ArchiveError(f"{file}: missing: {error}; score into another directory", "missing") from None
+        if (size, checksum) != (part.bytes, part.xxh3):
+            raise ArchiveError(
+                f"{file}: checksum mismatch: {part.bytes} bytes with xxh3 {part.xxh3} were written, {size} bytes with "
+                f"{checksum} found; the file was damaged or replaced; score into another directory",
+                "checksum",
+            )
+        self._checked.add(part.file)
+        return file
+
 
 def open_scores(path: str | Path) -> Scores:
     """Open what `score` wrote into a directory; nothing but the manifest is read.
 
-    Raises ArchiveError when there is none, the scoring was interrupted, or a part is missing or was replaced.
+    Args:
+        path: the directory.
+
+    Returns the scores; a part is read, and compared with its checksum, when it is asked for.
+
+    Raises ArchiveError when there are none, the scoring was interrupted, the directory holds something else, or a part
+    is missing or has another size than was written.
     """
     path = Path(path)
-    if (path / JOURNAL).exists() and not (path / MANIFEST).exists():
-        raise ArchiveError(f"{path}: the scoring was interrupted; the same call of score finishes it")
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-            raise ValueError(f"{manifest['format']!r} version {manifest['version']!r}, expected {FORMAT!r} {VERSION}")
-        parts = [(path / part["file"], part["bytes"]) for part in manifest["parts"]]
-        scores = Scores(manifest, [file for file, _ in parts], path)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no scores there: {MANIFEST} not found") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArchiveError(f"{path / MANIFEST}: corrupt: {error!r}") from None
-    for file, size in parts:
-        if not file.is_file() or file.stat().st_size != size:
-            raise ArchiveError(f"{file}: missing, or not the {size} bytes that were written")
-    return scores
+    manifest = read_manifest(path)
+    for part in manifest.parts:
+        file = path / part.file
+        size = file.stat().st_size if file.is_file() else None
+        if size != part.bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            raise ArchiveError(
+                f"{file}: {part.bytes} bytes were written, {found} found; score into another directory",
+                "missing" if size is None else "truncated" if size < part.bytes else "changed",
+            )
+    return Scores(manifest, manifest.parts, path)
 
 
-def _read_part(part: "pa.Table | Path", columns: Sequence[str] | None) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _choose(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    if absent := [name for name in columns or () if name not in names]:
+        raise MismatchError(f"the scores have no column {absent[0]!r}; they have {', '.join(names)}")
+    return list(names if columns is None else columns)
 
-    try:
-        names = pq.read_schema(part).names if isinstance(part, Path) else part.column_names
-        if absent := [name for name in columns or () if name not in names]:
-            raise MismatchError(f"the scores have no column {absent[0]!r}; they have {', '.join(names)}")
-        wanted = names if columns is None else list(columns)
-        return pq.read_table(part, columns=wanted, partitioning=None) if isinstance(part, Path) else part.select(wanted)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ArchiveError(f"{part}: missing or corrupt: {error}; score into another directory") from None
+
+def _names_of_0_1(manifest: ScoresManifest) -> dict[str, str]:
+    """Columns as version 0.1 called them -> as they are called now."""
+    if manifest.weights is None:
+        return {}
+    return {"embedding": "fused", **{f"weight_{name}": f"share_{name}" for name in manifest.teachers}}

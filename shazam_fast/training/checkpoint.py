@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..runtime.documents import Count, Json, Record, Text, decode_document
 from ..runtime.files import UNFINISHED
+from ..runtime.jobs import require_same_job
 from ..runtime.locks import LOCK, DirectoryLock
 from ..runtime.tensors import read_tensors, write_tensors
 from ..student.files import CARD, TENSORS
@@ -135,16 +136,6 @@ def tidy_after_kill(out: Path) -> None:
 def _leftovers(out: Path) -> list[Path]:
     unfinished = [file for name in (CHECKPOINT, TENSORS, CARD) for file in out.glob(f"{name}.*{UNFINISHED}")]
     return [*unfinished, *([out / CHECKPOINT] if (out / CHECKPOINT).exists() else [])]
-
-
-def require_same_job(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise MismatchError naming what differs between the training that `path` holds and the one asked for."""
-    differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    if differing:
-        changes = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
-        raise MismatchError(
-            f"{path} belongs to another training ({changes}); choose another output directory or delete this one"
-        )
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

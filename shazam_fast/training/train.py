@@ -1,7 +1,5 @@
 """Training a student: one call from an archive to a student with its history and metrics."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -19,12 +17,13 @@ from ..archive.splits import require_whole_groups
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.devices import choose_device, describe_device
+from ..runtime.jobs import require_same_job
 from ..runtime.locks import DirectoryLock, require_writable
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import Metrics
 from ..student.files import CARD
 from ..student.student import Student, load
-from .checkpoint import CHECKPOINT, Checkpoint, remove_leftovers, require_same_job, tidy_after_kill
+from .checkpoint import CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
 from .config import TrainConfig
 from .loop import TrainingRun, stop_on_interrupt
 
@@ -94,7 +93,9 @@ def train(
     if folder is not None and not finished:
         require_writable(folder)
     archive = open_archive(archive)
-    job = config.job(fingerprint(archive))
+    fingerprint = archive.fingerprint
+    del fingerprint["positions"]  # which decide no training
+    job = config.job(fingerprint)
     if folder is not None and finished:
         return _finished(folder, job)
     rows = _checked_rows(archive, config)
@@ -133,22 +134,6 @@ def _train(
         student.save(out)
         remove_leftovers(out)
     return TrainResult(student, run.history, metrics)
-
-
-def fingerprint(archive: FeatureArchive) -> dict[str, str]:
-    """Digests of everything of an archive that decides a training, by what they are of."""
-    columns = {
-        "labels": (archive.labels, archive.classes),
-        "splits": (archive.splits, ()),
-        "groups": (archive.group_index, archive.groups),
-        "slides": (archive.slide_index, archive.slides),
-    }
-    found = {"archive": archive.fingerprint}
-    for name, (numbers, texts) in columns.items():
-        digest = hashlib.sha256(np.ascontiguousarray(numbers).data)
-        digest.update(json.dumps(texts).encode())
-        found[name] = digest.hexdigest()
-    return found
 
 
 def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:

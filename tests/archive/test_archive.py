@@ -1,6 +1,7 @@
 """The native archive as a user writes, opens and reads it."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def test_chunks_with_other_teachers(tmp_path):
 
 
 def test_an_archive_is_never_overwritten(archive, patches):
-    with pytest.raises(sf.ShazamError, match="there is an archive already"):
+    with pytest.raises(sf.ShazamError, match=r"archive\.json is there already"):
         sf.write_archive(archive.path, **patches)
     archive.verify()
     other = archive.path.parent / "thesis"
@@ -243,7 +244,7 @@ def test_an_unknown_dtype(tmp_path, archive):
     with pytest.raises(sf.ShazamError, match="'float16' or 'float32', not 'float64'"):
         write(tmp_path, dtype="float64")
     edit_manifest(archive, dtype="float8")
-    with pytest.raises(sf.ArchiveError, match="unknown dtype 'float8'"):
+    with pytest.raises(sf.ArchiveError, match=r"Invalid enum value 'float8' - at `\$.dtype`"):
         sf.open(archive.path)
 
 
@@ -270,29 +271,42 @@ def test_missing_archives(tmp_path, archive):
         sf.open(archive.path)
 
 
+KILLED = """
+import os, signal, sys, numpy as np, shazam_fast as sf
+writer = sf.ArchiveWriter(sys.argv[1], {"uni": 4}, part_bytes=800)
+for _ in range(5):
+    writer.append({"uni": np.ones((70, 4))})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_killed_writing_is_taken_over(tmp_path, patches):
-    (tmp_path / "a").mkdir()
-    for name in ("part-00000.safetensors", "part-00001.unfinished", "archive.unfinished"):
-        (tmp_path / "a" / name).write_text("half")
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "a"], check=False)
+    left = [path.name for path in (tmp_path / "a").iterdir()]
+    assert len(left) > 6, "parts, their records, one half-written, the claim and the lock"
+    with pytest.raises(sf.ArchiveError, match="its writing was interrupted"):
+        sf.open(tmp_path / "a")
     sf.open(sf.write_archive(tmp_path / "a", **patches)).verify()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["archive.json", "part-00000.safetensors"]
 
 
 def edit_manifest(archive, **changes):
     manifest = archive.path / "archive.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+    content = {**json.loads(manifest.read_text()), **changes}
+    del content["document_xxh3"]
+    manifest.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "zip"}, "not a manifest"),
+        ({"format": "zip"}, "'shazam_fast archive' expected, but it holds 'zip'"),
         ({"version": 2}, "version 2.*update"),
         ({"rows": 7}, "7 rows stated, the parts hold 300"),
-        ({"teachers": []}, "positive dim"),
+        ({"teachers": []}, r"length >= 1 - at `\$.teachers`"),
         ({"teachers": [{"name": "uni", "dim": 38}]}, r"'features' is float16 \[300, 39\].*\[300, 38\]"),
-        ({"teachers": [{"name": "uni"}]}, "corrupt manifest"),
-        ({"parts": [{"file": "part-00009.safetensors", "rows": 300, "bytes": 1, "xxh3": ""}]}, "No such file"),
+        ({"teachers": [{"name": "uni"}]}, "corrupt document.*missing required field `dim`"),
+        ({"parts": [{"file": "part-00009.safetensors", "rows": 300, "bytes": 1, "xxh3": "0" * 16}]}, "file not found"),
     ],
 )
 def test_a_manifest_that_lies(archive, changes, message):
@@ -303,7 +317,7 @@ def test_a_manifest_that_lies(archive, changes, message):
 
 def test_a_manifest_that_is_no_json(archive):
     (archive.path / "archive.json").write_text("{")
-    with pytest.raises(sf.ArchiveError, match="corrupt manifest"):
+    with pytest.raises(sf.ArchiveError, match="corrupt document"):
         sf.open(archive.path)
 
 
@@ -398,3 +412,53 @@ def test_rows_announced_are_read_all_the_same(archive):
     np.testing.assert_array_equal(archive.gather([7, 3]), archive.gather(np.arange(300))[[7, 3]])
     with pytest.raises(sf.ArchiveError, match="row 300"):
         archive.will_need(np.array([300]))
+
+
+def test_the_second_writer_is_refused_and_leaves_the_first_alone(tmp_path):
+    features = {"uni": np.ones((50, 4))}
+    with sf.ArchiveWriter(tmp_path / "a", {"uni": 4}, part_bytes=100) as first:
+        first.append(features)
+        with pytest.raises(sf.ShazamError, match=r"process \d+ on .* is writing there"):
+            sf.ArchiveWriter(tmp_path / "a", {"uni": 4})
+        first.append(features)
+    sf.open(tmp_path / "a").verify()
+    assert len(sf.open(tmp_path / "a")) == 100
+    with pytest.raises(sf.ShazamError, match=r"archive\.json is there already"):
+        sf.ArchiveWriter(tmp_path / "a", {"uni": 4})
+    assert not list((tmp_path / "a").glob("*.lock"))
+
+
+def test_the_fingerprint_is_of_content(tmp_path, patches, monkeypatch):
+    paths = [sf.write_archive(tmp_path / name, **patches) for name in ("a", "b")]
+    (tmp_path / "link").symlink_to(paths[0])
+    monkeypatch.chdir(tmp_path)
+    expected = sf.open(paths[0]).fingerprint
+    assert sf.open(paths[1]).fingerprint == sf.open("a").fingerprint == sf.open("link").fingerprint == expected
+    splits = np.full(300, "train")
+    changed = sf.open("a", labels=np.arange(300) % 2, splits=splits).fingerprint
+    assert {what for what in expected if changed[what] != expected[what]} == {"labels", "splits"}
+
+
+@pytest.mark.parametrize("where", ["file", "below", "closed"])
+def test_places_that_cannot_be_written(tmp_path, where):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    out = {"file": tmp_path / "file", "below": tmp_path / "file" / "a", "closed": tmp_path / "closed" / "a"}[where]
+    if where == "closed" and os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("root may write everywhere")
+    for write in (lambda: sf.write_archive(out, {"uni": np.ones((2, 3))}), lambda: sf.convert("absent", out)):
+        with pytest.raises(sf.ShazamError, match="choose another --out"):
+            write()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_features_of_every_form(tmp_path):
+    torch = pytest.importorskip("torch")
+    rows = [[1.0, 2.5, -3.0], [4.0, 5.0, 6.0]]
+    for i, block in enumerate([rows, np.array(rows), torch.tensor(rows), torch.tensor(rows).bfloat16()]):
+        archive = sf.open(sf.write_archive(tmp_path / str(i), {"uni": block}))
+        np.testing.assert_array_equal(archive.gather([0, 1]), rows)
+    for block, message in [([["a"]], "numbers expected, found <U1"), ([[1.0], [1.0, 2.0]], "rows, dim")]:
+        with pytest.raises(sf.MismatchError, match=message):
+            sf.write_archive(tmp_path / "bad", {"uni": block})
+        assert not (tmp_path / "bad").exists()

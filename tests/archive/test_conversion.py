@@ -3,20 +3,16 @@
 import json
 import os
 import pickle
-import random
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from interruption import checksums
-from pictures import HELPERS
 from synthetic import TEACHERS
 
 import shazam_fast as sf
 from shazam_fast.archive import conversion
+from shazam_fast.runtime.locks import DirectoryLock
 
 SLIDES = {"slide-a": 31, "slide-b": 0, "slide-c": 70}  # rows of each
 DIMS = {"uni": 12, "virchow": 20}
@@ -351,68 +347,6 @@ def test_fusecpath(tmp_path):
 # Resuming
 
 
-SCRIPT = """
-import os, sys
-sys.path.insert(0, sys.argv[4])
-from interruption import kill_at
-from shazam_fast.archive import conversion
-
-conversion.PART_BYTES = 32 * 2 * 500
-conversion.CHUNK_BYTES = 32 * 2 * 170
-calls = kill_at(int(sys.argv[3]))
-source = {teacher: os.path.join(sys.argv[1], teacher) for teacher in ("uni", "virchow")}
-report = conversion.convert(source, sys.argv[2])
-print(calls(), report.n_rows, report.max_error, report.rms_error)
-"""
-
-
-def convert_until(source, out, last=0):
-    """Converts in another process, which kills itself at call number `last` that changes a file."""
-    command = [sys.executable, "-c", SCRIPT, source, out, str(last), HELPERS]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Two teachers of 6000 patches, one mapped and one compressed; their archive of 12 parts, and what was printed."""
-    path = tmp_path_factory.mktemp("many")
-    features, coords = make_slides(slides={f"slide-{i:02d}": 600 for i in range(10)})
-    for slide in coords:
-        write_h5(path / "uni" / f"{slide}.h5", features["uni"][slide], coords[slide])
-        write_h5(path / "virchow" / f"{slide}.h5", features["virchow"][slide], coords[slide], compression="gzip")
-    run = convert_until(path, path / "out")
-    assert run.returncode == 0, run.stderr
-    archive = assert_holds(path / "out", features, coords)
-    parts = [f"part-{i:05d}.safetensors" for i in range(12)]
-    assert sorted(p.name for p in archive.path.iterdir()) == ["archive.json", *parts]
-    calls, report = run.stdout.split(maxsplit=1)
-    return path, checksums(path / "out"), int(calls), report
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_random_moments_it_continues_to_the_same_bytes(tmp_path, undisturbed, seed):
-    source, expected, calls, report = undisturbed
-    moments = random.Random(seed).sample(range(1, calls), 3)
-    for moment in moments:
-        run = convert_until(source, tmp_path / "out", moment)
-        assert run.returncode in (0, -signal.SIGKILL), run.stderr
-    run = convert_until(source, tmp_path / "out")
-    assert run.returncode == 0, run.stderr
-    assert checksums(tmp_path / "out") == expected
-    assert run.stdout.split(maxsplit=1)[1] == report
-
-
-@pytest.mark.parametrize("back", range(6))
-def test_killed_near_the_end(tmp_path, undisturbed, back):
-    source, expected, calls, _ = undisturbed
-    assert convert_until(source, tmp_path / "out", calls - back).returncode == -signal.SIGKILL
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("part-*.safetensors")}
-    assert convert_until(source, tmp_path / "out").returncode == 0
-    assert checksums(tmp_path / "out") == expected
-    kept = [name for name, written in before.items() if (tmp_path / "out" / name).stat().st_mtime_ns == written]
-    assert len(kept) >= 11, "finished parts are not written again"
-
-
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(conversion, "PART_BYTES", 12 * 2 * 20)
@@ -426,24 +360,23 @@ def interrupted(tmp_path, small_parts, monkeypatch):
     write, written = os.write, []
 
     def full(descriptor, content):
-        if len(written) == 14:  # seven writes a part
+        if len(written) == 20:  # the claim, then seven writes per part and one for its record
             raise OSError(28, "No space left on device")
         written.append(1)
         return write(descriptor, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(sf.ShazamError, match=r"writing stopped after 40 rows.*No space left"):
+        with pytest.raises(sf.ShazamError, match=r"could not be written.*No space left.*Finished parts are kept"):
             sf.convert(tmp_path / "uni.npy", tmp_path / "out")
     return tmp_path / "uni.npy", tmp_path / "out", features
 
 
 def test_a_full_disk_leaves_finished_parts_valid(tmp_path, interrupted):
     source, out, features = interrupted
-    names = ["part-00000.safetensors", "part-00001.safetensors", "unfinished.json"]
-    assert sorted(p.name for p in out.iterdir()) == names
-    parts = json.loads((out / "unfinished.json").read_text())["parts"]
-    assert [part["rows"] for part in parts] == [20, 20]
+    names = [f"part-{i:05d}.{suffix}" for i in range(2) for suffix in ("json", "safetensors")]
+    assert sorted(p.name for p in out.iterdir()) == ["_job.json", *names]
+    assert [json.loads((out / f"part-{i:05d}.json").read_text())["part"]["rows"] for i in range(2)] == [20, 20]
     with pytest.raises(sf.ArchiveError, match="its writing was interrupted"):
         sf.open(out)
     sf.convert(source, out)
@@ -458,54 +391,64 @@ def test_a_finished_conversion_is_not_repeated(tmp_path, interrupted):
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     assert sf.convert(source, out) == report
     assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    with pytest.raises(sf.MismatchError, match="dtype differ"):
+    with pytest.raises(sf.MismatchError, match=r"another dtype \('float16', now 'float32'\)"):
         sf.convert(source, out, dtype="float32")
 
 
 def test_other_arguments_or_another_source(interrupted):
     source, out, features = interrupted
     before = checksums(out)
-    with pytest.raises(sf.MismatchError, match=r"out: holds the work of another call: dtype differ.*delete"):
+    with pytest.raises(sf.MismatchError, match=r"with another dtype \('float16', now 'float32'\).*delete it"):
         sf.convert(source, out, dtype="float32")
-    for columns in ({"labels": np.arange(70) % 2}, {"splits": ["train"] * 70}, {"groups": ["p"] * 70}):
-        with pytest.raises(sf.MismatchError, match="labels, splits or groups differ"):
-            sf.convert(source, out, **columns)
-    with pytest.raises(sf.MismatchError, match="teachers differ"):
+    for what, column in {"labels": np.arange(70) % 2, "splits": ["train"] * 70, "groups": ["p"] * 70}.items():
+        with pytest.raises(sf.MismatchError, match=f"was written with other {what}; choose another --out"):
+            sf.convert(source, out, **{what: column})
+    with pytest.raises(sf.MismatchError, match="with other features"):
         sf.convert({"virchow": source}, out)
     np.save(source, features + 1)
-    with pytest.raises(sf.MismatchError, match="another call: source files differ"):
+    with pytest.raises(sf.MismatchError, match="was written with other features"):
         sf.convert(source, out)
     assert checksums(out) == before
 
 
-def test_a_damaged_journal_and_a_lost_part(interrupted):
+def test_a_lost_part_is_written_again(tmp_path, interrupted):
     source, out, _ = interrupted
     (out / "part-00001.safetensors").unlink()
-    with pytest.raises(sf.ArchiveError, match=r"part-00001.safetensors: a finished part is missing"):
-        sf.convert(source, out)
-    (out / "unfinished.json").write_text("{")
-    with pytest.raises(sf.ArchiveError, match=r"unfinished.json: cannot be read"):
-        sf.convert(source, out)
+    sf.convert(source, out)
+    sf.convert(source, tmp_path / "other")
+    assert checksums(out) == checksums(tmp_path / "other")
 
 
-def test_what_another_writing_left_is_removed(tmp_path):
+def test_files_of_others_are_left_alone(tmp_path):
     np.save(tmp_path / "uni.npy", make_slides()[0]["uni"]["slide-c"])
     (tmp_path / "out").mkdir()
-    for name in ("part-00007.safetensors", "part-00008.unfinished"):
-        (tmp_path / "out" / name).write_text("half")
-    sf.convert(tmp_path / "uni.npy", tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["archive.json", "part-00000.safetensors"]
+    for name in ("part-00007.safetensors", "part-00008.unfinished", "part-time.txt"):
+        (tmp_path / "out" / name).write_text("mine")
+    before = checksums(tmp_path / "out")
+    for write in (sf.convert, lambda _, out: sf.write_archive(out, {"uni": np.ones((2, 3))})):
+        with pytest.raises(sf.ShazamError, match="the directory holds other files"):
+            write(tmp_path / "uni.npy", tmp_path / "out")
+    assert checksums(tmp_path / "out") == before
+
+
+def test_a_source_whose_part_was_replaced_is_another_source(tmp_path, interrupted):
+    _, _, features = interrupted
+    source, out = sf.write_archive(tmp_path / "source", {"uni": features}), tmp_path / "half"
+    with DirectoryLock(out):
+        conversion._Conversion(conversion.Readable(source, *[None] * 5), out, "float16").parts.claim()
+    part = source / "part-00000.safetensors"
+    content = bytearray(part.read_bytes())
+    content[4096] ^= 1
+    (tmp_path / "new").write_bytes(content)
+    os.replace(tmp_path / "new", part)
+    with pytest.raises(sf.MismatchError, match="was written with other features"):
+        sf.convert(source, out)
 
 
 def test_two_processes_do_not_write_one_archive(interrupted):
-    import fcntl
-
     source, out, _ = interrupted
-    descriptor = os.open(out, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(sf.ShazamError, match="another process is writing there"):
+    with DirectoryLock(out), pytest.raises(sf.ShazamError, match="is writing there; wait"):
         sf.convert(source, out)
-    os.close(descriptor)
     sf.convert(source, out)
 
 
@@ -519,7 +462,7 @@ def test_directories_that_hold_something_else(tmp_path, archive, interrupted):
     (tmp_path / "thesis" / "chapter-1.tex").write_text("years of work")
     with pytest.raises(sf.ShazamError, match=r"other files \(chapter-1.tex\)"):
         sf.convert(source, tmp_path / "thesis")
-    with pytest.raises(sf.ShazamError, match=r"other files \(unfinished.json\)"):
+    with pytest.raises(sf.ShazamError, match="was written with"):
         sf.write_archive(out, {"uni": np.ones((2, 3), np.float32)})
 
 
@@ -645,7 +588,8 @@ def test_manifests_of_eva_that_do_not_fit(tmp_path, text, message):
 def test_a_file_that_changes_after_it_was_opened(tmp_path, monkeypatch):
     x = make_slides()[0]["uni"]["slide-c"]
     np.savez(tmp_path / "uni.npz", features=x)
-    monkeypatch.setattr(conversion, "_write", partial_after(conversion._write, tmp_path / "uni.npz", x[:50]))
+    run = conversion._Conversion.run
+    monkeypatch.setattr(conversion._Conversion, "run", partial_after(run, tmp_path / "uni.npz", x[:50]))
     with pytest.raises(sf.ArchiveError, match=r"uni.npz: rows 0 to 70 are not there any more"):
         sf.convert(tmp_path / "uni.npz", tmp_path / "out")
 

@@ -272,7 +272,7 @@ def test_another_extraction_was_begun_there(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction_plan, "PART_ROWS", 3)
     with pytest.raises(sf.ImageError):
         extract(broken[0], tmp_path / "a")
-    with pytest.raises(sf.MismatchError, match="holds the work of another call: dtype differ"):
+    with pytest.raises(sf.MismatchError, match=r"was written with another dtype \('float16', now 'float32'\)"):
         extract(broken[0], tmp_path / "a", dtype="float32")
 
 
@@ -282,42 +282,47 @@ def test_other_files_are_there(folder, tmp_path):
         extract(folder, tmp_path)
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_a_finished_part_that_has_changed(broken, tmp_path, monkeypatch):
+def test_a_finished_part_that_has_changed_is_written_again(broken, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(extraction_plan, "PART_ROWS", 3)
     with pytest.raises(sf.ImageError):
         extract(broken[0], tmp_path / "a", batch_size=3)
-    (tmp_path / "a" / "part-00000.safetensors").write_bytes(b"")
-    with pytest.raises(sf.ArchiveError, match="a finished part is missing or has changed"):
-        extract(broken[0], tmp_path / "a", batch_size=3, unreadable="exclude")
+    part = tmp_path / "a" / "part-00000.safetensors"
+    content = bytearray(part.read_bytes())
+    content[4100] ^= 1
+    part.write_bytes(content)
+    for out in ("a", "b"):
+        extract(broken[0], tmp_path / out, batch_size=3, unreadable="exclude")
+    assert "part-00000.safetensors: checksum mismatch; the part is written again" in caplog.text
+    assert checksums(tmp_path / "a") == checksums(tmp_path / "b")
 
 
 # Interrupted, and shared
 
 SCRIPT = """
-import os, random, signal, sys, time
+import os, sys
 import pyarrow.parquet, timm, torch  # before children are forked
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from interruption import kill_at
 from pictures import small_teachers
 import shazam_fast as sf
-from shazam_fast.extraction import plan as extraction_plan
-import shazam_fast.extraction.run
+from shazam_fast.extraction import plan as extraction_plan, run as extraction_run, sharing
 extraction_plan.PART_ROWS = 6
+sharing.POLL_SECONDS, sharing.GRACE_SECONDS = 0.1, 1.0
 images, out = sys.argv[2:4]
 
-def run(last=0, environment=()):
-    "In a child: kill it at its call number `last` that changes a file."
-    child = os.fork()
-    if child:
+def run(rank, unreadable):
+    "In a child, as torchrun starts it."
+    if child := os.fork():
         return child
-    os.environ.update(environment)
-    calls = kill_at(last)
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank)})
     teachers = small_teachers()
-    report = sf.extract(images, teachers, out, weights={t.name: "random" for t in teachers}, levels=("low", "high"),
-                        device="cpu", workers=2, batch_size=4, unreadable="exclude")
-    print("calls", calls(), flush=True)
+    try:
+        report = sf.extract(images, teachers, out, weights={t.name: "random" for t in teachers}, device="cpu",
+                            levels=("low", "high"), workers=2, batch_size=4, unreadable=unreadable)
+    except sf.ImageError as error:
+        os.write(1, f"{rank}: {error}\\n".encode())
+        os._exit(4)
     os._exit(0 if report.n_rows == len(os.listdir(images)) - 1 else 3)
 
 def wait(child):
@@ -332,68 +337,30 @@ def run_script(script, folder, out):
     return run.stdout
 
 
-@pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
-    """The images, one of them broken, and the checksums of their archive of eight parts."""
-    path = tmp_path_factory.mktemp("undisturbed")
-    images = path / "images"
-    write_patches(images, ROWS)
-    (images / "020.png").write_bytes(b"no image")
-    calls = int(run_script("sys.exit(wait(run()))", images, path / "out").split()[1])
-    archive = sf.open(path / "out")
-    assert archive.n_rows == ROWS - 1
-    assert len(archive.files) == 8
-    return images, checksums(path / "out"), calls
+@pytest.fixture
+def images(tmp_path):
+    """Images, one of them broken."""
+    write_patches(tmp_path / "images", ROWS)
+    (tmp_path / "images" / "020.png").write_bytes(b"no image")
+    return tmp_path / "images"
 
 
-def test_killed_at_any_call_it_continues_to_the_same_bytes(tmp_path, undisturbed):
-    images, expected, calls = undisturbed
-    script = f"""
-for seed in range(4):
-    out = sys.argv[3] + str(seed)
-    for moment in random.Random(seed).sample(range(1, {calls} // 3), 3):
-        assert wait(run(moment)) == -signal.SIGKILL
-    assert wait(run()) == 0
-"""
+def test_processes_of_torchrun_share_the_parts(tmp_path, images, monkeypatch):
+    script = "sys.exit(max(map(wait, [run(rank, 'exclude') for rank in range(3)])))"
     run_script(script, images, tmp_path / "out")
-    assert [checksums(tmp_path / f"out{seed}") for seed in range(4)] == [expected] * 4
+    assert len(sf.open(tmp_path / "out").files) == 8
+    monkeypatch.setattr(extraction_plan, "PART_ROWS", 6)
+    extract(images, tmp_path / "alone", levels=("low", "high"), batch_size=4, unreadable="exclude")
+    assert checksums(tmp_path / "out") == checksums(tmp_path / "alone")
 
 
-def test_killed_near_the_end(tmp_path, undisturbed):
-    images, expected, calls = undisturbed
-    # from the end: the records' removal, the manifest, the table of images, the last part's record, its renaming
-    places = [0, 8, 9, 11, 14, 17, 18, 20]
-    script = f"""
-for back in {places}:
-    out = sys.argv[3] + str(back)
-    assert wait(run({calls} - back)) == -signal.SIGKILL
-    assert wait(run()) == 0
-"""
+def test_what_stops_one_process_stops_the_others(tmp_path, images):
+    script = "print([wait(child) for child in [run(rank, 'stop') for rank in range(3)]])"
+    said = run_script(script, images, tmp_path / "out").splitlines()
+    assert said[-1] == "[4, 4, 4]"
+    assert [line.split(": ", 1)[0] for line in sorted(said[:-1])] == ["0", "1", "2"]
+    assert all("020.png" in line and "Finished parts are kept" in line for line in said[:-1])
+    script = "sys.exit(max(map(wait, [run(rank, 'exclude') for rank in range(3)])))"
     run_script(script, images, tmp_path / "out")
-    assert [checksums(tmp_path / f"out{back}") for back in places] == [expected] * len(places)
-
-
-def test_killed_by_the_clock_it_continues_to_the_same_bytes(tmp_path, undisturbed):
-    images, expected, _ = undisturbed
-    script = """
-codes = []
-for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):  # a quick machine is done before the last
-    child = run()
-    time.sleep(delay * random.uniform(0.5, 1.5))
-    os.kill(child, signal.SIGKILL)
-    codes.append(wait(child))
-print(codes)
-sys.exit(wait(run()))
-"""
-    assert "-9" in run_script(script, images, tmp_path / "out")
-    assert checksums(tmp_path / "out") == expected
-
-
-def test_processes_of_torchrun_share_the_parts(tmp_path, undisturbed):
-    images, expected, _ = undisturbed
-    script = """
-ranks = [run(environment={"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank)}) for rank in range(3)]
-sys.exit(max(map(wait, ranks)))
-"""
-    run_script(script, images, tmp_path / "out")
-    assert checksums(tmp_path / "out") == expected
+    assert sf.open(tmp_path / "out").n_rows == ROWS - 1
+    assert not list((tmp_path / "out").glob("process-*")), "the failure is forgotten"

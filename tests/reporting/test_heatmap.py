@@ -14,14 +14,9 @@ from synthetic import CLASSES, TEACHERS, make_patches
 import shazam_fast as sf
 from shazam_fast.reporting import slide_picture
 from shazam_fast.reporting.slide_files import LONGEST, file_stems
+from shazam_fast.scoring.manifest import ScoresManifest
 
 image = pytest.importorskip("matplotlib.image", reason="pictures need matplotlib (extra: heatmap)")
-
-
-class Manifest(dict):
-    """What Scores is made of, by key or by attribute."""
-
-    __getattr__ = dict.get
 
 
 GRID = [(x * 224 + 1000, y * 224 + 5000) for y in range(3) for x in range(4)]
@@ -41,10 +36,16 @@ def make_scores(slides, classes=CLASSES, shares=True, geometry=None):
     columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(classes)}
     if shares:
         columns |= {f"share_{name}": teacher_shares[:, i] for i, name in enumerate(TEACHERS)}
-    about = {"classes": classes, "teachers": tuple(TEACHERS), "missing_teachers": (), "rows": n, "shares": shares}
-    scores = sf.Scores(Manifest(about, geometry=geometry or {}), [pa.table(columns)])
-    scores.geometry = geometry or {}
-    return scores
+    manifest = ScoresManifest(
+        classes=list(classes),
+        teachers=list(TEACHERS),
+        missing_teachers=[],
+        rows=n,
+        shares=shares,
+        forced=False,
+        geometry=geometry or {},
+    )
+    return sf.Scores(manifest, [pa.table(columns)])
 
 
 def recorded(patch_size, unit="pixels", mpp=None):

@@ -1,7 +1,5 @@
 """Scores as users read them, from memory and from disk."""
 
-import json
-
 import numpy as np
 import pytest
 from synthetic import CLASSES, TEACHERS
@@ -49,26 +47,25 @@ def test_columns_that_are_not_there(scores):
 
 
 def test_directories_that_hold_no_scores(trained, tmp_path):
-    with pytest.raises(sf.ArchiveError, match=r"no scores there: _scores.json not found"):
+    with pytest.raises(sf.ArchiveError, match=r"no scores there: _scores.parquet not found"):
         sf.open_scores(tmp_path)
     sf.score(*trained, tmp_path / "out")
-    manifest = tmp_path / "out" / "_scores.json"
-    content = json.loads(manifest.read_bytes())
-    for damage, message in [
-        ({**content, "version": 2}, "corrupt: .*version 2, expected 'shazam_fast scores' 1"),
-        ({**content, "parts": [{}]}, "corrupt: KeyError"),
-        ([], "corrupt"),
-    ]:
-        manifest.write_text(json.dumps(damage))
-        with pytest.raises(sf.ArchiveError, match=message):
+    manifest = tmp_path / "out" / "_scores.parquet"
+    content = manifest.read_bytes()
+    for damaged in (b"", b"[]", content[:-8] + bytes(8)):
+        manifest.write_bytes(damaged)
+        with pytest.raises(sf.ArchiveError, match="corrupt"):
             sf.open_scores(tmp_path / "out")
-    manifest.write_text(json.dumps(content))
+    manifest.write_bytes(content)
+    with pytest.raises(sf.ArchiveError, match="holds an archive of features, not scores") as caught:
+        sf.open_scores(trained[1].path)
+    assert caught.value.kind == "foreign"
     part = tmp_path / "out" / "part-00000.parquet"
     damaged = bytearray(part.read_bytes())
     damaged[-8:] = bytes(8)
     part.write_bytes(damaged)
-    with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: missing or corrupt"):
+    with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: checksum mismatch"):
         sf.open_scores(tmp_path / "out").read()
     part.write_bytes(damaged[:-1])
-    with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: missing, or not the \d+ bytes"):
+    with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: \d+ bytes were written"):
         sf.open_scores(tmp_path / "out")

@@ -1,0 +1,38 @@
+"""Ray, for work that is spread over several machines: how it is started, and its errors as those of this package."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import ShazamError
+
+
+def require_cluster(name: str | None) -> None:
+    """Raise ShazamError unless `name` is a kind of cluster ("ray") or None."""
+    if name not in (None, "ray"):
+        raise ShazamError(f"cluster: 'ray' expected, found {name!r}")
+
+
+@contextmanager
+def ray_cluster(out: Path) -> Iterator[Any]:
+    """The module `ray`, connected to the cluster that RAY_ADDRESS names or that runs here, or else to this machine.
+
+    Args:
+        out: what is written, for messages.
+
+    Raises ShazamError when Ray is not installed or gives up on a task, and what a task raises.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ShazamError("cluster='ray' needs Ray: pip install 'shazam_fast[cluster]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ShazamError | OSError) else error from None
+    except ray.exceptions.RayError as error:
+        raise ShazamError(f"{out}: Ray gave up on a part: {error}; run the same command again to continue") from None
