@@ -65,7 +65,7 @@ class ArchiveHead:
             parts=list(parts),
             job=None if job is None else dict(job),
             notes=notes,
-            geometry=dict(self.geometry or {}),
+            geometry={slide: one for slide, one in (self.geometry or {}).items() if one != Geometry()},
         )
 
 

@@ -7,6 +7,7 @@ from ..errors import ArchiveError
 # a file in the directory -> what the directory is, and what takes it
 PRODUCTS = {
     "archive.json": ("a native archive", "open the directory {place}"),
+    "_scores.parquet": ("scores", "read them with shazam_fast.open_scores, or draw them with shazam_fast.heatmap"),
     "_scores.json": ("scores", "read them with shazam_fast.open_scores, or draw them with shazam_fast.heatmap"),
     "student.json": ("a student", "load it with shazam_fast.load, or apply it with shazam_fast.score"),
     "checkpoint.safetensors": ("an unfinished training", "continue it with shazam_fast.train and the same arguments"),

@@ -233,7 +233,7 @@ def test_what_leaves_its_meaning_open_is_an_error(job, write):
         ({"labels": LABELS, "label_column": "label"}, "labels= is no table"),
         ({"groups": "folder"}, "groups: .* found 'folder'"),
         ({"splits": "folder"}, "splits: .* found 'folder'"),
-        ({"labels": "folder"}, "needs one file per slide"),
+        ({"labels": "folder"}, "needs a folder per class"),
         ({"labels": write("label,note\na,b\n")}, "a column of slides .* or of patients expected"),
     ):
         with pytest.raises(sf.MismatchError, match=message):

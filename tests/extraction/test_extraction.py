@@ -228,7 +228,7 @@ def test_a_feature_that_is_not_finite_names_the_image(tmp_path):
     write_patches(tmp_path / "images", 4)
     Image.new("RGB", (32, 32)).save(tmp_path / "images" / "002.png")
     spec = sf.TeacherSpec("odd", 1, library="torch", pooling="model", arguments={"create": Nonsense})
-    with pytest.raises(sf.NonFiniteError, match=r"002\.png, in part 0: teacher 'odd'"):
+    with pytest.raises(sf.NonFiniteError, match=r"002\.png: teacher 'odd'"):
         extract(tmp_path / "images", tmp_path / "a", [spec])
     assert not (tmp_path / "a").exists(), "nothing is left where nothing was finished"
 

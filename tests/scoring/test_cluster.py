@@ -1,6 +1,5 @@
 """Scoring on a Ray cluster of two workers, one of which dies."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +70,6 @@ def test_one_of_two_workers_is_killed(trained, tmp_path):
     local, ray = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("local", "ray"))
     assert len(local) > 100
     assert local == ray
-    assert [p["part"] for p in json.loads(ray["_scores.json"])["parts"]] == list(range(len(local) - 1))
 
 
 def test_what_a_cluster_needs(trained, tmp_path, monkeypatch):

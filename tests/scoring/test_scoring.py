@@ -48,7 +48,7 @@ def test_parquet(trained, tmp_path):
     np.testing.assert_array_equal(table["probability_adenoma"].to_numpy(), scores.probabilities[:, 1])
     np.testing.assert_array_equal(table["share_phikon-v2"].to_numpy(), scores.shares[:, 1])
     np.testing.assert_array_equal(np.stack([table["x"], table["y"]], 1), archive.coords)
-    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["_scores.json", "part-00000.parquet"]
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["_scores.parquet", "part-00000.parquet"]
 
 
 def test_archives_without_labels_slides_or_coords(trained, tmp_path):
