@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .annotation.splits import GroupedSplit as GroupedSplit
     from .archive.archive import Batch as Batch
     from .archive.archive import FeatureArchive as FeatureArchive
     from .archive.conversion import ConversionReport as ConversionReport
     from .archive.conversion import convert as convert
     from .archive.opening import open_archive as open  # noqa: F401 - an alias that renames
-    from .archive.splits import GroupedSplit as GroupedSplit
     from .archive.writer import ArchiveWriter as ArchiveWriter
     from .archive.writer import write_archive as write_archive
     from .comparison.finetuning import FinetuneResult as FinetuneResult
@@ -70,7 +70,7 @@ _HOMES = {
         "convert",
     ),
     "formats.geometry": ("Geometry",),
-    "archive.splits": ("GroupedSplit",),
+    "annotation.splits": ("GroupedSplit",),
     "archive.writer": (
         "ArchiveWriter",
         "write_archive",

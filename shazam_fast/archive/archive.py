@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
+from ..annotation.columns import check_indices
 from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.native import StoredColumn
 from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
-from .columns import check_indices
 from .fingerprint import fingerprint
 from .rows import as_rows, describe_row
 

@@ -12,16 +12,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..annotation.annotations import Given
+from ..annotation.splits import GroupedSplit
 from ..errors import NonFiniteError
 from ..formats.native import MANIFEST, Manifest
 from ..runtime.documents import Count, Ratio, Record
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from .annotations import Given
 from .opening import OnError
 from .parts import ArchiveHead, ArchiveParts, PartChunk
 from .reader import Readable
-from .splits import GroupedSplit
 from .writer import require_dtype
 
 logger = logging.getLogger("shazam_fast")

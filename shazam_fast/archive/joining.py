@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..annotation.columns import encode_labels
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
 from ..formats.geometry import NOT_KNOWN, Geometry, merge_geometry
 from ..formats.pieces import UNKNOWN, Contents, InMemory, Source
 from ..runtime.progress import Progress
-from ..runtime.slide_names import choose_slides, match_slides
+from ..tables.slide_names import choose_slides, match_slides
 from .alignment import FIELDS, NOTHING, Joined, join_slide
-from .columns import encode_labels
 from .matrices import Loads, Matrix
 
 logger = logging.getLogger("shazam_fast")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import ITEM_BYTES, DTypeName, Extents, Piece, Source
-from ..formats.unmapped import Matrix as Rows
-from ..formats.unmapped import Unmapped
+from ..layouts.unmapped import Matrix as Rows
+from ..layouts.unmapped import Unmapped
 
 Loads = MutableMapping[tuple[str, str], Callable[[], Rows]]  # (teacher, file) -> how to open what cannot be mapped
 

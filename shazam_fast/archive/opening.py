@@ -6,18 +6,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ..annotation.annotations import Given, annotate
+from ..annotation.splits import GroupedSplit
 from ..errors import ArchiveError, MismatchError
-from ..formats.foreign import refuse_foreign
-from ..formats.layouts import find_features
 from ..formats.native import is_native, read_contents
 from ..formats.pieces import Contents, Source
-from ..formats.selection import sources_of, take_slides, take_teachers
-from ..runtime.slide_names import choose_slides
-from .annotations import Given, annotate
+from ..layouts.directories import find_features
+from ..layouts.foreign import refuse_foreign
+from ..layouts.selection import sources_of, take_slides, take_teachers
+from ..tables.slide_names import choose_slides
 from .archive import FeatureArchive
 from .joining import join
 from .matrices import Loads
-from .splits import GroupedSplit
 
 ArchiveLike = str | Path | Mapping[str, str | Path] | FeatureArchive
 OnError = Literal["raise", "skip"]

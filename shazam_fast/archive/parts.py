@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..annotation.columns import first_refused, interleave
 from ..errors import NonFiniteError, ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import FORMAT, MANIFEST, VERSION, Manifest, PartWriter, StoredTeacher, read_manifest
 from ..runtime.documents import Json, encode_document
 from ..runtime.files import unfinished_path, write_durably
 from ..runtime.jobs import Part, PartDirectory, require_same_job, writing
-from .columns import first_refused, interleave
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..annotation.annotations import Given, annotate
+from ..annotation.splits import GroupedSplit
 from ..errors import ArchiveError
 from ..formats.pieces import ITEM_BYTES, Extents
-from ..formats.unmapped import Matrix, reading
-from .annotations import Given, annotate
+from ..layouts.unmapped import Matrix, reading
 from .archive import FeatureArchive
 from .matrices import Loads
 from .opening import OnError, read_features
-from .splits import GroupedSplit
 
 
 class Readable:

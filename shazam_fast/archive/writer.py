@@ -9,16 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import MismatchError, ShazamError
-from ..formats.geometry import Geometry
-from ..formats.native import PartWriter
-from ..formats.pieces import UNKNOWN
-from ..runtime.documents import encode_document
-from ..runtime.files import unfinished_path
-from ..runtime.jobs import Part
-from ..runtime.locks import DirectoryLock, require_writable
-from ..runtime.progress import Progress
-from .columns import (
+from ..annotation.columns import (
     check_classes,
     check_column,
     check_features,
@@ -29,6 +20,15 @@ from .columns import (
     names_of,
     width_of,
 )
+from ..errors import MismatchError, ShazamError
+from ..formats.geometry import Geometry
+from ..formats.native import PartWriter
+from ..formats.pieces import UNKNOWN
+from ..runtime.documents import encode_document
+from ..runtime.files import unfinished_path
+from ..runtime.jobs import Part
+from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.progress import Progress
 from .parts import ArchiveHead, ArchiveParts
 
 COPY_BYTES = 64 << 20  # features converted at a time

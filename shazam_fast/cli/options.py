@@ -175,7 +175,7 @@ def _splits(values: Mapping[str, Any], seeded: bool) -> Any:
         if values["seed"] is not None and not seeded:
             raise typer.BadParameter("--seed is the seed of --val and --test; give one of them")
         return values["splits"]
-    from ..archive.splits import GroupedSplit
+    from ..annotation.splits import GroupedSplit
 
     return GroupedSplit(**wanted, seed=values["seed"] or 0)
 
@@ -197,7 +197,7 @@ def _slides(value: str) -> list[str]:
 
 
 def _slides_of_table(path: Path) -> list[str]:
-    from ..runtime.tables import read_table
+    from ..tables.reader import read_table
 
     table = read_table(path)
     column = table.find("slide")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..archive.annotations import FOLDER
+from ..annotation.annotations import FOLDER
 from ..errors import ImageError, ShazamError
 from ..images.slides import slide_patches
 from ..images.sources import class_folders, image_folder, manifest
@@ -14,7 +14,7 @@ from ..images.table import ImageTable
 from ..runtime.devices import choose_device, count_cores
 from ..runtime.locks import require_writable
 from ..runtime.ray_jobs import require_cluster
-from ..runtime.tables import TABLE_SUFFIXES
+from ..tables.reader import TABLE_SUFFIXES
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
 from .plan import Plan

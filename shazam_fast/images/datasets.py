@@ -17,10 +17,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from ..archive.splits import GroupedSplit
+from ..annotation.splits import GroupedSplit
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.pieces import SPLITS
-from ..runtime.tables import read_table
+from ..tables.reader import read_table
 from .table import ImageTable, require_groups
 
 logger = logging.getLogger("shazam_fast")

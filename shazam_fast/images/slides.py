@@ -20,7 +20,7 @@ from ..errors import ArchiveError, ImageError, MismatchError
 from ..formats.geometry import Geometry
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS
-from ..runtime.slide_names import IMAGE_SUFFIXES, match_slides, name_slides
+from ..tables.slide_names import IMAGE_SUFFIXES, match_slides, name_slides
 from .slide_reader import choose_level, open_slide, reader_name, resolution
 from .table import ImageTable, some_of
 

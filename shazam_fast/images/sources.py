@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..archive.assigning import read_positions
-from ..archive.columns import split_of
+from ..annotation.assigning import read_positions
+from ..annotation.columns import split_of
 from ..errors import ImageError, MismatchError
-from ..runtime.cells import clean_text
-from ..runtime.tables import Table, read_table
+from ..tables.cells import clean_text
+from ..tables.reader import Table, read_table
 from .table import ImageTable, make_table
 
 logger = logging.getLogger("shazam_fast")

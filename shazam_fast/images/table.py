@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..archive.columns import encode_labels, encode_splits
-from ..archive.splits import require_whole_groups
+from ..annotation.columns import encode_labels, encode_splits
+from ..annotation.splits import require_whole_groups
 from ..errors import ImageError, MismatchError
 from ..formats.geometry import Geometry
 from ..formats.pieces import SPLITS

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..annotation.splits import require_whole_groups
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
-from ..archive.splits import require_whole_groups
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.devices import choose_device, describe_device

@@ -18,7 +18,7 @@ from shazam_fast._core import FeatureStore, StoreError
 from shazam_fast.errors import NotInPlaceError
 from shazam_fast.formats import hdf5_chunks
 from shazam_fast.formats.hdf5 import read_piece
-from shazam_fast.formats.layouts import find_features
+from shazam_fast.layouts.directories import find_features
 
 h5py = pytest.importorskip("h5py")
 

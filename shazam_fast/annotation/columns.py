@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.pieces import COLUMNS, SPLITS
-from ..runtime.cells import DIGITS, is_number, natural_key, normalise, without_decimals
+from ..tables.cells import DIGITS, is_number, natural_key, normalise, without_decimals
 
 logger = logging.getLogger("shazam_fast")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MismatchError
-from ..runtime.tables import FOLD, Table
+from ..tables.reader import FOLD, Table
 from .columns import split_of
 
 FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "": False}

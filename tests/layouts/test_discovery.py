@@ -9,8 +9,8 @@ from pieces import read_rows, refuses
 from safetensors.numpy import save_file
 
 import shazam_fast as sf
-from shazam_fast.formats.discovery import kind_of, walk
-from shazam_fast.formats.layouts import READERS, find_features
+from shazam_fast.layouts.directories import READERS, find_features
+from shazam_fast.layouts.discovery import kind_of, walk
 
 
 def features_of(number):

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import MismatchError
 from ..formats.pieces import SPLITS, Contents, InMemory
-from ..runtime.cells import normalise, without_decimals
-from ..runtime.slide_names import show
-from ..runtime.tables import Table, counts, is_frame, read_table, table_of_frame, table_of_mapping
+from ..tables.cells import normalise, without_decimals
+from ..tables.reader import Table, counts, is_frame, read_table, table_of_frame, table_of_mapping
+from ..tables.slide_names import show
 from .assigning import Patches, require_all_splits
 from .columns import check_classes, check_indices, encode_labels, encode_names, encode_splits, is_index_name
 from .split_tables import split_column, split_table

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError
-from ..runtime.slide_names import name_slides
-from . import hdf5, npy
+from ..formats import hdf5, npy
+from ..formats.geometry import Geometry
+from ..formats.pieces import Piece, Source
+from ..formats.tensors import INTEGERS, open_file, read_values
+from ..tables.slide_names import name_slides
 from .discovery import File, kind_of
-from .geometry import Geometry
-from .pieces import Piece, Source
-from .tensors import INTEGERS, open_file, read_values
 from .unmapped import read_npz
 
 RecordType = TypeVar("RecordType")

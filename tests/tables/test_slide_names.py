@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 import shazam_fast as sf
-from shazam_fast.runtime.slide_names import choose_slides, match_slides, name_slides
+from shazam_fast.tables.slide_names import choose_slides, match_slides, name_slides
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError, ShazamError
-from ..runtime.slide_names import name_slides
-from ..runtime.tables import read_table
+from ..formats.geometry import NOT_KNOWN, Geometry
+from ..formats.hdf5 import opened
+from ..formats.pieces import SPLITS, Piece, Source
+from ..tables.reader import read_table
+from ..tables.slide_names import name_slides
 from .discovery import Listing
-from .geometry import NOT_KNOWN, Geometry
-from .hdf5 import opened
-from .pieces import SPLITS, Piece, Source
 from .unmapped import Arrays, Unmapped, describe, load_tensors, reading, to_numpy, whole
 
 EVA_MANIFEST = "manifest.csv"

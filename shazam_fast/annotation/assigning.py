@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError
 from ..formats.pieces import UNKNOWN, Contents
-from ..runtime.cells import read_numbers, without_decimals
-from ..runtime.slide_names import match_slides, show
-from ..runtime.tables import Table
+from ..tables.cells import read_numbers, without_decimals
+from ..tables.reader import Table
+from ..tables.slide_names import match_slides, show
 from .columns import check_indices
 
 logger = logging.getLogger("shazam_fast")

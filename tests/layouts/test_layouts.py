@@ -13,7 +13,7 @@ import torch
 
 import shazam_fast as sf
 from shazam_fast.formats.hdf5_attributes import read_attributes
-from shazam_fast.formats.layouts import find_features
+from shazam_fast.layouts.directories import find_features
 
 h5py = pytest.importorskip("h5py")
 

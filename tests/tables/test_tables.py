@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import shazam_fast as sf
-from shazam_fast.runtime.cells import natural_key, normalise, read_numbers
-from shazam_fast.runtime.tables import read_table, table_of_frame
+from shazam_fast.tables.cells import natural_key, normalise, read_numbers
+from shazam_fast.tables.reader import read_table, table_of_frame
 
 
 def write(path, text, encoding="utf-8"):

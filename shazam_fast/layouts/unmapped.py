@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError
+from ..formats.geometry import NOT_KNOWN, Geometry
+from ..formats.hdf5 import FEATURE_DATASETS, has_member, matrix_shape, opened, read_positions
+from ..formats.pieces import ITEM_BYTES, DTypeName, Piece
+from ..formats.tensors import open_file
+from ..formats.torch_zip import FEATURES, LABELS
 from .discovery import kind_of
-from .geometry import NOT_KNOWN, Geometry
-from .hdf5 import FEATURE_DATASETS, has_member, matrix_shape, opened, read_positions
-from .pieces import ITEM_BYTES, DTypeName, Piece
-from .tensors import open_file
-from .torch_zip import FEATURES, LABELS
 
 POSITION = re.compile(r"\(\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*\)")  # FuseCPath's key of a patch
 # What NumPy, torch, zarr, zipfile and json raise on files that are damaged or not theirs.

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
-from .geometry import NOT_KNOWN, Geometry
-from .pieces import ITEM_BYTES, Contents, Extents, InMemory, Piece, Source
+from ..formats.geometry import NOT_KNOWN, Geometry
+from ..formats.pieces import ITEM_BYTES, Contents, Extents, InMemory, Piece, Source
 
 
 def take_teachers(contents: Contents, teachers: Sequence[str]) -> Contents:

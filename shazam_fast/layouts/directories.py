@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
-from ..runtime.slide_names import name_slides, show
-from . import beside, hdf5, npy, tools, torch_zip
-from . import safetensors as safetensors_file
+from ..formats import hdf5, npy, torch_zip
+from ..formats import safetensors as safetensors_file
+from ..formats.pieces import Piece, Source
+from ..tables.slide_names import name_slides, show
+from . import beside, tools
 from .discovery import KINDS, MAPPED_KINDS, File, Listing, kind_of, walk
-from .pieces import Piece, Source
 from .unmapped import read_unmapped
 
 READERS: Mapping[str, Callable[[Path], Piece]] = {

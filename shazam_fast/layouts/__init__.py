@@ -1,0 +1,1 @@
+"""Which files of which tool lie below a path: teachers, slides, and what lies beside the features."""
