@@ -94,6 +94,21 @@ def read_features(
     for name, chosen in (("teachers", teachers), ("slides", slides)):
         if isinstance(chosen, str):
             raise MismatchError(f"{name}: a list of names expected, found the text {chosen!r}; write [{chosen!r}]")
+    try:
+        return _read(path, teachers, slides, on_error, loads)
+    except PermissionError as error:
+        raise ArchiveError(f"{error.filename or path}: no permission to read it", "permission") from None
+    except OSError as error:
+        raise ArchiveError(f"{error.filename or path}: cannot be read: {error.strerror or error}", "system") from None
+
+
+def _read(
+    path: str | Path | Mapping[str, str | Path],
+    teachers: Sequence[str] | None,
+    slides: Sequence[str] | None,
+    on_error: OnError,
+    loads: Loads | None,
+) -> Contents:
     if isinstance(path, Mapping):
         found = _find_all(path)
     else:

@@ -146,7 +146,7 @@ def _home_of(root: Path, folder: str) -> tuple[Path, str, str] | None:
 def _find_teacher(home: Path, found: Sequence[tuple[str, str, File]]) -> list[Source]:
     """The sources of one teacher's folder; `found` is (container, folders in it, file)."""
     containers = {container for container, _, _ in found}
-    name = Path(os.path.abspath(home)).name.removeprefix(FEATURES)
+    name = Path(os.path.realpath(home)).name.removeprefix(FEATURES)
     for container in ("h5_files", "tile_embeddings", "pt_files", ""):
         if container not in containers:
             continue
@@ -166,7 +166,7 @@ def _find_teacher(home: Path, found: Sequence[tuple[str, str, File]]) -> list[So
 def _find_folder(listing: Listing) -> list[Source]:
     """One file per slide in folders of any name: one teacher, or STAMP's several, or AtlasPatch."""
     patches = [file for file in listing.files if file.folder.split("/")[0] == "patches" and file.kind == ".h5"]
-    name = Path(os.path.abspath(listing.root)).name
+    name = Path(os.path.realpath(listing.root)).name  # of the folder itself, not of a link to it
     return _find_kind(listing.root, patches or listing.files, name)
 
 

@@ -162,3 +162,28 @@ def test_few_descriptors_for_many_slides(tmp_path):
     gathered = archive.gather(np.arange(0, 3000, 2))[:, 0]
     assert gathered.tolist() == [float(name) for name in archive.slides]
     assert len(os.listdir("/proc/self/fd")) < 1024
+
+
+def test_the_name_of_a_teacher_is_that_of_its_folder_not_of_a_link_to_it(tmp_path):
+    (tmp_path / "uni").mkdir()
+    np.save(tmp_path / "uni" / "a.npy", np.ones((3, 2), np.float32))
+    (tmp_path / "link").symlink_to(tmp_path / "uni")
+    direct, linked = sf.open(tmp_path / "uni"), sf.open(tmp_path / "link")
+    assert list(linked.teachers) == ["uni"]
+    assert linked.fingerprint == direct.fingerprint
+
+
+def test_what_the_system_refuses_is_an_archive_error(tmp_path, monkeypatch):
+    (tmp_path / "uni").mkdir()
+    for error, kind in (
+        (PermissionError(13, "denied", "secret"), "permission"),
+        (OSError(5, "input/output"), "system"),
+    ):
+
+        def refuse(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("shazam_fast.archive.opening.find_features", refuse)
+        with pytest.raises(sf.ArchiveError, match=r"secret: no permission|uni: cannot be read: input/output") as caught:
+            sf.open(tmp_path / "uni")
+        assert caught.value.kind == kind
