@@ -2,6 +2,11 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+# Processes that run tests side by side (pytest -n) share the cores: set before NumPy and PyTorch start their threads.
+SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if SIDE_BY_SIDE > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // SIDE_BY_SIDE)))
+
 import numpy as np
 import pytest
 import torch
