@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .archive.opening import open_archive as open  # noqa: F401 - an alias that renames
     from .archive.writer import ArchiveWriter as ArchiveWriter
     from .archive.writer import write_archive as write_archive
+    from .comparison.compare import Comparison as Comparison
+    from .comparison.compare import compare as compare
     from .comparison.finetuning import FinetuneResult as FinetuneResult
     from .comparison.finetuning import finetune as finetune
     from .errors import ArchiveError as ArchiveError
@@ -105,6 +107,7 @@ _HOMES = {
         "TrainResult",
         "train",
     ),
+    "comparison.compare": ("Comparison", "compare"),
     "comparison.finetuning": (
         "FinetuneResult",
         "finetune",

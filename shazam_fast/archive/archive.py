@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from .. import _core
 from ..annotation.columns import check_indices
 from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.native import StoredColumn
-from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName
+from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName, InMemory
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
 from .fingerprint import fingerprint
@@ -151,6 +151,11 @@ class FeatureArchive:
             raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
         codes = self.splits if (start, stop) == (0, None) else self.column("split", start, stop or self.n_rows)
         return start + np.flatnonzero(codes == SPLITS[name])
+
+    def with_splits(self, splits: NDArray[np.uint8]) -> "FeatureArchive":
+        """The same archive with other split codes uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none."""
+        columns = {**self._contents.columns, "split": InMemory(splits)}
+        return FeatureArchive(replace(self._contents, columns=columns))
 
     def columns_of(self, teacher: str) -> slice:
         """Where a teacher's features lie in the second axis of `gather`."""

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ShazamError
 from .archives import convert, inspect, verify
+from .comparison import compare
 from .extraction import extract, teachers
 from .printing import console
 from .scoring import heatmap, score
@@ -53,7 +54,7 @@ def demo(
     run_demo(out, console)
 
 
-for command in (demo, teachers, extract, convert, inspect, verify, train, evaluate, score, heatmap):
+for command in (demo, teachers, extract, convert, inspect, verify, train, evaluate, compare, score, heatmap):
     app.command()(command)
 
 

@@ -15,10 +15,11 @@ from rich.table import Column, Table
 from ..archive.archive import FeatureArchive
 from ..archive.opening import open_archive
 from ..archive.writer import write_archive
-from ..comparison.probes import linear_probe
+from ..comparison.fold import Fold
+from ..comparison.probes import fit_probe
 from ..errors import ShazamError
 from ..reporting.canvas import new_page
-from ..scoring.metrics import Metrics
+from ..scoring.metrics import Metrics, compute_metrics
 from ..scoring.score import score
 from ..scoring.scores import Scores
 from ..student.student import Student
@@ -67,8 +68,8 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
 
 def _compare(archive: FeatureArchive, out: Path) -> tuple[dict[str, Metrics], Student]:
     """Metrics of every method on the test area, and the student trained with distillation."""
-    results = {f"{name} alone": linear_probe(archive, [name]) for name in archive.teachers}
-    results["concatenation"] = linear_probe(archive, list(archive.teachers))
+    results = {f"{name} alone": _probe(archive, [name]) for name in archive.teachers}
+    results["concatenation"] = _probe(archive, list(archive.teachers))
     plain = train(archive, out=out / PLAIN_STUDENT, depth=DEPTH, lam=0.0)
     results["student, no distillation"] = plain.metrics["test"]
     distilled = train(archive, out=out / STUDENT, depth=DEPTH, lam=LAM)
@@ -132,3 +133,9 @@ def _print_results(console: Console, results: Mapping[str, Metrics]) -> None:
     for name, m in results.items():
         table.add_row(name, *(f"{v:.3f}" for v in (m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc)))
     console.print(table)
+
+
+def _probe(archive: FeatureArchive, teachers: list[str]) -> Metrics:
+    """Test metrics of a logistic regression on these teachers' features."""
+    found = fit_probe(Fold(archive), teachers).probabilities["test"]
+    return compute_metrics(found, archive.labels[archive.split("test")], archive.classes)
