@@ -1,7 +1,7 @@
 """FeatureArchive: the features of several teachers for the same patches, memory-mapped and aligned."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -154,7 +154,7 @@ class FeatureArchive:
 
     def with_splits(self, splits: NDArray[np.uint8]) -> "FeatureArchive":
         """The same archive with other split codes uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none."""
-        columns = {**self._contents.columns, "split": InMemory(splits)}
+        columns: dict[str, Callable[[], NDArray[Any]]] = {**self._contents.columns, "split": InMemory(splits)}
         return FeatureArchive(replace(self._contents, columns=columns))
 
     def columns_of(self, teacher: str) -> slice:

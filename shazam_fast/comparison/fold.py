@@ -49,11 +49,10 @@ class Fold:
         return self.archive.labels[self.archive.split(part)]
 
     def groups(self, part: str) -> NDArray[np.int64]:
-        """Group of every row of a part, int64 [n]: its patient; where that is unknown, its slide; else the row alone."""
+        """Group of every row of a part, int64 [n]: its patient, else its slide, else the row alone."""
         rows = self.archive.split(part)
-        patients, slides = (
-            index[rows].astype(np.int64) for index in (self.archive.group_index, self.archive.slide_index)
-        )
+        patients = self.archive.group_index[rows].astype(np.int64)
+        slides = self.archive.slide_index[rows].astype(np.int64)
         alone = -1 - rows - len(self.archive.slides)
         return np.where(patients >= 0, patients, np.where(slides >= 0, -1 - slides, alone))
 

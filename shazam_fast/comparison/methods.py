@@ -60,7 +60,7 @@ def _concatenation(bench: Bench, balanced: bool, scaled: bool) -> Predictions:
 
 def _mean(bench: Bench) -> Predictions:
     probes = bench.balanced_probes.values()
-    return {part: sum(p.probabilities[part] for p in probes) / len(probes) for part in ("val", "test")}
+    return {part: np.mean([p.probabilities[part] for p in probes], axis=0) for part in ("val", "test")}
 
 
 def _product(bench: Bench) -> Predictions:

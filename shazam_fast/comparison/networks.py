@@ -105,7 +105,8 @@ class Mamba(nn.Module):
             h = decay[:, i] * h + driven[:, i]
             outputs.append((h * C[:, i, None]).sum(dim=-1))  # [B, D]
         scanned = torch.stack(outputs, dim=1) + x
-        return (tokens + self.leave(scanned * F.silu(gate))).mean(dim=1)
+        fused: Tensor = (tokens + self.leave(scanned * F.silu(gate))).mean(dim=1)
+        return fused
 
 
 class FusionNetwork(nn.Module):
