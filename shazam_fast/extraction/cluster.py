@@ -11,6 +11,7 @@ from .run import Extraction, ExtractionReport, ImageParts, complete
 from .sharing import Sharing
 
 RETRIES = 3  # of a part whose machine was lost
+STOPPING_SECONDS = 10  # after which a worker that does not answer is left to Ray
 
 
 class Worker:
@@ -48,13 +49,16 @@ def extract_on_ray(plan: Plan, device: str | None) -> ExtractionReport:
 
             def write(missing: Sequence[int]) -> None:
                 pool: Any = ActorPool(workers)
-                for _ in pool.map_unordered(lambda worker, part: worker.write.remote(part), missing):
-                    pass
+                try:
+                    for _ in pool.map_unordered(lambda worker, part: worker.write.remote(part), missing):
+                        pass
+                except BaseException:
+                    _stop_workers(ray, workers)  # now: `complete` gives up the directory, nobody may write there then
+                    raise
 
             return complete(store, write, Sharing(plan.out))
         finally:
-            for worker in workers:
-                ray.kill(worker)  # its cores and GPU are free again, though an error may still refer to it
+            _stop_workers(ray, workers)
 
 
 def _start_workers(ray: Any, plan: Plan, shared: Any, device: str | None) -> list[Any]:
@@ -68,3 +72,10 @@ def _start_workers(ray: Any, plan: Plan, shared: Any, device: str | None) -> lis
         max_task_retries=RETRIES,
     )
     return [remote.remote(shared, device) for _ in range(min(count, plan.parts))]
+
+
+def _stop_workers(ray: Any, workers: Sequence[Any]) -> None:
+    """Kill the workers and wait until Ray says so; cores and GPUs are free, though an error may still refer to them."""
+    for worker in workers:
+        ray.kill(worker)
+    ray.wait([worker.store.remote() for worker in workers], num_returns=len(workers), timeout=STOPPING_SECONDS)

@@ -19,6 +19,7 @@ from .engine import Scorer
 from .parts import ScoreJob, ScoreParts
 
 RETRIES = 5  # of a part whose worker died
+STOPPING_SECONDS = 10  # after which a worker that does not answer is left to Ray
 
 _scorers: dict[str, Scorer] = {}  # by job: the one that this worker's process keeps for its next part
 
@@ -47,6 +48,8 @@ def score_on_ray(
         finally:
             for remaining in waiting:
                 ray.cancel(remaining, force=True)
+            if waiting:  # the caller gives up the directory: nobody may write there then
+                ray.wait(waiting, num_returns=len(waiting), timeout=STOPPING_SECONDS)
 
 
 def score_part(everything: tuple[ScoreJob, Student, FeatureArchive, str, str], folder: str, part: int) -> int:

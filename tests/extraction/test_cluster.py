@@ -28,14 +28,65 @@ except sf.ImageError as error:
     print("refused")
 """
 
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import ray
+import torch
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+from pictures import small_teachers
+import shazam_fast as sf
+from shazam_fast.extraction import plan as extraction_plan
+extraction_plan.PART_ROWS = 2
+torch.set_num_threads(1)  # as Ray gives its workers one core each; sums depend on it
+folder, teachers = Path(sys.argv[2]), small_teachers()[:1]
+options = {"weights": {"plain": "random"}, "workers": 1, "device": "cpu"}
+
+def writing():
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::Worker.write"):
+                found.append(int(status.parent.name))
+        except OSError:
+            pass
+    return found
+
+killed = []
+def kill_one():
+    while len(list((folder / "spread").glob("part-*.safetensors"))) < 3 or not (found := writing()):
+        time.sleep(0.005)
+    os.kill(found[0], signal.SIGKILL)
+    killed.append(True)
+
+threading.Thread(target=kill_one, daemon=True).start()
+report = sf.extract(sys.argv[1], teachers, folder / "spread", cluster="ray", **options)
+sf.extract(sys.argv[1], teachers, folder / "here", **options)
+print(len(killed), "killed;", report.n_rows, "extracted")
+"""
+
+
+def run_script(script, images, folder):
+    command = [sys.executable, "-c", script, images, folder]
+    environment = {**os.environ, "PYTHONPATH": HELPERS}  # the workers' too
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def test_one_of_two_workers_is_killed(tmp_path):
+    pytest.importorskip("ray", reason="clusters need Ray")
+    write_patches(tmp_path / "images", 120)
+    run = run_script(KILLED, tmp_path / "images", tmp_path)
+    assert run.stdout.splitlines()[-1:] == ["1 killed; 120 extracted"], run.stderr
+    spread, here = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("spread", "here"))
+    assert len(here) == 60 + 2, "parts, the images and the manifest"
+    assert spread == here
+
 
 def test_two_workers_write_parts_that_one_process_would_write(tmp_path, monkeypatch):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="clusters need Ray")
     images, teachers = tmp_path / "images", small_teachers()[:1]
     write_patches(images, 24)[23].write_bytes(b"")
-    command = [sys.executable, "-c", SCRIPT, images, tmp_path / "spread"]
-    environment = {**os.environ, "PYTHONPATH": HELPERS}  # the workers' too
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    run = run_script(SCRIPT, images, tmp_path / "spread")
     assert "refused" in run.stdout, run.stderr
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "spread").glob("part-*.safetensors")}
     assert written

@@ -61,12 +61,12 @@ def test_one_of_two_workers_is_killed(trained, tmp_path):
     student.save(tmp_path / "student")
     sf.write_archive(tmp_path / "a", **make_patches(rows=30_000))
     command = [sys.executable, "-c", DRIVER, tmp_path / "student", tmp_path / "a", tmp_path]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-2:] == [  # Ray itself reports the dead worker
-        "1 killed; 30000 scored",
-        "a: teacher 'uni', row 1000: the feature is nan; extract this patch again or leave it out",
-    ]
+    killed, refused = run.stdout.splitlines()[-2:]  # Ray itself reports the dead worker
+    assert killed == "1 killed; 30000 scored"
+    assert refused.startswith("a: teacher 'uni', row 1000 (slide 'slide-040', ")
+    assert refused.endswith(": the feature is nan; extract this patch again or leave it out")
     local, ray = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("local", "ray"))
     assert len(local) > 100
     assert local == ray
