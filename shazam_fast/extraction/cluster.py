@@ -43,7 +43,8 @@ def extract_on_ray(plan: Plan, device: str | None) -> ExtractionReport:
     with ray_cluster(plan.out) as ray:
         from ray.util import ActorPool
 
-        workers = _start_workers(ray, plan, ray.put(plan), device)
+        shared = ray.put(plan)  # kept while they run: a worker that is started again reads it again
+        workers = _start_workers(ray, plan, shared, device)
         try:
             store: ImageParts = ray.get(workers[0].store.remote())
 
@@ -78,4 +79,5 @@ def _stop_workers(ray: Any, workers: Sequence[Any]) -> None:
     """Kill the workers and wait until Ray says so; cores and GPUs are free, though an error may still refer to them."""
     for worker in workers:
         ray.kill(worker)
-    ray.wait([worker.store.remote() for worker in workers], num_returns=len(workers), timeout=STOPPING_SECONDS)
+    refusals = [worker.store.options(max_task_retries=0).remote() for worker in workers]
+    ray.wait(refusals, num_returns=len(refusals), timeout=STOPPING_SECONDS)

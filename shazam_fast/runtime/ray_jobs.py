@@ -1,6 +1,7 @@
 """Ray, for work that is spread over several machines: how it is started, and its errors as those of this package."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,17 +23,27 @@ def ray_cluster(out: Path) -> Iterator[Any]:
     Args:
         out: what is written, for messages.
 
-    Raises ShazamError when Ray is not installed or gives up on a task, and what a task raises.
+    Raises ShazamError when Ray is not installed, cannot be reached or gives up on a task, and what a task raises.
     """
     try:
         import ray
     except ImportError:
         raise ShazamError("cluster='ray' needs Ray: pip install 'shazam_fast[cluster]'") from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _start(ray)
     try:
         yield ray
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, ShazamError | OSError) else error from None
     except ray.exceptions.RayError as error:
         raise ShazamError(f"{out}: Ray gave up on a part: {error}; run the same command again to continue") from None
+
+
+def _start(ray: Any) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ValueError, RuntimeError, OSError) as error:  # no address, no answer, no connection
+        raise ShazamError(
+            f"cluster='ray': Ray does not start: {error}; RAY_ADDRESS expected as 'host:port' of a running cluster, "
+            f"or unset for this machine, found {os.environ.get('RAY_ADDRESS')!r}"
+        ) from error

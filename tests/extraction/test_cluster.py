@@ -13,12 +13,12 @@ from shazam_fast.extraction import plan as extraction_plan
 
 SCRIPT = """
 import sys
-import ray
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+from clusters import start_cluster
 from pictures import small_teachers
 import shazam_fast as sf
 from shazam_fast.extraction import plan as extraction_plan
 extraction_plan.PART_ROWS = 5
+start_cluster()
 teachers = small_teachers()[:1]
 weights = {t.name: "random" for t in teachers}
 try:
@@ -29,11 +29,10 @@ except sf.ImageError as error:
 """
 
 KILLED = """
-import os, signal, sys, threading, time
+import sys
 from pathlib import Path
-import ray
 import torch
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+from clusters import kill_one, start_cluster
 from pictures import small_teachers
 import shazam_fast as sf
 from shazam_fast.extraction import plan as extraction_plan
@@ -42,24 +41,8 @@ torch.set_num_threads(1)  # as Ray gives its workers one core each; sums depend 
 folder, teachers = Path(sys.argv[2]), small_teachers()[:1]
 options = {"weights": {"plain": "random"}, "workers": 1, "device": "cpu"}
 
-def writing():
-    found = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if status.read_bytes().startswith(b"ray::Worker.write"):
-                found.append(int(status.parent.name))
-        except OSError:
-            pass
-    return found
-
-killed = []
-def kill_one():
-    while len(list((folder / "spread").glob("part-*.safetensors"))) < 3 or not (found := writing()):
-        time.sleep(0.005)
-    os.kill(found[0], signal.SIGKILL)
-    killed.append(True)
-
-threading.Thread(target=kill_one, daemon=True).start()
+start_cluster()
+killed = kill_one("Worker.write", folder / "spread", ".safetensors")
 report = sf.extract(sys.argv[1], teachers, folder / "spread", cluster="ray", **options)
 sf.extract(sys.argv[1], teachers, folder / "here", **options)
 print(len(killed), "killed;", report.n_rows, "extracted")
@@ -76,7 +59,7 @@ def test_one_of_two_workers_is_killed(tmp_path):
     pytest.importorskip("ray", reason="clusters need Ray")
     write_patches(tmp_path / "images", 120)
     run = run_script(KILLED, tmp_path / "images", tmp_path)
-    assert run.stdout.splitlines()[-1:] == ["1 killed; 120 extracted"], run.stderr
+    assert "1 killed; 120 extracted" in run.stdout.splitlines(), run.stderr  # Ray reports the dead worker there too
     spread, here = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("spread", "here"))
     assert len(here) == 60 + 2, "parts, the images and the manifest"
     assert spread == here

@@ -1,10 +1,12 @@
 """Scoring on a Ray cluster of two workers, one of which dies."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pictures import HELPERS
 from synthetic import make_patches
 
 import shazam_fast as sf
@@ -12,35 +14,17 @@ import shazam_fast as sf
 pytest.importorskip("ray", reason="clusters need Ray")
 
 DRIVER = """
-import os, signal, sys, threading, time
+import os, sys
 from pathlib import Path
-import ray
+from clusters import kill_one, start_cluster
 import shazam_fast as sf
 from shazam_fast.scoring import engine as scorer
 from shazam_fast.scoring import parts as score_parts
 score_parts.PART_BYTES = 1 << 13
 student, archive, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 sf.score(student, archive, folder / "local")
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-
-def workers():
-    found = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if status.read_bytes().startswith(b"ray::score_part"):
-                found.append(int(status.parent.name))
-        except OSError:
-            pass
-    return found
-
-killed = []
-def kill_one():
-    while not (folder / "ray").exists() or len(list((folder / "ray").glob("part-*.parquet"))) < 3 or not workers():
-        time.sleep(0.01)
-    os.kill(workers()[0], signal.SIGKILL)
-    killed.append(True)
-
-threading.Thread(target=kill_one, daemon=True).start()
+start_cluster()
+killed = kill_one("score_part", folder / "ray", ".parquet")
 scores = sf.score(student, archive, folder / "ray", cluster="ray")
 print(len(killed), "killed;", len(scores), "scored")
 
@@ -61,7 +45,8 @@ def test_one_of_two_workers_is_killed(trained, tmp_path):
     student.save(tmp_path / "student")
     sf.write_archive(tmp_path / "a", **make_patches(rows=30_000))
     command = [sys.executable, "-c", DRIVER, tmp_path / "student", tmp_path / "a", tmp_path]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": HELPERS}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert run.returncode == 0, run.stderr
     killed, refused = run.stdout.splitlines()[-2:]  # Ray itself reports the dead worker
     assert killed == "1 killed; 30000 scored"
@@ -78,6 +63,9 @@ def test_what_a_cluster_needs(trained, tmp_path, monkeypatch):
         sf.score(student, archive, cluster="ray")
     with pytest.raises(sf.ShazamError, match="'ray' expected, found 'slurm'"):
         sf.score(student, archive, tmp_path / "out", cluster="slurm")
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(sf.ShazamError, match=r"RAY_ADDRESS expected .*found 'nowhere'"):
+        sf.score(student, archive, tmp_path / "out", cluster="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(sf.ShazamError, match=r"pip install 'shazam_fast\[cluster\]'"):
         sf.score(student, archive, Path(tmp_path) / "out", cluster="ray")
