@@ -1,4 +1,4 @@
-"""Ray, for work that is spread over several machines: how it is started, and its errors as those of this package."""
+"""Ray, for work on several machines: start it, and turn its errors into those of this package."""
 
 import logging
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ def require_cluster(name: str | None) -> None:
 
 @contextmanager
 def ray_cluster(out: Path) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster that RAY_ADDRESS names or that runs here, or else to this machine.
+    """The module `ray`, connected to the cluster of RAY_ADDRESS, else one on this machine, else a new one.
 
     Args:
-        out: what is written, for messages.
+        out: the output of the job, for messages.
 
-    Raises ShazamError when Ray is not installed or gives up on a task, and what a task raises.
+    Raises ShazamError when Ray is not installed or a task failed repeatedly, and what a task raises.
     """
     try:
         import ray
@@ -35,4 +35,4 @@ def ray_cluster(out: Path) -> Iterator[Any]:
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, ShazamError | OSError) else error from None
     except ray.exceptions.RayError as error:
-        raise ShazamError(f"{out}: Ray gave up on a part: {error}; run the same command again to continue") from None
+        raise ShazamError(f"{out}: Ray failed on a part: {error}; run the same command again to continue") from None
