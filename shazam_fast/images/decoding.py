@@ -1,8 +1,8 @@
 """Decode image files to 8-bit RGB without loss; anything else is an error.
 
 Greyscale, bilevel and palette images become RGB exactly, and so do images with an alpha channel that is opaque
-everywhere. What 8-bit RGB cannot hold is an error, because Pillow drops or cuts it without a warning: further pages, further
-channels, transparency, more than 8 bits per channel, signed values, floats, CMYK. Colour profiles and the
+everywhere. What 8-bit RGB cannot hold is an error, because Pillow drops or cuts it without a warning: several pages,
+further channels, transparency, more than 8 bits per channel, signed values, floats, CMYK. Colour profiles and the
 orientation that a camera notes are not applied, as in torchvision and TRIDENT.
 """
 
