@@ -24,7 +24,7 @@ logger = logging.getLogger("shazam_fast")
 FOLDER = "folder"
 
 Given = str | Path | Mapping[str, Any] | ArrayLike | None
-Column = tuple[NDArray[Any], Table | None, NDArray[np.int64]]  # values; the table they are of, and its row per patch
+Column = tuple[NDArray[Any], Table | None, NDArray[np.int64]]  # values; their table; row of the values per patch
 
 
 def annotate(
@@ -35,7 +35,11 @@ def annotate(
     classes: Sequence[str] | None = None,
     label_column: str | None = None,
 ) -> Contents:
-    """The contents with columns for what was given; see `shazam_fast.open` for what each may be.
+    """The contents of an archive with columns for the labels, splits and groups that were given.
+
+    Args:
+        contents: the archive without them, or with others.
+        labels, splits, groups, classes, label_column: as in `shazam_fast.open`.
 
     The labels' table also gives patients and splits where it has such columns and none are given.
 
@@ -73,8 +77,8 @@ def _source(given: Any, role: str) -> Table | NDArray[Any] | str | None:
     if index is not None and not callable(index) and not counts(index):
         if not all(isinstance(key, str) for key in index):
             raise MismatchError(
-                f"{role}s: a Series whose index is neither 0, 1, 2, ... nor slides' names: it could be meant by row "
-                "or by slide; give .to_numpy() for one value per patch, or text as index"
+                f"{role}s: a Series whose index is neither 0, 1, 2, ... nor slide names: its values could be "
+                "per patch or per slide; give .to_numpy() for one value per patch, or text as index"
             )
         frame = given.rename(role).rename_axis("slide").reset_index()
         return replace(table_of_frame(frame), where="the Series", rows=[repr(key) for key in index])
@@ -135,8 +139,8 @@ def _with_labels(
         logger.info("%s: labels from its column %r", source.where, header)
     values, table, rows = _column(contents, source, header, "labels")
     if isinstance(source, str) and classes is None and len(set(values.tolist())) < 2:
-        raise MismatchError(f"{contents.path}: labels='folder' needs a folder per class; all files lie in {values[:1]}")
-    used = np.unique(rows[rows >= 0])  # rows of the table that speak of patches
+        raise MismatchError(f"{contents.path}: labels='folder' needs one folder per class; all lie in {values[:1]}")
+    used = np.unique(rows[rows >= 0])  # rows of the table that belong to patches
     names, codes = encode_labels(values[used], classes, lambda i: _place(table, int(used[i]), contents))
     of_row = np.full(len(values) + 1, -1, dtype=np.int64)  # the last one for patches without a row
     of_row[used] = codes

@@ -1,4 +1,4 @@
-"""Which row of a table speaks of which patch: by slide, by position within a slide, or by patient."""
+"""Assign rows of a table to patches: by slide, by position within a slide, or by patient."""
 
 import logging
 from collections.abc import Sequence
@@ -47,15 +47,15 @@ class Patches:
 
         Args:
             table: with columns of slides; of slides, x and y; or of patients.
-            values: [rows of the table] what they say, "" unknown. Rows of equal values may repeat.
+            values: [rows of the table] the labels, splits or groups, "" unknown. Repeated rows must have equal values.
             what: "labels", "splits" or "groups", for messages.
-            required: whether it is an error when the table says nothing of any patch, or only a warning.
+            required: whether a table without a value for any patch is an error, or only a warning.
 
-        Rows that speak of nothing in the archive, and slides, patches or patients without a row, are counted in a
-        warning with examples.
+        Rows without a patch in the archive, and slides, patches or patients without a row, are counted in a warning
+        with examples.
 
         Raises MismatchError for rows that contradict each other (both are named), names that fit several slides,
-        positions that are no numbers, and a table none of whose rows speaks of a patch of the archive.
+        positions that are not numbers, and a table without a value for any patch of the archive.
         """
         slide, x, y = (table.find(role) for role in ("slide", "x", "y"))
         if slide is not None and x is not None and y is not None:
@@ -110,7 +110,7 @@ class Patches:
         _say(len(without), len(there), f"{kind}s have no {what} in {table.where}", without)
         of_patch = self.slides if kind == "slide" else self.groups
         none = int((of_patch < 0).sum())
-        _say(none, self.n_rows, f"patches are of no {kind}, so they get no {what} from {table.where}", ())
+        _say(none, self.n_rows, f"patches belong to no {kind}, so they get no {what} from {table.where}", ())
         return np.where(of_patch >= 0, row_of[of_patch], -1)
 
     def _match(self, names: list[str], kind: str, where: str) -> NDArray[np.int64]:
@@ -145,7 +145,7 @@ class Patches:
             )
         used = set(found.tolist())
         lost = [table.rows[row] for row in stated.values() if row not in used]
-        _say(len(lost), len(stated), f"rows of {table.where} with {what} speak of no patch here", lost)
+        _say(len(lost), len(stated), f"rows of {table.where} with {what} belong to no patch of the archive", lost)
         _say(int((~known).sum()), self.n_rows, f"patches have no {what} in {table.where}", ())
         return found
 
@@ -153,11 +153,11 @@ class Patches:
 def require_all_splits(
     column: NDArray[np.uint8], codes: NDArray[np.uint8], table: Table, names: dict[int, str]
 ) -> None:
-    """Raise MismatchError when the table marks a split (`codes` [rows of the table]) that no patch comes into."""
+    """Raise MismatchError when the table marks a split (`codes` [rows of the table]) to which no patch belongs."""
     for code in sorted(set(codes.tolist()) - set(column.tolist())):
         if names[code] != "none":
             raise MismatchError(
-                f"{table.where}: its {int((codes == code).sum())} rows marked {names[code]!r} speak of no patch that "
+                f"{table.where}: its {int((codes == code).sum())} rows marked {names[code]!r} belong to no patch that "
                 f"is opened, so this split is empty; first {table.place(int(np.argmax(codes == code)))}"
             )
 
@@ -194,8 +194,8 @@ def read_positions(
         rows: [n] their rows.
         dtype: an integer for whole pixels at level 0, a float for micrometres.
 
-    Raises MismatchError, naming the row and the value, for what is no number, and for pixels that are not whole or
-    beyond 32 bits.
+    Raises MismatchError, naming the row and the value, for text that is not a number, and for pixels that are not
+    whole or beyond 32 bits.
     """
     numbers = read_numbers(texts, (f"{table.place(int(row))}, column {header!r}" for row in rows))
     if np.dtype(dtype).kind == "f":
@@ -214,6 +214,6 @@ def _words(key: Any) -> str:
 
 
 def _say(count: int, total: int, what: str, examples: Sequence[object]) -> None:
-    """Say once how many of how many, and which."""
+    """Log a warning with counts and examples; nothing for a count of 0."""
     if count:
         logger.warning("%d of %d %s%s", count, total, what, f": {show(examples)}" if len(examples) else "")

@@ -1,4 +1,4 @@
-"""What users hand in for an archive's columns, checked and encoded."""
+"""Labels, splits, slides and groups as users give them: checked, and encoded as archives store them."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArchiveError, MismatchError, NonFiniteError
+from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import COLUMNS, SPLITS
 from ..tables.cells import DIGITS, is_number, natural_key, normalise, without_decimals
 
 logger = logging.getLogger("shazam_fast")
 
-MAX_CLASSES = 65_536  # of labels given as indices without names
+MAX_CLASSES = 65_536  # largest number of classes if labels are indices without names
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "validate": "val",
     "tune": "val", "tuning": "val", "dev": "val", "development": "val", "test": "test", "testing": "test",
@@ -22,44 +22,31 @@ SPLIT_WORDS = {
 }  # fmt: skip
 
 
-def width_of(name: str, array: NDArray[Any]) -> int:
-    """Columns of a teacher's features [rows, dim]."""
-    if array.ndim != 2 or array.shape[1] < 1:
-        raise MismatchError(f"teacher {name!r}: features of shape [rows, dim] expected, found {array.shape}")
-    return int(array.shape[1])
+def check_column(name: str, column: NDArray[Any] | None, rows: int, first_row: int = 0) -> None:
+    """Check an encoded column before it is stored, so that no value is cut to its type.
 
+    Args:
+        name: "label", "split", "slide", "group" or "coords".
+        column: [rows] or, for coords, [rows, 2]; None where nothing is known.
+        rows: the number of patches.
+        first_row: the first patch's row in the archive, for messages.
 
-def check_features(features: Mapping[str, NDArray[Any]], teachers: Mapping[str, int]) -> int:
-    """Number of rows that all teachers agree on."""
-    if set(features) != set(teachers):
-        raise MismatchError(
-            f"features of teachers {sorted(teachers)} expected; "
-            f"missing {sorted(set(teachers) - set(features))}, unexpected {sorted(set(features) - set(teachers))}"
-        )
-    first = next(iter(teachers))
-    for name, dim in teachers.items():
-        if (width := width_of(name, features[name])) != dim:
-            raise MismatchError(f"teacher {name!r}: {dim} columns expected, found {width}")
-        if len(features[name]) != len(features[first]):
-            raise MismatchError(
-                f"rows of two teachers do not match: {first!r} has {len(features[first])}, "
-                f"{name!r} has {len(features[name])}"
-            )
-    return len(features[first])
-
-
-def check_column(name: str, column: NDArray[Any] | None, rows: int) -> None:
-    """Raise MismatchError unless an encoded column fits its place in the archive, `rows` entries long."""
+    Raises MismatchError for another shape, for values that are no integers, and for one that its type cannot hold.
+    """
     if column is None:
         return
-    shape = (rows, *COLUMNS[name][1])
+    dtype, shape = COLUMNS[name][0], (rows, *COLUMNS[name][1])
     if column.shape != shape:
         raise MismatchError(f"{name}: shape {shape} expected for {rows} rows, found {column.shape}")
-    limits = np.iinfo(str(COLUMNS[name][0]))
     if column.dtype.kind not in "iu":
         raise MismatchError(f"{name}: integers expected, found {column.dtype}")
-    if rows and (column.min() < limits.min or column.max() > limits.max):
-        raise MismatchError(f"{name}: values {column.min()}..{column.max()} do not fit {COLUMNS[name][0]}")
+    limits = np.iinfo(str(dtype))
+    wrong = np.argwhere((column < limits.min) | (column > limits.max))
+    if len(wrong):
+        raise MismatchError(
+            f"{name}: row {first_row + wrong[0][0]}: {limits.min} to {limits.max} expected ({dtype}), "
+            f"found {column[tuple(wrong[0])]}"
+        )
 
 
 def check_lengths(path: str | Path, columns: Mapping[str, NDArray[Any]], rows: int, at_least: bool) -> None:
@@ -69,61 +56,24 @@ def check_lengths(path: str | Path, columns: Mapping[str, NDArray[Any]], rows: i
             raise MismatchError(f"{path}: {name} has {len(column)} entries for {rows} rows of features")
 
 
-def check_finite(teacher: str, given: NDArray[Any], stored: NDArray[Any], first_row: int) -> None:
-    """Raise NonFiniteError if what was stored of a teacher's features is NaN or infinite, or became so."""
-    finite = np.isfinite(stored)
-    if finite.all():
-        return
-    row, column = np.argwhere(~finite)[0]
-    value = given[row, column]
-    where = f"teacher {teacher!r}, row {first_row + row}, column {column}"
-    if np.isfinite(value):
-        raise NonFiniteError(f"{where}: {value} overflows {stored.dtype}; write the archive with dtype='float32'")
-    raise NonFiniteError(f"{where}: the feature is {value}; extract this patch again or leave it out")
-
-
-def interleave(
-    features: Mapping[str, NDArray[Any]], teachers: Mapping[str, int], dtype: np.dtype[Any], first_row: int
-) -> NDArray[Any]:
-    """All teachers' features of n patches side by side, as stored: {teacher: [n, dim]} -> [n, sum of dims].
-
-    Raises NonFiniteError, with the row counted from `first_row`, for NaN, infinity or what overflows `dtype`.
-    """
-    out = np.empty((len(next(iter(features.values()))), sum(teachers.values())), dtype=dtype)
-    column = 0
-    for name, dim in teachers.items():
-        block = np.asarray(features[name])
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[:, column : column + dim] = block
-        check_finite(name, block, out[:, column : column + dim], first_row)
-        column += dim
-    return out
-
-
-def first_refused(features: Mapping[str, NDArray[Any]], dtype: str | np.dtype[Any]) -> int:
-    """The first row that holds, of the first teacher that has one, what is not finite as `dtype`."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        refused = [~np.isfinite(block.astype(dtype)).all(axis=1) for block in features.values()]
-    return next(int(bad.argmax()) for bad in refused if bad.any())
-
-
+# Over 40 lines: every option is documented here.
 def encode_labels(
     labels: Any, classes: Sequence[str] | None, place: Callable[[int], str] = "labels: row {}".format
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Classes, and the class index of every label.
 
     Args:
-        labels: [n] of any kind, see `normalise`. Whole numbers that are no text are class indices. Text holds names of
+        labels: [n] of any kind, see `normalise`. Whole numbers (not text) are class indices. Text holds names of
             classes; text of whole numbers holds class indices where `classes` are given and no class is a number.
         classes: names in label order. Where None they are taken from the labels: the names in natural order, or "0",
             "1", ... up to the largest index.
-        place: words for where an entry is.
+        place: entry -> words for its place, for messages.
 
     Returns:
         The names of classes, and int64 [n], -1 for unknown.
 
-    Raises MismatchError, naming the value and its place, for a label that is no class, out of range, a fraction, or
-    negative; for more classes than any task has; and for class names that are empty or not distinct.
+    Raises MismatchError, naming the value and its place, for a label that is not a class, out of range, a fraction, or
+    negative; for more than 65,536 classes; and for class names that are empty or not distinct.
 
     >>> encode_labels(["grade 10", None, "grade 2"], None)
     (('grade 2', 'grade 10'), array([ 1, -1,  0]))

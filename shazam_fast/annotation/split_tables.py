@@ -20,7 +20,7 @@ PARTS = ("train", "val", "test")
 
 
 def split_column(splits: Any) -> tuple[Any, str | None]:
-    """What a user gave as splits, and the column that "path:column" names; None without one."""
+    """What a user gave as splits, without the column of "path:column"; and that column, None without one."""
     if isinstance(splits, str | Path) and not Path(splits).exists():
         path, _, column = str(splits).rpartition(":")
         if path and Path(path).is_file():

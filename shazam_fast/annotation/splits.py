@@ -1,4 +1,4 @@
-"""Grouped, stratified splits, and the guard against ones that leak."""
+"""Grouped, stratified splits, and the check that no group is in two splits."""
 
 import logging
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from ..formats.pieces import SPLITS
 
 logger = logging.getLogger("shazam_fast")
 
-NEAREST = 0.5  # of a share wanted: how far the share may be missed before it is an error
+NEAREST = 0.5  # fraction of a wanted share by which it may be missed before that is an error
 KINDS = ("patients", "slides of unknown patient", "patches of unknown patient and slide")
-SIZE_FIRST = 4  # how much more a split's size counts than all classes' proportions in it
+SIZE_FIRST = 4  # weight of a split's size, relative to that of all classes' proportions in it
 PASSES = 10  # over all groups, to improve a split group by group
 
 
@@ -57,10 +57,10 @@ class GroupedSplit:
         """Split codes of patches.
 
         Args:
-            labels: [n] class indices; patches of label -1 get "none".
+            labels: [n] class indices; patches with label -1 get "none".
             groups: [n] patients, -1 unknown; all unknown where None.
             slides: [n] slides, -1 unknown; all unknown where None.
-            where: what is split, for messages.
+            where: name of the archive, for messages.
 
         Returns:
             uint8 [n]: 0 train, 1 val, 2 test, 255 none.
@@ -127,23 +127,47 @@ def _assign_units(
         counts: [units, classes] patches.
         shares: [splits] that sum to 1.
         rng: of the order in which units are dealt out.
-
-    Units of several patches are dealt out one after another, each to the split that it brings closest to its share;
-    then they move as long as that comes closer. Units of one patch fill up what is lacking.
     """
     counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)  # [units, classes and all patches]
-    total = counts.sum(axis=0).clip(min=1)
-    wanted = shares[:, None] * total  # [splits, classes]
+    total = counts.sum(axis=0).clip(min=1)  # [classes and all patches]
+    wanted = shares[:, None] * total  # [splits, classes and all patches]
+    order = rng.permutation(len(counts))
+    of_unit = np.zeros(len(counts), dtype=np.uint8)
     weight = 1 / (total**2 * np.maximum(shares, 1e-9)[:, None])  # of a squared miss, so that small shares count as much
     weight[:, -1] *= SIZE_FIRST * counts.shape[1]
-    usable = np.flatnonzero(shares > 0)
-    order = rng.permutation(len(counts))
-    large = order[counts[order, -1] > 1].tolist()
-    held = np.zeros_like(wanted)  # [splits, classes and all patches]
-    of_unit = np.zeros(len(counts), dtype=np.uint8)
+    held = _deal_out(of_unit, order[counts[order, -1] > 1], counts, wanted, weight)
+    single = order[counts[order, -1] == 1]
+    for label, lacking in enumerate((wanted - held)[:, :-1].clip(min=0).T):
+        units = single[counts[single, label] == 1]
+        if units.size and lacking.sum() > 0:
+            bounds = np.rint(np.cumsum(lacking) / lacking.sum() * len(units)).astype(np.int64)
+            of_unit[units] = np.searchsorted(bounds, np.arange(len(units)), side="right")
+    return of_unit
+
+
+def _deal_out(
+    of_unit: NDArray[np.uint8],
+    units: NDArray[np.int64],
+    counts: NDArray[np.float64],
+    wanted: NDArray[np.float64],
+    weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Give each of the `units` to the split that it brings closest to its share, then move units while that helps.
+
+    Args:
+        of_unit: [units] split codes, filled in for the given units.
+        units: [n] units of several patches, in the order in which they are dealt out.
+        counts: [units, classes and all patches].
+        wanted: [splits, classes and all patches].
+        weight: [splits, classes and all patches] of a squared miss.
+
+    Returns what the splits hold then: [splits, classes and all patches].
+    """
+    usable = np.flatnonzero(wanted[:, -1] > 0)
+    held = np.zeros_like(wanted)
     for step in range(1 + PASSES):
         moved = step == 0
-        for unit in large:
+        for unit in units.tolist():
             if step:
                 held[of_unit[unit]] -= counts[unit]
             lacking = wanted - held
@@ -154,13 +178,7 @@ def _assign_units(
             held[chosen] += counts[unit]
         if not moved:
             break
-    single = order[counts[order, -1] == 1]
-    for label, lacking in enumerate((wanted - held)[:, :-1].clip(min=0).T):
-        units = single[counts[single, label] == 1]
-        if units.size and lacking.sum() > 0:
-            bounds = np.rint(np.cumsum(lacking) / lacking.sum() * len(units)).astype(np.int64)
-            of_unit[units] = np.searchsorted(bounds, np.arange(len(units)), side="right")
-    return of_unit
+    return held
 
 
 def _too_few(n_units: int, share: float, where: str) -> MismatchError:

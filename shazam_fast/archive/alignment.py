@@ -16,12 +16,20 @@ from .matrices import Loads
 logger = logging.getLogger("shazam_fast")
 
 FIELDS = {"label": "labels", "split": "splits", "group": "groups"}  # column -> attribute of Piece
-NOTHING: Mapping[str, Any] = {"label": -1, "split": SPLITS["none"], "group": ""}  # what stands for unknown
+NOTHING: Mapping[str, Any] = {"label": -1, "split": SPLITS["none"], "group": ""}  # the value for unknown
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A slide's pieces, one per teacher, brought into the same order of rows, and what they say of the rows."""
+    """One slide: a piece per teacher, with rows in the same order, and the columns that the files hold.
+
+    Attributes:
+        pieces: teacher -> its piece.
+        n_rows: number of patches.
+        coords: [n_rows, 2], int32 or float32; None without coordinates.
+        columns: "label", "split" and "group" -> [n_rows], None where no file has it.
+        geometry: where the patches lie.
+    """
 
     pieces: Mapping[str, Piece]
     n_rows: int
@@ -35,7 +43,7 @@ def join_slide(sources: Mapping[str, Source], loads: Loads | None) -> Joined:
 
     Args:
         sources: teacher -> its file of the slide.
-        loads: None where files that cannot be mapped are an error.
+        loads: None if files that cannot be memory-mapped are an error.
 
     Raises MismatchError when the files do not hold the same patches; ArchiveError when one cannot be read.
     """
@@ -70,7 +78,7 @@ def _read(source: Source, loads: Loads | None) -> Piece:
 
 
 def _agreed(name: str, field: str, sources: Mapping[str, Source], pieces: Mapping[str, Piece]) -> NDArray[Any] | None:
-    """What the files say of the rows; a row may be unknown to some, but not different."""
+    """One column, merged from all files: they may leave rows unknown, but must not contradict each other."""
     column: NDArray[Any] | None = None
     first = ""
     for teacher, piece in pieces.items():
@@ -95,7 +103,13 @@ def _align(base: Source, reference: Piece, source: Source, piece: Piece) -> Piec
     """The piece with its rows in the order of the reference."""
     if reference.coords is None or piece.coords is None:
         if piece.n_rows != reference.n_rows:
-            raise _rows_differ(base, reference, source, piece, "at least one has no coordinates to join by")
+            raise _rows_differ(
+                base,
+                reference,
+                source,
+                piece,
+                "at least one has no coordinates to match them by",
+            )
         if (reference.coords is None) is not (piece.coords is None):
             _say_joined_by_number(base.teacher, source.teacher)
         return piece
@@ -173,4 +187,4 @@ _said: set[tuple[str, str]] = set()
 def _say_joined_by_number(base: str, other: str) -> None:
     if (base, other) not in _said:
         _said.add((base, other))
-        logger.warning("%r or %r has no coordinates: their rows are joined by number", base, other)
+        logger.warning("%r or %r has no coordinates: their rows are matched by number", base, other)

@@ -13,19 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
-from ..annotation.columns import check_indices
-from ..errors import ArchiveError, MismatchError, NonFiniteError
-from ..formats.native import StoredColumn
-from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents, DTypeName, InMemory
+from ..errors import ArchiveError, MismatchError
+from ..formats.pieces import SPLITS, Contents, DTypeName, InMemory
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
 from .fingerprint import fingerprint
-from .rows import as_rows, describe_row
+from .rows import as_rows, read_column, require_finite
 
-VERIFY_BYTES = 256 << 20  # of features between two steps of the progress bar
-BATCHES_AHEAD = 2  # that a stream gathers while one is worked on
-ANNOUNCED_BYTES = 768 << 10  # at a time: longer runs the core leaves to the system
-STREAM_ROWS = 512  # a batch: the buffers stay in the cache, worth a third of the rate from a fast disk
+VERIFY_BYTES = 256 << 20  # bytes of features between two steps of the progress bar
+BATCHES_AHEAD = 2  # batches that `stream` gathers ahead of the one in use
+ANNOUNCED_BYTES = 768 << 10  # bytes per read-ahead request; the core leaves longer runs to the system
+STREAM_ROWS = 512  # rows per batch; the buffers then stay in the CPU's cache, which is a third faster
 
 
 @dataclass(frozen=True)
@@ -38,23 +36,36 @@ class Batch:
 
 
 class FeatureArchive:
-    """Features of N teachers for the same patches, opened in place; made by `shazam_fast.open`.
+    """Features of several teachers for the same patches, opened in place; made by `shazam_fast.open`.
 
     The teachers' features of a patch lie side by side, in the order of `teachers`. Nothing is read until it is asked
     for; per-patch columns are read whole on first use. An archive can be pickled and sent to other processes.
 
     Attributes:
-        path: what was opened.
-        teachers: name -> dim.
-        dtype: of the stored features; "float32" where teachers are stored in several.
-        n_rows: number of patches.
-        classes: class names in label order.
-        slides: slide names.
-        groups: names of groups (patients).
+        path: the path that was opened.
+        teachers: name -> dim (columns of its feature).
+        dtype: "float16", "bfloat16" or "float32", the type of the stored features; "float32" where teachers differ.
+        n_rows: number of patches, also `len(archive)`.
+        width: columns of all teachers together.
+        row_bytes: bytes of one patch's features as stored.
+        classes, slides, groups: names of classes, slides and groups (patients), in the order of their indices.
+        labels: int64 [n_rows], index into `classes`, -1 unknown.
+        splits: uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none.
+        slide_index, group_index: int32 [n_rows], index into `slides` and `groups`, -1 unknown.
+        coords: int32 or float32 [n_rows, 2], x and y in the unit that `geometry` names, -1 unknown.
         geometry: slide -> where its patches lie (unit, patch size, level, mpp, reader), "" where the archive names no
             slides; slides of which nothing is known are absent.
         left_out: slide -> why it was left out (`on_error="skip"`).
-        fingerprint: changes with the content.
+        records: teacher -> its transform, pooling and revision of weights, as far as the archive holds them.
+        files: the files that hold the features.
+        fingerprint: digests of the content.
+
+    >>> import tempfile
+    >>> from shazam_fast.archive.opening import open_archive
+    >>> np.save(f"{(folder := tempfile.mkdtemp())}/s1.npy", np.ones((3, 8), np.float32))
+    >>> archive = open_archive({"uni": folder})
+    >>> archive.n_rows, archive.teachers, archive.gather([2, 0]).shape
+    (3, {'uni': 8}, (2, 8))
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -85,7 +96,7 @@ class FeatureArchive:
 
     @property
     def records(self) -> dict[str, dict[str, str]]:
-        """Transform, pooling and weights' revision of each teacher, as far as the archive says so."""
+        """Teacher -> its transform, pooling and revision of weights, as far as the archive holds them."""
         said = ((name, self._contents.records.get(name.partition(":")[0])) for name in self.teachers)
         return {name: dict(record) for name, record in said if record}
 
@@ -96,15 +107,15 @@ class FeatureArchive:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that the features lie in, teacher after teacher."""
+        """The files that hold the features, teacher after teacher."""
         return tuple(dict.fromkeys(file for block in self._contents.blocks for file in block.files))
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """Digests of "features", "labels", "splits", "groups", "slides" and "positions", taken anew at every call.
 
-        They change with content, also when a file is written anew in place, and not with the path. Raises ArchiveError
-        when a file is gone.
+        They change with the content, also when a file is rewritten in place, but not with the path. Raises ArchiveError
+        when a file is missing.
         """
         return fingerprint(self._contents)
 
@@ -115,35 +126,35 @@ class FeatureArchive:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Class index of every patch, -1 unknown. [rows]. Raises ArchiveError when one is out of range."""
+        """Class index of every patch, int64 [n_rows], -1 unknown. Raises ArchiveError when one is out of range."""
         return self.column("label", 0, self.n_rows)
 
     @cached_property
     def splits(self) -> NDArray[np.uint8]:
-        """Split code of every patch: 0 train, 1 val, 2 test, 255 none. [rows]. Raises ArchiveError for another code."""
-        splits = self.column("split", 0, self.n_rows)
-        bad = np.flatnonzero(~np.isin(splits, list(SPLITS.values())))
-        if bad.size:
-            raise ArchiveError(f"{self.path}: split {splits[bad[0]]} in row {bad[0]}; codes are {SPLITS}")
-        return splits
+        """Split of every patch, uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none. Raises ArchiveError for others."""
+        return self.column("split", 0, self.n_rows)
 
     @cached_property
     def slide_index(self) -> NDArray[np.int32]:
-        """Index into `slides` of every patch, -1 unknown. [rows]."""
+        """Index into `slides` of every patch, int32 [n_rows], -1 unknown. Raises ArchiveError as `labels`."""
         return self.column("slide", 0, self.n_rows)
 
     @cached_property
     def group_index(self) -> NDArray[np.int32]:
-        """Index into `groups` (patients) of every patch, -1 unknown. [rows]."""
+        """Index into `groups` of every patch, int32 [n_rows], -1 unknown. Raises ArchiveError as `labels`."""
         return self.column("group", 0, self.n_rows)
 
     @cached_property
     def coords(self) -> NDArray[np.int32] | NDArray[np.float32]:
-        """x and y of every patch, -1 unknown, in the unit that `geometry` says. int32 or float32 [rows, 2]."""
+        """x and y of every patch, int32 or float32 [n_rows, 2], in the unit that `geometry` names, -1 unknown."""
         return self.column("coords", 0, self.n_rows)
 
     def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """Row numbers of the split "train", "val", "test" or "none", of those in [start, stop).
+        """Row numbers, int64 [n], of one split.
+
+        Args:
+            name: "train", "val", "test" or "none".
+            start, stop: only rows in [start, stop); all by default.
 
         Raises MismatchError for another name.
         """
@@ -158,7 +169,7 @@ class FeatureArchive:
         return FeatureArchive(replace(self._contents, columns=columns))
 
     def columns_of(self, teacher: str) -> slice:
-        """Where a teacher's features lie in the second axis of `gather`."""
+        """The columns of a teacher in what `gather` returns. Raises MismatchError for an unknown teacher."""
         if teacher not in self.teachers:
             raise MismatchError(f"{self.path}: no teacher {teacher!r}; it has {', '.join(self.teachers)}")
         names = list(self.teachers)
@@ -166,34 +177,19 @@ class FeatureArchive:
         return slice(start, start + self.teachers[teacher])
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop) of "label", "split", "slide", "group" or "coords" as stored; reads no others if it can."""
-        if not 0 <= start <= stop <= self.n_rows:
-            raise MismatchError(f"{self.path}: rows {start} to {stop} of {self.n_rows} rows")
-        stored = self._contents.columns.get(name)
-        if stored is None:
-            return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
-        try:
-            column = stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
-        except OSError as error:
-            raise ArchiveError(f"{self.path}: column {name!r} cannot be read: {error}") from error
-        names = {"label": self.classes, "slide": self.slides, "group": self.groups}
-        if name in names:
-            check_indices(self.path, name, column, len(names[name]), start)
-        elif name == "split" and not (known := np.isin(column, list(SPLITS.values()))).all():
-            row = int(np.argmin(known))
-            raise ArchiveError(f"{self.path}: split {column[row]} in row {start + row} is none of {dict(SPLITS)}")
-        return column
+        """Rows [start, stop) of "label", "split", "slide", "group" or "coords", see `read_column`."""
+        return read_column(self._contents, name, range(start, stop), self.n_rows)
 
     def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
         """Features of the given rows, all teachers side by side. [n] -> [n, width].
 
         Args:
-            rows: row numbers in any order, repeats allowed.
-            out: where to write: float32, or `dtype` (bfloat16 as uint16). A new float32 array by default.
-            threads: how many may work on it; as many as there are processors by default.
+            rows: [n] row numbers in any order, repeats allowed.
+            out: array [n, width] to write to: float32, or `dtype` (bfloat16 as uint16). A new float32 array by default.
+            threads: number of threads; one per core by default.
 
         Raises:
-            MismatchError: `rows` is a mask or no list of whole numbers, or `out` does not fit.
+            MismatchError: `rows` is a mask or not a list of whole numbers, or `out` has another shape.
             ArchiveError: a row does not exist, or a file is missing, truncated, or has shrunk.
         """
         index = as_rows(rows)
@@ -207,7 +203,7 @@ class FeatureArchive:
         return out
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Start reading the features of these rows from the disk, unless they are in memory, and return at once."""
+        """Ask the system to read the features of rows int64 [n] from the disk ahead of time; returns at once."""
         with self._store_errors():
             for store in self._stores:
                 step = max(1, ANNOUNCED_BYTES // (store.columns * store.itemsize))
@@ -215,7 +211,14 @@ class FeatureArchive:
                     store.will_need(rows[start : start + step])
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
-        """The given rows (default: all, in order) as float32 batches; the last may be short."""
+        """Yield batches of patches.
+
+        Args:
+            rows: int64 [n] row numbers; all, in order, by default.
+            batch_size: patches per batch; the last may be shorter.
+
+        Raises what `gather` raises.
+        """
         rows = np.arange(self.n_rows) if rows is None else as_rows(rows)
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
@@ -227,10 +230,16 @@ class FeatureArchive:
         batch_size: int = STREAM_ROWS,
         buffers: list[NDArray[np.float32]] | None = None,
     ) -> Iterator[Batch]:
-        """`batches`, gathered ahead on a background thread, in a few buffers whatever the archive's size.
+        """Like `batches`, but gathered ahead by a background thread, in a few buffers that are used again.
 
-        A batch's features are valid until the next batch is asked for. `buffers`, at least two of [batch_size, width],
-        are used where the caller wants the features in memory of its own, such as page-locked memory.
+        A batch's features are valid until the next batch is asked for: copy what must last longer.
+
+        Args:
+            rows, batch_size: as for `batches`.
+            buffers: at least two float32 arrays [batch_size, width] to gather into, such as page-locked memory; made
+                here by default.
+
+        Raises what `gather` raises.
         """
         rows = np.arange(self.n_rows) if rows is None else as_rows(rows)
         bounds = np.append(np.arange(0, len(rows), batch_size), len(rows))
@@ -273,17 +282,13 @@ class FeatureArchive:
                 progress.advance((stop - start) * self.row_bytes)
 
     def require_finite(self, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:
-        """Raise NonFiniteError, naming teacher, slide, file and row, for the first NaN or infinity in features."""
-        finite = np.isfinite(features)
-        if finite.all():
-            return
-        position, column = np.argwhere(~finite)[0]
-        teacher = next(name for name in self.teachers if column < self.columns_of(name).stop)
-        row = int(rows[position])
-        raise NonFiniteError(
-            f"{self.path}: teacher {teacher!r}, row {row} ({describe_row(self._contents, teacher, row)}): "
-            f"the feature is {features[position, column]}; extract this patch again or leave it out"
-        )
+        """Raise NonFiniteError, naming teacher, slide, file and row, for the first NaN or infinity in features.
+
+        Args:
+            rows: [n] row numbers.
+            features: float32 [n, width] of these rows, as `gather` returns them.
+        """
+        require_finite(self._contents, rows, features)
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Packing features, wherever and however they are stored, into one native archive: one read per patch in training."""
+"""Convert features of any supported format to one native archive, in which a patch takes one read."""
 
 import logging
 import math
@@ -20,9 +20,8 @@ from ..runtime.documents import Count, Ratio, Record
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from .opening import OnError
-from .parts import ArchiveHead, ArchiveParts, PartChunk
+from .parts import ArchiveHead, ArchiveParts, PartChunk, require_dtype
 from .reader import Readable
-from .writer import require_dtype
 
 logger = logging.getLogger("shazam_fast")
 
@@ -35,9 +34,14 @@ CHUNK_BYTES = 32 << 20  # of features at a time, as they are stored in the archi
 class ConversionReport:
     """What a conversion wrote, and what it cost in precision.
 
-    `bytes` is that of all parts. `overflowed` counts values beyond float16, which a float32 archive holds. Rounding to
-    float16 moves a patch's features by |stored - given| / |given|: the largest and the root mean square of that over
-    all patches, by teacher; 0 where nothing was rounded.
+    Attributes:
+        path: directory of the archive.
+        n_rows: number of patches.
+        bytes: size of all parts together.
+        overflowed: number of values beyond the range of float16 (they are kept in a float32 archive).
+        max_error: teacher -> largest relative rounding error |stored - given| / |given| of a patch's feature; 0 where
+            nothing was rounded.
+        rms_error: teacher -> root mean square of that error over all patches.
     """
 
     path: Path
@@ -49,7 +53,7 @@ class ConversionReport:
 
 
 class _Rounding:
-    """What float16 costs the features of one part, summed up in `notes`, JSON values that are kept with the part.
+    """The errors of rounding one part's features to float16, summed up in `notes` (JSON values kept with the part).
 
     "overflowed" counts values beyond float16; "error" has by teacher the largest and the sum of the squared relative
     errors of the part's rows.
@@ -84,6 +88,7 @@ def _sum_notes(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+# Over 40 lines: every option is documented here.
 def convert(
     source: str | Path | Mapping[str, str | Path],
     out: str | Path,
@@ -98,26 +103,35 @@ def convert(
     on_error: OnError = "raise",
     label_column: str | None = None,
 ) -> ConversionReport:
-    """Pack features into one native archive, the teachers of a patch side by side.
+    """Convert features to one native archive, with all teachers' features of a patch side by side.
 
-    Reads all that `shazam_fast.open` opens in place, and what it cannot: compressed or column-chunked HDF5, LazySlide's
-    zarr stores, .npz, the old format of torch.save, eva's manifest.csv, THUNDER's embeddings.h5, JSON text. Labels and
-    splits that eva and THUNDER store are taken over. Memory stays at some hundred megabytes, plus the largest file that
-    has to be read whole. Interrupted in any way, the same call continues after the parts that are finished and gives
-    the same bytes; called again once it is done, it returns the report.
+    Reads everything that `shazam_fast.open` reads, and formats that cannot be memory-mapped: compressed or
+    column-chunked HDF5, LazySlide's zarr stores, .npz, the old format of torch.save, eva's manifest.csv, THUNDER's
+    embeddings.h5, JSON text. Labels and splits that eva and THUNDER store are kept. Memory use is some hundred
+    megabytes, plus the largest file that has to be read whole. After an interruption, call it again to resume: finished
+    parts are kept, and the result is the same as that of an uninterrupted call. Once finished, a further call returns
+    the report.
 
     Args:
         source: a path, or {teacher: path}.
         out: directory of the archive.
-        dtype: "float16", or "float32" for features beyond 65504 or to keep every bit.
+        dtype: "float16", or "float32" to keep every bit or where features exceed 65504.
         labels, splits, groups, classes, teachers, slides, on_error, label_column: as in `shazam_fast.open`.
 
+    Returns a report of what was written and of rounding errors.
+
     Raises:
-        NonFiniteError: a feature is NaN, infinite, or too large for float16; names teacher and row, leaves nothing.
-        MismatchError: teachers whose slides or rows differ; or `out` holds the work of a call with other arguments, or
-            of this one when the source was another.
-        ArchiveError: a file is missing, damaged, or would have to be unpickled with code execution allowed.
-        ShazamError: the disk is full, which leaves finished parts valid; or `out` holds something else.
+        NonFiniteError: a feature is NaN, infinite, or too large for float16; names teacher and row. Nothing is kept.
+        MismatchError: slides or rows of the teachers differ; a position does not fit 32 bits; or `out` was written with
+            other arguments or from another source.
+        ArchiveError: a file is missing or damaged, or reading it could execute code (pickle).
+        ShazamError: the disk is full (finished parts are kept); or `out` holds other files.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> np.savez_compressed(folder / "uni.npz", features=np.ones((3, 8), np.float32))
+    >>> convert(folder / "uni.npz", folder / "uni.archive").n_rows
+    3
     """
     require_dtype(dtype)
     if not (Path(out) / MANIFEST).exists():

@@ -1,4 +1,4 @@
-"""What makes two archives the same for a job: digests of content, not of the path as it was typed."""
+"""Digests of an archive's content, by which a resumed job recognises its source whatever its path."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ from ..formats.geometry import describe_geometry
 from ..formats.native import MANIFEST, StoredColumn
 from ..formats.pieces import Contents
 
-STORED = b"as stored"  # of columns that lie in the parts, whose checksums stand for them
+STORED = b"as stored"  # digest input for columns stored in the parts, whose checksums cover them
 
 
 def fingerprint(contents: Contents) -> dict[str, str]:
     """Digests of all that decides what is computed from an archive, by what they are of.
 
-    "features" changes with the teachers, with the selection and order of patches, and when a file is written anew, even
-    in place. Files are told apart by size, time and inode; parts of a native archive by their checksums while none is
-    newer than the manifest. The same files under another path, or in another working directory, are the same.
+    "features" changes with the teachers, with the selection and order of patches, and when a file is rewritten, even in
+    place. Files are recognised by size, time and inode; parts of a native archive by their checksums if none is newer
+    than the manifest. The path of a file does not matter.
 
-    Raises ArchiveError when a file is gone.
+    Raises ArchiveError when a file is missing.
     """
     names = {"labels": contents.classes, "groups": contents.groups, "slides": contents.slides}
     columns = {"labels": "label", "splits": "split", "groups": "group", "slides": "slide", "positions": "coords"}
@@ -46,7 +46,7 @@ def _features(contents: Contents) -> str:
 
 
 def _file(file: str, checksums: Mapping[str, str]) -> str:
-    """What tells a file, or a directory such as a zarr store, from another of the same name."""
+    """Text that changes when a file, or a directory such as a zarr store, is replaced by another of the same name."""
     if os.path.isdir(file):
         return "".join(_file(str(inner), {}) for inner in sorted(Path(file).rglob("*")) if inner.is_file())
     status = _stat(file)

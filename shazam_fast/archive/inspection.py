@@ -1,4 +1,4 @@
-"""A look at a sample of an archive's features: how long they are, and whether they are finite."""
+"""Norms of a sample of an archive's features, and how many of them are not finite."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ BATCH_ROWS = 1_000
 
 @dataclass(frozen=True)
 class TeacherSample:
-    """One teacher's features in `rows` patches: smallest, median and largest norm, and patches with NaN or infinity.
+    """Norms of one teacher's features in a sample of `n_rows` patches.
 
-    Norms are those of finite features, NaN where there is none.
+    `non_finite` counts features with NaN or infinity. The norms are those of the others, NaN if there are none.
     """
 
     n_rows: int
@@ -25,7 +25,14 @@ class TeacherSample:
 
 
 def sample_teachers(archive: FeatureArchive, seed: int = 0) -> dict[str, TeacherSample]:
-    """Look at up to 10,000 patches chosen at random, or at all of a smaller archive, teacher by teacher."""
+    """Norms per teacher, of up to 10,000 patches.
+
+    Args:
+        archive: an open archive.
+        seed: random seed of the choice of patches.
+
+    Returns teacher -> its sample.
+    """
     chosen = np.arange(archive.n_rows)
     if archive.n_rows > SAMPLE_ROWS:
         chosen = np.sort(np.random.default_rng(seed).choice(archive.n_rows, SAMPLE_ROWS, replace=False))

@@ -41,7 +41,7 @@ def join(
         sources: the files of all teachers.
         slides: names of the slides to open, in this order; all of them, sorted, by default.
         classes: names of the labels that the sources hold; numbers by default.
-        loads: filled with how to open what cannot be mapped; None where everything must be.
+        loads: gets an opener for each file that cannot be memory-mapped; None if such files are an error.
         skip: whether a slide that cannot be read or joined is left out, and recorded, instead of an error.
 
     Raises:
@@ -52,7 +52,27 @@ def join(
     by_teacher = _by_teacher(sources)
     left_out: dict[str, str] = {}
     keys = _common_keys(path, by_teacher, slides, left_out if skip else None)
-    slots = {teacher: Matrix(teacher, loads) for teacher in by_teacher}
+    matrices = {teacher: Matrix(teacher, loads) for teacher in by_teacher}
+    joined = _join_slides(path, by_teacher, keys, matrices, loads, left_out if skip else None)
+    for key, found in joined.items():
+        for teacher, matrix in matrices.items():
+            matrix.append(by_teacher[teacher][key], found.pieces[teacher])
+    _report_left_out(path, left_out, len(keys))
+    if sum(found.n_rows for found in joined.values()) == 0:
+        why = f": {next(iter(left_out.values()))}" if left_out else ""
+        raise MismatchError(f"{path}: no patches: {len(keys)} slides are empty or left out{why}")
+    return _assemble(path, matrices, joined, classes, left_out)
+
+
+def _join_slides(
+    path: Path,
+    by_teacher: Mapping[str, Mapping[Key, Source]],
+    keys: Sequence[Key],
+    matrices: Mapping[str, Matrix],
+    loads: Loads | None,
+    left_out: MutableMapping[str, str] | None,
+) -> dict[Key, Joined]:
+    """The teachers' files of every slide; slides that cannot be joined go to `left_out` if given, with all parts."""
     joined: dict[Key, Joined] = {}
     with Progress(f"opening {path.name}", len(keys), "slides") as progress:
         for key in keys:
@@ -60,25 +80,17 @@ def join(
             chosen = {teacher: files[key] for teacher, files in by_teacher.items()}
             try:
                 found = join_slide(chosen, loads)
-                for teacher, matrix in slots.items():
+                for teacher, matrix in matrices.items():
                     matrix.check(chosen[teacher].file, found.pieces[teacher])
             except NotInPlaceError:
                 raise
             except (ArchiveError, MismatchError) as error:
-                if not skip:
+                if left_out is None:
                     raise
                 left_out[key[0]] = str(error)
                 continue
             joined[key] = found
-    joined = {key: found for key, found in joined.items() if key[0] not in left_out}  # all parts of a slide, or none
-    for key, found in joined.items():
-        for teacher, matrix in slots.items():
-            matrix.append(by_teacher[teacher][key], found.pieces[teacher])
-    _report_left_out(path, left_out, len(keys))
-    if sum(found.n_rows for found in joined.values()) == 0:
-        why = f": {next(iter(left_out.values()))}" if left_out else ""
-        raise MismatchError(f"{path}: no patches: {len(keys)} slides are empty or left out{why}")
-    return _assemble(path, slots, joined, classes, left_out)
+    return {key: found for key, found in joined.items() if key[0] not in (left_out or {})}
 
 
 def _by_teacher(sources: Sequence[Source]) -> dict[str, dict[Key, Source]]:

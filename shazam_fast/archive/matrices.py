@@ -1,4 +1,4 @@
-"""One teacher's matrix, put together from its pieces slide after slide."""
+"""One teacher's matrix of features, assembled from its pieces slide after slide."""
 
 import os
 from collections.abc import Callable, MutableMapping
@@ -15,7 +15,7 @@ from ..formats.pieces import ITEM_BYTES, DTypeName, Extents, Piece, Source
 from ..layouts.unmapped import Matrix as Rows
 from ..layouts.unmapped import Unmapped
 
-Loads = MutableMapping[tuple[str, str], Callable[[], Rows]]  # (teacher, file) -> how to open what cannot be mapped
+Loads = MutableMapping[tuple[str, str], Callable[[], Rows]]  # (teacher, file) -> opener of unmappable file
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Matrix:
 
     Args:
         teacher: its name.
-        loads: filled with how to open the files that cannot be mapped; None where all must be.
+        loads: gets an opener for each file that cannot be memory-mapped; None if such files are an error.
 
     Where `loads` is given, slides of several dtypes become float32, the widest; otherwise they are an error.
     """
@@ -72,7 +72,7 @@ class Matrix:
         return Extents(self._pieces[0][1].columns, dtype, tuple(names), np.concatenate(tables))
 
     def _prepare(self, name: str, piece: Piece, dtype: DTypeName) -> Piece:
-        """The piece with its runs in an imaginary file of `dtype` where its own cannot be mapped as that."""
+        """The piece, with virtual offsets where its file cannot be memory-mapped as `dtype`."""
         if isinstance(piece, Unmapped):
             assert self.loads is not None, "sources are loaded only where that is asked for"
             self.loads[self.teacher, name] = piece.load

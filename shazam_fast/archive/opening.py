@@ -1,4 +1,4 @@
-"""Opening features where they lie: which layout a path has, and the archive that is made of it."""
+"""Open features in place: find the layout of a path and make a FeatureArchive of its files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ ArchiveLike = str | Path | Mapping[str, str | Path] | FeatureArchive
 OnError = Literal["raise", "skip"]
 
 
+# Over 40 lines: every option is documented here.
 def open_archive(
     path: ArchiveLike,
     *,
@@ -35,7 +36,7 @@ def open_archive(
     label_column: str | None = None,
     on_error: OnError = "raise",
 ) -> FeatureArchive:
-    """Open features in place, whichever tool wrote them; headers are read, features are not.
+    """Open features in place, whichever tool wrote them. Only headers, coordinates and tables are read.
 
     Args:
         path: a native archive; a directory of TRIDENT, CLAM, STAMP, AtlasPatch, slide2vec or torchmil; a .h5, .pt,
@@ -85,9 +86,13 @@ def read_features(
     on_error: OnError,
     loads: Loads | None = None,
 ) -> Contents:
-    """What lies at a path, with the teachers and slides chosen; see `open_archive`.
+    """The contents of a path, with the teachers and slides chosen.
 
-    loads: filled with how to open what cannot be mapped; None where everything must be.
+    Args:
+        path, teachers, slides, on_error: as in `open_archive`.
+        loads: gets an opener for each file that cannot be memory-mapped; None if such files are an error.
+
+    Raises what `open_archive` raises.
     """
     if on_error not in ("raise", "skip"):
         raise MismatchError(f"on_error is 'raise' or 'skip', not {on_error!r}")
@@ -148,7 +153,7 @@ class _Found:
 def _find_all(paths: Mapping[str, str | Path]) -> _Found:
     """The sources at {teacher: path}."""
     if not paths:
-        raise ArchiveError("{teacher: path} names no teacher")
+        raise ArchiveError("path: at least one {teacher: path} expected, found an empty mapping")
     natives = {}
     for teacher, place in paths.items():
         refuse_foreign(Path(place))
@@ -182,12 +187,12 @@ def _one_teacher(contents: Contents, teacher: str) -> Contents:
 
 
 def choose_teachers(path: Path, sources: Sequence[Source], teachers: Sequence[str] | None) -> Sequence[Source]:
-    """The sources of these teachers, in their order; all where None. Raises MismatchError when there is none of one."""
+    """The sources of these teachers, in this order; None for all. Raises MismatchError for unknown or repeated ones."""
     if teachers is None:
         return sources
     found = {source.teacher for source in sources}
     if absent := [teacher for teacher in teachers if teacher not in found]:
         raise MismatchError(f"{path}: no teacher {absent[0]!r}; found {', '.join(sorted(found))}")
     if len(set(teachers)) < len(teachers):
-        raise MismatchError(f"teachers: {list(teachers)} names one twice")
+        raise MismatchError(f"teachers: each name once expected, found {list(teachers)}")
     return sorted((s for s in sources if s.teacher in teachers), key=lambda s: teachers.index(s.teacher))

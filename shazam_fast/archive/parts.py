@@ -1,7 +1,6 @@
-"""A native archive whose parts are written one by one: in any order, by any number of processes, interrupted or not.
+"""A native archive written part by part, in any order, by any number of processes, with interruptions.
 
-What a part holds depends on nothing but its number, so the archive comes out the same, byte for byte, whoever wrote
-which part and however often it was begun.
+The content of a part depends on its number alone, so the archive is the same, byte for byte, however it was written.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..annotation.columns import first_refused, interleave
-from ..errors import NonFiniteError, ShazamError
+from ..annotation.columns import check_column
+from ..annotation.features import first_refused, interleave
+from ..errors import MismatchError, NonFiniteError, ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import FORMAT, MANIFEST, VERSION, Manifest, PartWriter, StoredTeacher, read_manifest
 from ..runtime.documents import Json, encode_document
@@ -25,8 +25,11 @@ from ..runtime.jobs import Part, PartDirectory, require_same_job, writing
 class PartChunk:
     """Some rows of a part.
 
-    `features` is {teacher: [n, dim]}, `columns` {column: [n, ...]} as they are stored (None: unknown), `first_row` the
-    first one's row in the archive, and `describe` says of which patch a row of the chunk is, for messages.
+    Attributes:
+        features: {teacher: [n, dim]}.
+        columns: {"label", "split", "slide", "group", "coords": [n] or [n, 2]} as they are stored; None for unknown.
+        first_row: number of the first row, for messages: in the archive, or of the source where rows are left out.
+        describe: row of the chunk -> words for its patch, for messages.
     """
 
     features: Mapping[str, NDArray[Any]]
@@ -42,7 +45,7 @@ class PartChunk:
 
 @dataclass(frozen=True)
 class ArchiveHead:
-    """What an archive's manifest says beside its parts."""
+    """What a manifest holds besides its parts; for the fields see `shazam_fast.FeatureArchive`."""
 
     teachers: Mapping[str, int]
     dtype: str
@@ -76,8 +79,8 @@ class ArchiveParts(PartDirectory):
         path: directory of the archive.
         job: what makes two jobs the same, see `PartDirectory`.
         count: number of parts.
-        head: what the manifest says beside the parts.
-        others: names of other files that are written beside the parts.
+        head: what the manifest holds besides the parts.
+        others: names of other files that are written next to the parts.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class ArchiveParts(PartDirectory):
             return None
         manifest = read_manifest(self.path)
         if manifest.job is None:
-            raise ShazamError(f"{self.path}: there is an archive already; choose another --out, or delete it")
+            raise ShazamError(f"{self.path}: holds another archive already; choose another --out, or delete it")
         require_same_job(self.path, manifest.job, self.job)
         self.tidy_after_kill()
         return manifest
@@ -103,7 +106,13 @@ class ArchiveParts(PartDirectory):
     def write(self, number: int, chunks: Iterable[PartChunk], notes: Json) -> None:
         """Write one part; `notes`, which taking the chunks may change, is kept with its record.
 
-        Raises NonFiniteError naming patch and teacher; ShazamError when the disk is full. Neither leaves the part.
+        Args:
+            number: of the part, from 0.
+            chunks: its rows in order, possibly none.
+            notes: JSON values.
+
+        Raises NonFiniteError naming patch and teacher; MismatchError for a label, position or index that its column
+        cannot hold; ShazamError when the disk is full. None of them leaves the part.
         """
         dtype = np.dtype(self.head.dtype)
         with writing(self.part_path(number)):
@@ -111,6 +120,7 @@ class ArchiveParts(PartDirectory):
             try:
                 for chunk in chunks:
                     if chunk.n_rows:
+                        self._check_columns(chunk)
                         part.append(self._interleave(chunk, dtype), chunk.columns)
                 if not part.n_rows:
                     self.add(number, None, 0, notes)
@@ -128,8 +138,21 @@ class ArchiveParts(PartDirectory):
                 write_durably(self.path / name, content)
             self.publish(encode_document(self.head.manifest(parts, self.job, notes)))
 
+    def _check_columns(self, chunk: PartChunk) -> None:
+        for name, column in chunk.columns.items():
+            try:
+                check_column(name, column, chunk.n_rows, chunk.first_row)
+            except MismatchError as error:
+                raise MismatchError(f"{self.path}: {error}") from None
+
     def _interleave(self, chunk: PartChunk, dtype: np.dtype[Any]) -> NDArray[Any]:
         try:
             return interleave(chunk.features, self.head.teachers, dtype, chunk.first_row)
         except NonFiniteError as error:
             raise NonFiniteError(f"{chunk.describe(first_refused(chunk.features, dtype))}: {error}") from None
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise ShazamError unless archives are written in `dtype`."""
+    if dtype not in ("float16", "float32"):
+        raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")

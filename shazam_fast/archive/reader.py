@@ -1,4 +1,4 @@
-"""Features and columns to be packed, joined and annotated as in an open archive, though not all can be mapped."""
+"""Features and columns to be converted, whether or not their files can be memory-mapped."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from .opening import OnError, read_features
 class Readable:
     """Patches in order, from any source; arguments and errors are those of `shazam_fast.convert`.
 
-    `archive` has the columns; its features can be read here, but not gathered there, if they are not all mapped.
+    `archive` holds the columns. Its own `gather` fails where a file cannot be memory-mapped; `features` does not.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class BlockReader:
     """Reads ranges of rows of one matrix [rows, columns].
 
     Args:
-        block: where the rows lie; in an imaginary file where one cannot be mapped.
-        loads: how to open the files that cannot be mapped, by name. The last one stays open.
+        block: where the rows lie, with virtual offsets in files that cannot be memory-mapped.
+        loads: name -> opener of each file that cannot be memory-mapped. The file read last stays open.
     """
 
     def __init__(self, block: Extents, loads: Mapping[str, Callable[[], Matrix]]) -> None:
@@ -126,5 +126,5 @@ class BlockReader:
                 self._opened = (file, self._loads[name]())
             values = self._opened[1][first:last]
         if values.shape != (last - first, self._block.columns):
-            raise ArchiveError(f"{name}: rows {first} to {last} are not there any more: it changed after it was opened")
+            raise ArchiveError(f"{name}: rows {first} to {last} are no longer there: it changed after it was opened")
         out[:] = values[rows - first]

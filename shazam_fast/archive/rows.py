@@ -1,14 +1,19 @@
-"""Rows of an archive: which are asked for, and where one of them comes from."""
+"""Rows of an archive: check row numbers, read columns, and describe where a row comes from."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import MismatchError
-from ..formats.pieces import Contents
+from ..annotation.columns import check_indices
+from ..errors import ArchiveError, MismatchError, NonFiniteError
+from ..formats.native import StoredColumn
+from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents
 
 
 def as_rows(rows: ArrayLike) -> NDArray[np.int64]:
-    """Row numbers int64 [n]. Raises MismatchError for a mask, fractions, or anything but a list of numbers.
+    """Row numbers as int64 [n]. Raises MismatchError for a mask, fractions, or anything but a list of numbers.
 
     >>> as_rows([2, 0]).tolist()
     [2, 0]
@@ -21,6 +26,60 @@ def as_rows(rows: ArrayLike) -> NDArray[np.int64]:
     if index.size and index.dtype.kind not in "iu":
         raise MismatchError(f"rows: whole numbers expected, found {index.dtype}; convert them with astype(numpy.int64)")
     return np.ascontiguousarray(index, dtype=np.int64)
+
+
+def read_column(contents: Contents, name: str, rows: range, n_rows: int) -> NDArray[Any]:
+    """Some rows of a per-patch column, as stored and checked.
+
+    Args:
+        contents: what the archive is made of.
+        name: "label", "split", "slide", "group" or "coords".
+        rows: the rows to read. Of native archives no others are read.
+        n_rows: rows of the archive.
+
+    Returns:
+        [rows], of coords [rows, 2], in the types that `FeatureArchive` states; "unknown" where the archive has none.
+
+    Raises MismatchError for rows that do not exist; ArchiveError when a value is out of range or a file unreadable.
+    """
+    start, stop = rows.start, rows.stop
+    if not 0 <= start <= stop <= n_rows:
+        raise MismatchError(f"{contents.path}: rows {start} to {stop} of {n_rows} rows")
+    stored = contents.columns.get(name)
+    if stored is None:
+        return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
+    try:
+        column = stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
+    except OSError as error:
+        raise ArchiveError(f"{contents.path}: column {name!r} cannot be read: {error}") from error
+    names = {"label": contents.classes, "slide": contents.slides, "group": contents.groups}
+    if name in names:
+        check_indices(contents.path, name, column, len(names[name]), start)
+    elif name == "split" and not (known := np.isin(column, list(SPLITS.values()))).all():
+        row = int(np.argmin(known))
+        raise ArchiveError(f"{contents.path}: split {column[row]} in row {start + row} is none of {SPLITS}")
+    return column
+
+
+def require_finite(contents: Contents, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:
+    """Raise NonFiniteError, naming teacher, slide, file and row, for the first NaN or infinity in features.
+
+    Args:
+        contents: what the archive is made of.
+        rows: [n] row numbers.
+        features: float32 [n, width] of these rows.
+    """
+    finite = np.isfinite(features)
+    if finite.all():
+        return
+    position, column = np.argwhere(~finite)[0]
+    ends = np.cumsum(list(contents.teachers.values()))
+    teacher = list(contents.teachers)[int(np.searchsorted(ends, column, side="right"))]
+    row = int(rows[position])
+    raise NonFiniteError(
+        f"{contents.path}: teacher {teacher!r}, row {row} ({describe_row(contents, teacher, row)}): "
+        f"the feature is {features[position, column]}; extract this patch again or leave it out"
+    )
 
 
 def describe_row(contents: Contents, teacher: str, row: int) -> str:

@@ -1,4 +1,4 @@
-"""Writing native archives: streamed, checksummed, and never visible half-written."""
+"""Writing native archives, chunk by chunk; an archive can be opened once it is complete."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -9,18 +9,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..annotation.columns import (
-    check_classes,
-    check_column,
-    check_features,
-    check_lengths,
-    encode_labels,
-    encode_splits,
-    interleave,
-    names_of,
-    width_of,
-)
-from ..errors import MismatchError, ShazamError
+from ..annotation.columns import check_classes, check_column, check_lengths, encode_labels, encode_splits, names_of
+from ..annotation.features import as_features, check_features, interleave, width_of
+from ..errors import ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import PartWriter
 from ..formats.pieces import UNKNOWN
@@ -29,9 +20,9 @@ from ..runtime.files import unfinished_path
 from ..runtime.jobs import Part
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from .parts import ArchiveHead, ArchiveParts
+from .parts import ArchiveHead, ArchiveParts, require_dtype
 
-COPY_BYTES = 64 << 20  # features converted at a time
+COPY_BYTES = 64 << 20  # bytes of features converted at a time
 
 
 class ArchiveWriter:
@@ -42,8 +33,8 @@ class ArchiveWriter:
         teachers: name -> dim, in the order in which the features lie side by side.
         classes: class names in label order; may be empty when there are no labels.
         dtype: "float16" or "float32" on disk.
-        part_bytes: size at which a part is closed and the next one begun.
-        geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
+        part_bytes: largest size of a part's features in bytes.
+        geometry: slide -> where its patches lie, where known; "" for patches without a slide name.
 
     Use it as a context manager: leaving it normally finishes the archive, an exception removes what was written.
 
@@ -92,14 +83,19 @@ class ArchiveWriter:
         groups: ArrayLike | None = None,
         coords: ArrayLike | None = None,
     ) -> None:
-        """Add n patches. `features` maps every teacher to [n, dim]; the rest are [n], `coords` [n, 2] (x, y).
+        """Add n patches.
 
-        Labels are class indices (-1 unknown) or class names; splits are "train", "val", "test", "none" or their
-        codes; slides and groups are names ("" unknown).
+        Args:
+            features: {teacher: [n, dim]}, of every teacher.
+            labels: [n] class indices (-1 unknown) or class names.
+            splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
+            slides, groups: [n] names, "" unknown.
+            coords: int [n, 2], x and y at level 0 in the unit of `geometry`, -1 unknown.
 
         Raises:
             MismatchError: counts or widths that differ; the message names the teacher.
             NonFiniteError: NaN, infinity, or a value that overflows the archive's dtype.
+            ShazamError: the disk is full, or nothing can be written.
         """
         features = {name: as_features(name, block) for name, block in features.items()}
         rows = check_features(features, self.teachers)
@@ -111,32 +107,14 @@ class ArchiveWriter:
             "split": None if splits is None else encode_splits(splits),
         }
         for name, column in columns.items():
-            check_column(name, column, rows)
-        step = max(1, COPY_BYTES // (self._width * self._dtype.itemsize))
-        start = 0
-        while start < rows:
-            try:
-                if self._part is None:
-                    self._part = PartWriter(unfinished_path(self._directory.part_path(len(self._parts))))
-                stop = min(rows, start + step, start + self._part_rows - self._part.n_rows)
-                self._part.append(
-                    interleave(
-                        {name: block[start:stop] for name, block in features.items()},
-                        self.teachers,
-                        self._dtype,
-                        self.n_rows,
-                    ),
-                    {name: None if c is None else c[start:stop] for name, c in columns.items()},
-                )
-                self.n_rows += stop - start
-                if self._part.n_rows == self._part_rows:
-                    self._close_part()
-            except OSError as error:
-                raise ShazamError(f"{self.path}: writing stopped after {self.n_rows} rows: {error}") from error
-            start = stop
+            check_column(name, column, rows, self.n_rows)
+        try:
+            self._write(features, columns, rows)
+        except OSError as error:
+            raise ShazamError(f"{self.path}: writing stopped after {self.n_rows} rows: {error}") from error
 
     def close(self) -> None:
-        """Finish the archive: the last part, then the manifest, each synced and renamed into place."""
+        """Finish the archive: write the last part, then the manifest. Raises ShazamError when that fails."""
         if self.n_rows == 0:
             raise ShazamError(f"{self.path}: an archive needs at least one row, none was appended")
         try:
@@ -193,6 +171,26 @@ class ArchiveWriter:
         codes = [known.setdefault(str(name), len(known)) if name else UNKNOWN[kind] for name in unique]
         return np.array(codes, dtype=np.int32)[inverse.reshape(-1)]
 
+    def _write(
+        self, features: Mapping[str, NDArray[Any]], columns: Mapping[str, NDArray[Any] | None], rows: int
+    ) -> None:
+        """Write rows that were checked, some megabytes at a time; parts that are full are closed."""
+        step = max(1, COPY_BYTES // (self._width * self._dtype.itemsize))
+        start = 0
+        while start < rows:
+            if self._part is None:
+                self._part = PartWriter(unfinished_path(self._directory.part_path(len(self._parts))))
+            stop = min(rows, start + step, start + self._part_rows - self._part.n_rows)
+            chunk = {name: block[start:stop] for name, block in features.items()}
+            self._part.append(
+                interleave(chunk, self.teachers, self._dtype, self.n_rows),
+                {name: None if column is None else column[start:stop] for name, column in columns.items()},
+            )
+            self.n_rows += stop - start
+            if self._part.n_rows == self._part_rows:
+                self._close_part()
+            start = stop
+
     def _close_part(self) -> None:
         if self._part is None:
             return
@@ -203,6 +201,7 @@ class ArchiveWriter:
         self._part = None
 
 
+# Over 40 lines: every option is documented here.
 def write_archive(
     path: str | Path,
     features: Mapping[str, NDArray[Any]] | Iterable[Mapping[str, NDArray[Any]]],
@@ -226,15 +225,21 @@ def write_archive(
         splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
         groups: [n] names of what must stay in one split (patients).
         slides: [n] slide names.
-        coords: int [n, 2], x and y of the patch at level 0, pixels.
-        classes: names in label order; taken from the labels (sorted) when not given.
+        coords: int [n, 2], x and y at level 0 in the unit of `geometry` (pixels unless it says otherwise), -1 unknown.
+        classes: names in label order; the labels' names in natural order ("2" before "10") by default.
         dtype: "float16" or "float32" on disk.
         geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
 
     Raises:
         MismatchError: arrays whose lengths or widths do not fit.
         NonFiniteError: NaN, infinity or overflow; names the teacher and the first row.
-        ShazamError: the directory is already there, or the disk is full. Nothing is left behind.
+        ShazamError: the directory holds files already, or the disk is full. Nothing is left behind.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "archive"
+    >>> path = write_archive(out, {"uni": np.ones((2, 4))}, labels=["tumour", "normal"])
+    >>> sorted(file.name for file in path.iterdir())
+    ['archive.json', 'part-00000.safetensors']
     """
     classes, columns = _encode(labels, splits, groups, slides, coords, classes)
     total = len(next(iter(features.values()))) if isinstance(features, Mapping) and features else None
@@ -290,29 +295,3 @@ def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArr
     step = max(1, COPY_BYTES // (2 * max(1, sum(teachers.values()))))
     for start in range(0, rows, step):
         yield {name: array[start : start + step] for name, array in features.items()}
-
-
-def as_features(teacher: str, block: Any) -> NDArray[Any]:
-    """A teacher's features as an array; they may be a list or a torch tensor of any kind, bfloat16 too.
-
-    Raises MismatchError when they are no numbers.
-    """
-    if isinstance(block, np.ndarray):
-        array = block
-    elif hasattr(block, "detach"):  # a torch tensor; NumPy has no bfloat16
-        tensor = block.detach().cpu()
-        array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-    else:
-        try:
-            array = np.asarray(block)
-        except ValueError as error:  # rows of different lengths
-            raise MismatchError(f"teacher {teacher!r}: features [rows, dim] expected: {error}") from None
-    if array.dtype.kind not in "fiu":
-        raise MismatchError(f"teacher {teacher!r}: numbers expected, found {array.dtype}")
-    return array
-
-
-def require_dtype(dtype: str) -> None:
-    """Raise ShazamError unless archives are written in `dtype`."""
-    if dtype not in ("float16", "float32"):
-        raise ShazamError(f"archives are written as 'float16' or 'float32', not {dtype!r}")

@@ -1,4 +1,4 @@
-"""Extraction on several machines: Ray places the models and hands them parts; a part is written where it is made."""
+"""Extraction on a Ray cluster: every worker loads the models and writes the parts that it is given."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,8 +10,8 @@ from .plan import Plan
 from .run import Extraction, ExtractionReport, ImageParts, complete
 from .sharing import Sharing
 
-RETRIES = 3  # of a part whose machine was lost
-STOPPING_SECONDS = 10  # after which a worker that does not answer is left to Ray
+RETRIES = 3  # times that a part is tried again after its machine was lost
+STOPPING_SECONDS = 10  # seconds after which a worker that does not answer is left to Ray
 
 
 class Worker:
@@ -25,11 +25,11 @@ class Worker:
         return Extraction(self._plan, choose_device(self._device))
 
     def store(self) -> ImageParts:
-        """Where the parts go, and what they are."""
+        """The part directory of the archive."""
         return self._extraction.store
 
     def write(self, part: int) -> None:
-        """Extract one part. Raises MismatchError when this machine would not do the same as the others."""
+        """Extract one part. Raises MismatchError when this machine (versions, device) would give other features."""
         self._extraction.store.claim()
         self._extraction.write([part])
 

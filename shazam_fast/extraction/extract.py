@@ -1,4 +1,4 @@
-"""Images to features: `shazam_fast.extract` runs every teacher over every image once and writes a native archive."""
+"""`shazam_fast.extract`: run teachers over images and write their features as a native archive."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from .run import Extraction, ExtractionReport, complete, help_complete
 from .sharing import Sharing
 
 
+# Over 40 lines: every option is documented here.
 def extract(
     images: ImageTable | str | Path,
     teachers: Sequence[str | TeacherSpec],
@@ -43,40 +44,53 @@ def extract(
 ) -> ExtractionReport:
     """Run teachers over images and write their features as a native archive.
 
-    Every image is decoded once and given to all teachers. Interrupted in any way, the same call goes on after the
-    finished parts (2,048 images each) and gives the same bytes; called again once it is done, it returns the report.
-    Images that change meanwhile are an error. Under torchrun every process takes its share of the parts, on its own
-    GPU; all return when the archive is complete.
+    Every image is decoded once and given to all teachers. After an interruption, call it again to resume: finished
+    parts (2,048 images each) are kept, and the result is the same as that of an uninterrupted call. Once finished, a
+    further call returns the report. Images that change in between are an error. Under torchrun every process writes its
+    share of the parts, on its own GPU; all return when the archive is complete.
 
     Args:
-        images: a folder of images; a CSV manifest (see `image_sources.manifest`); a slide, or a folder of slides, with
-            `coords`; or an ImageTable, as the readers in `datasets` give.
-        teachers: names (`shazam-fast teachers` lists them) or specs.
+        images: a folder of images; a table of images (CSV or .xlsx: a column path, optionally label, split, patient_id,
+            slide_id, x and y); a slide, or a folder of slides, with `coords`; or an ImageTable, as
+            `shazam_fast.load_dataset` returns.
+        teachers: names (`shazam_fast.list_teachers()`) or specs.
         out: directory of the archive. `images.parquet` in it names the image of every row; `archive.json` records
             each teacher's weights, transform, precision and licence, the versions of the libraries, images left out.
-        labels: "folder" when the images lie in one folder a class.
+        labels: "folder" if there is one folder per class, whose names are the labels.
         coords: TRIDENT's or CLAM's coords file of the slide, or a folder of them. Patches are read as these tools read
             them: black where they reach over the slide's edge; `archive.json` records how many do.
-        classes: names in label order; sorted by name when not given.
+        classes: names in label order; in natural order ("2" before "10") by default.
         levels: "high" is the teacher's own feature; "low" and "mid" are the CLS token of an early and a middle block,
             called "<teacher>:low" and "<teacher>:mid" in the archive. All come from one forward pass.
-        weights: {teacher: "hub", "random" or a local file}; the hub unless given.
+        weights: {teacher: "hub", "random" or a local file}; "hub" by default.
         transform: "own", or "imagenet" as the authors' scripts have it, see `load_teacher`.
-        token: of the Hugging Face hub, by default the one that its login left.
+        token: Hugging Face token; by default that of the stored login.
         dtype: "float16" or "float32" on disk.
-        unreadable: what an image that cannot be decoded does: "stop", or "exclude" from all teachers alike, recorded.
-        batch_size: images in a forward pass: 64 on a GPU, 8 on the CPU unless given; changes the last bits.
-        workers: threads that decode; one a core by default.
-        device: "cpu", "cuda", ...; a GPU when there is one. Models run in float32 on the CPU.
-        cluster: "ray" spreads the parts over a Ray cluster that sees `images` and `out` under the same paths.
+        unreadable: "stop" to raise an error for an image that cannot be decoded; "exclude" to leave it out, for all
+            teachers, and record it.
+        batch_size: images per forward pass; 64 on a GPU and 8 on the CPU by default. It changes the last bits.
+        workers: image-decoding threads; one per core by default.
+        device: "cpu", "cuda" or "cuda:1"; a GPU if PyTorch finds one by default. Models run in float32 on the CPU.
+        cluster: "ray" to share the parts on a Ray cluster, in which `images` and `out` have the same paths.
+
+    Returns a report: path, number of rows, dims of the teachers, images left out.
 
     Raises:
         ImageError: images that are missing, listed twice, or unreadable (named, with the reason), or that 8-bit RGB
             cannot hold (pages, further channels, 16 bits, transparency); with unreadable="stop", images that an
             earlier call has left out.
-        MismatchError: an unknown teacher; a teacher without levels; or `out` holds the work of another call.
+        MismatchError: an unknown teacher; a teacher without levels; or `out` was written by another call.
         NonFiniteError: a teacher's feature is NaN, infinite, or too large for float16; names image and teacher.
-        ShazamError: weights or a package that cannot be had; the disk is full, which leaves finished parts valid.
+        ShazamError: weights or a package are not available; the disk is full (finished parts are kept).
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("RGB", (32, 32)).save(folder / "patch.png")
+    >>> mean = {"create": lambda: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())}
+    >>> teacher = TeacherSpec("mean", dim=3, library="torch", pooling="model", arguments=mean)
+    >>> extract(folder, [teacher], folder / "archive", weights={"mean": "random"}, device="cpu").n_rows
+    1
     """
     require_cluster(cluster)
     if not (Path(out) / "archive.json").exists():
@@ -96,7 +110,7 @@ def extract(
 
 
 def _require_wanted(plan: Plan, report: ExtractionReport) -> ExtractionReport:
-    """Raise ImageError when an earlier call has left images out that this one does not want to be left out."""
+    """The report; raises ImageError when an earlier call has left out images and unreadable is "stop"."""
     if plan.unreadable == "stop" and report.left_out:
         raise ImageError(
             f"{plan.out}: {len(report.left_out)} images are left out by an earlier call with unreadable='exclude' "

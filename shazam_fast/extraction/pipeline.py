@@ -29,9 +29,9 @@ logger = logging.getLogger("shazam_fast")
 
 
 LEVELS = ("low", "mid", "high")
-BATCHES_AHEAD = 2  # decoded while the models work on one
+BATCHES_AHEAD = 2  # batches that are decoded while the models run on another
 MIRAX = ".mrxs"  # slides that keep their pixels in a folder of the same name
-LAUNCHED = 2  # batches on the GPU, one of whose features are on their way back
+LAUNCHED = 2  # batches on the GPU: one is computed while the features of the other are copied back
 
 Geometry = tuple[int, int | None, str]  # see Transform.geometry
 Stamp = tuple[int, int]  # size in bytes and time of the last change in nanoseconds of a file
@@ -52,7 +52,7 @@ class ImageReader:
 
     Args:
         table: the images.
-        stamps: of the files when the extraction began; a file without one may change.
+        stamps: file -> its size and time of change when the extraction began; other files may change.
     """
 
     def __init__(self, table: ImageTable, stamps: Mapping[Path, Stamp]) -> None:
@@ -80,7 +80,9 @@ class ImageReader:
     def _require_unchanged(self, path: Path, row: int) -> None:
         if path in self._stamps and self._stamps[path] != (found := stamp_of(path)):
             what = "is no longer there" if found is None else "has changed since the extraction began"
-            raise MismatchError(f"{path} {what} (row {row} of the images); once the images rest, extract again")
+            raise MismatchError(
+                f"{path} {what} (row {row} of the images); do not change images, and run the command again"
+            )
 
     def _read(self, row: int) -> Image.Image:
         table = self._table
@@ -102,8 +104,8 @@ class Extractor:
         teachers: built; they are moved to `device`, and their matrices are stored in the precision they run in.
         levels: of "low", "mid" (CLS of an early and a middle block) and "high" (the teacher's own feature).
         device: where the models run; autocast at each teacher's precision on a GPU, float32 on the CPU.
-        workers: threads that decode.
-        stamps: of the image files when the extraction began, see `ImageReader`.
+        workers: image-decoding threads.
+        stamps: as for `ImageReader`.
     """
 
     def __init__(
@@ -254,7 +256,7 @@ class _Launched:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes when an image file does, or the folder of data beside a .mrxs slide; None when it is not there."""
+    """Size and time of change of an image file (with the data folder of a .mrxs slide); None if it is missing."""
     try:
         found = [path.stat()]
         if path.suffix.lower() == MIRAX and (folder := path.with_suffix("")).is_dir():

@@ -1,4 +1,4 @@
-"""What an extraction is to do, and what an archive records of it."""
+"""The options of an extraction, and what an archive records of them."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 import xxhash
 from torch import nn
 
-from ..archive.writer import require_dtype
+from ..archive.parts import require_dtype
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.geometry import describe_geometry
 from ..images.slide_reader import reader_name, reader_packages
@@ -22,13 +22,13 @@ from ..teachers.models import Teacher, load_teacher
 from ..teachers.spec import TeacherSpec
 from .pipeline import LEVELS, Stamp, stamp_of
 
-PART_ROWS = 2048  # what a kill can cost: seconds on a GPU
+PART_ROWS = 2048  # images per part; at most one part's work is lost when a process is killed
 UNREADABLE = ("stop", "exclude")
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """What a part is made of: a digest that changes when one of its images does, and the image that changed last."""
+    """The images of a part: a digest that changes when one of them does, and the path of the one that changed last."""
 
     digest: str
     newest: str
@@ -36,22 +36,23 @@ class PartSource:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides what the archive will hold; sent whole to other machines.
+    """Everything that decides what the archive will hold; sent to other machines.
 
     Args:
         table: the images [n].
-        specs: of the teachers, each once.
-        weights: {teacher: "hub", "random" or a file}, "hub" for those that are not named.
+        specs: the teachers, each once.
+        weights: {teacher: "hub", "random" or a file}; "hub" for teachers that are not named.
         transform, token: see `load_teacher`.
         levels: of "low", "mid" and "high".
-        batch_size: images in a forward pass; None for what suits the device.
-        workers: threads that decode.
+        batch_size: images per forward pass; None for the device's default.
+        workers: image-decoding threads.
         dtype: "float16" or "float32" on disk.
         unreadable: "stop" or "exclude".
         out: directory of the archive.
         part_rows: images per part.
 
-    Raises ShazamError for values that cannot be; ImageError when an image is missing.
+    Raises ShazamError for an option out of range; MismatchError for teachers, weights or levels that do not fit;
+    ImageError when an image is missing.
     """
 
     table: ImageTable
@@ -72,11 +73,13 @@ class Plan:
         require_dtype(self.dtype)
         names = [spec.name for spec in self.specs]
         if not names or len(set(names)) < len(names):
-            raise MismatchError(f"teachers, each once, expected, found {names}")
+            raise MismatchError(f"teachers: at least one, each name once, expected, found {names}")
         if unknown := sorted(set(self.weights) - set(names)):
-            raise MismatchError(f"weights are given for {unknown}, which are not among the teachers {names}")
+            raise MismatchError(f"weights: names among the teachers {names} expected, found {unknown}")
         if not self.levels or set(self.levels) - set(LEVELS) or len(set(self.levels)) < len(self.levels):
-            raise MismatchError(f"levels of {LEVELS}, each once, expected, found {self.levels}")
+            raise MismatchError(
+                f"levels: some of {', '.join(LEVELS)}, each once, expected, found {', '.join(self.levels) or 'none'}"
+            )
         if self.unreadable not in UNREADABLE:
             raise ShazamError(f"unreadable: one of {UNREADABLE} expected, found {self.unreadable!r}")
         if (self.batch_size is not None and self.batch_size < 1) or self.workers < 1:
@@ -115,13 +118,13 @@ class Plan:
 
 
 def describe_job(plan: Plan, teachers: Sequence[Teacher], device: torch.device, batch_size: int) -> dict[str, Any]:
-    """What the archive records of its making; two calls with the same values write the same parts.
+    """What the archive records of the extraction; two calls with the same values write the same parts.
 
     Args:
         plan: the extraction.
         teachers: as `plan.build` gives them, not yet moved to a device.
         device: where they will run.
-        batch_size: images in a forward pass.
+        batch_size: images per forward pass.
 
     Returns:
         JSON values.

@@ -1,4 +1,4 @@
-"""Images to features: `shazam_fast.extract` runs every teacher over every image once and writes a native archive."""
+"""Run an extraction part by part, and publish the archive when all parts are written."""
 
 import io
 import logging
@@ -27,14 +27,19 @@ from .sharing import Sharing
 logger = logging.getLogger("shazam_fast")
 
 
-BATCH_SIZES = {"cpu": 8, "gpu": 64}  # what fits the cache is fastest on a CPU
+BATCH_SIZES = {"cpu": 8, "gpu": 64}  # on a CPU, batches that fit its cache are fastest
 IMAGES = "images.parquet"  # row and path of every image in the archive
 
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What an extraction wrote: `teachers` maps a column block to its dim, `left_out` lists images that could not be
-    read, {"path", "row" in the source, "reason"} each.
+    """What an extraction wrote.
+
+    Attributes:
+        path: directory of the archive.
+        n_rows: number of patches.
+        teachers: teacher (or "teacher:level") -> dim.
+        left_out: images that could not be read: {"path", "row" (in the source), "reason"} each.
     """
 
     path: Path
@@ -52,7 +57,7 @@ class _Notes(Record, frozen=True, kw_only=True):
 
 
 class ImageParts(ArchiveParts):
-    """The parts of an extraction, which belong to images that must not change; `sources` has one entry per part."""
+    """The parts of an extraction, whose images must not change; `sources` has one entry per part."""
 
     def __init__(self, path: Path, job: Mapping[str, Any], head: ArchiveHead, sources: Sequence[PartSource]) -> None:
         super().__init__(path, job, len(sources), head, others=(IMAGES,))
@@ -82,7 +87,7 @@ class ImageParts(ArchiveParts):
 
 
 class Extraction:
-    """A plan with its models in place, ready to write any of the archive's parts."""
+    """A plan and its models on a device: writes any of the archive's parts."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         teachers = plan.build()
@@ -138,7 +143,7 @@ class Extraction:
 
 
 def _printable(text: object) -> str:
-    """The text without what no UTF-8 can hold: file names may be no text."""
+    """The text with "?" for what UTF-8 cannot hold: a file name may be any bytes."""
     return str(text).encode(errors="replace").decode()
 
 
@@ -207,7 +212,7 @@ def _publish(store: ImageParts) -> None:
 
 
 def finished_report(store: ImageParts) -> ExtractionReport | None:
-    """The report of an extraction that is done; None while it is not. Raises MismatchError if it was another one."""
+    """The report of a finished extraction; None if it is not finished. Raises MismatchError if it was another one."""
     manifest = store.read_finished()
     if manifest is None:
         return None

@@ -1,4 +1,4 @@
-"""Several processes that write the parts of one archive: which parts are whose, and how a failure reaches them all."""
+"""Several processes that write one archive: which parts each writes, and how the failure of one stops the others."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from ..runtime.documents import Name, Record, Text, encode_document, read_docume
 from ..runtime.files import write_durably
 
 POLL_SECONDS = 1.0  # between two looks at what others have done
-GRACE_SECONDS = 10.0  # processes start at different times; a failure that is older may be one of the run before
+GRACE_SECONDS = 10.0  # failures are read after this time, when every process has removed its old record
 
 
 class Failure(Record, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class Sharing:
         self._record(self.rank).unlink(missing_ok=True)
 
     def fail(self, error: BaseException) -> None:
-        """Tell the other processes, if there are any, that this one stops."""
+        """Record for the other processes, if there are any, that this one stops. Raises ShazamError if it cannot."""
         if self.world == 1 or not self.path.is_dir():
             return
         known = isinstance(error, ShazamError)

@@ -1,1 +1,1 @@
-"""From a path to extents and columns; no policy."""
+"""File formats: where the rows of features lie in a file, and which columns lie with them."""

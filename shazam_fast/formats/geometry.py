@@ -12,7 +12,7 @@ Unit = Literal["pixels", "micrometres"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is known of the patches of one slide. None means not known; nothing is guessed.
+    """Size, level and resolution of the patches of one slide. None means not known; nothing is guessed.
 
     Args:
         unit: of positions and of `patch_size`: "pixels" of level 0, or "micrometres".
@@ -20,6 +20,8 @@ class Geometry:
         level: pyramid level that the patches were read from.
         mpp: micrometres per pixel of level 0.
         reader: library that read the slide, with its version, such as "openslide 4.0.0".
+
+    Raises ValueError for another unit, or numbers that are not positive.
 
     >>> Geometry("pixels", patch_size=512, mpp=0.25)
     Geometry(unit='pixels', patch_size=512, level=None, mpp=0.25, reader=None)
@@ -84,7 +86,7 @@ def _number(attributes: Mapping[str, object], name: str) -> float | None:
 
 
 def merge_geometry(known: Geometry, other: Geometry) -> Geometry | str:
-    """What two teachers know together of one slide; words for the difference where they contradict each other.
+    """The geometry of one slide from two teachers' files; text that names the difference if they contradict each other.
 
     Unit, patch size and level must agree where both are known, and the resolution to 1 %. Two readers are both named.
 
@@ -108,7 +110,7 @@ def merge_geometry(known: Geometry, other: Geometry) -> Geometry | str:
 
 
 def describe_geometry(geometry: Mapping[str, Geometry]) -> dict[str, dict[str, Any]]:
-    """What archive.json and other documents hold: {slide: {field: value}}, without the fields that are not known.
+    """The geometry as archive.json holds it: {slide: {field: value}}, without the fields that are not known.
 
     >>> describe_geometry({"s1": Geometry("pixels", 256)})
     {'s1': {'unit': 'pixels', 'patch_size': 256}}
@@ -118,7 +120,7 @@ def describe_geometry(geometry: Mapping[str, Geometry]) -> dict[str, dict[str, A
 
 
 def parse_geometry(document: object) -> dict[str, Geometry]:
-    """The mapping that `describe_geometry` wrote. Raises ValueError, which `msgspec.ValidationError` is, for another.
+    """Read what `describe_geometry` wrote. Raises ValueError (`msgspec.ValidationError` is one) for anything else.
 
     >>> parse_geometry({"s1": {"unit": "pixels", "patch_size": 256}})["s1"].patch_size
     256.0

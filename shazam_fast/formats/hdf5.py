@@ -238,7 +238,7 @@ def _member(path: Path, file: Any, name: str) -> Any:
 
 
 def has_member(group: Any, name: str) -> bool:
-    """Whether `name` is in the group, be it a link that leads nowhere."""
+    """Whether `name` is in the group, even as a link to nothing."""
     return group.get(name, getlink=True) is not None
 
 

@@ -65,7 +65,7 @@ class StoredColumn:
 
 
 def is_native(path: Path) -> bool:
-    """Whether the directory is a native archive, or what an interrupted writing left of one."""
+    """Whether the directory is a native archive, complete or interrupted."""
     return (path / MANIFEST).exists() or any(path.glob("part-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
@@ -77,7 +77,7 @@ class StoredTeacher(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """`archive.json`. `job` tells what made the archive, `notes` what was noted while it was made."""
+    """`archive.json`. `job` holds the options that made the archive, `notes` what was recorded while it was written."""
 
     format: str
     version: int
@@ -162,11 +162,11 @@ def _read_part(file: Path, part: Part, width: int, dtype: str) -> dict[str, Stor
     return tensors
 
 
-DATA_START = 4096  # the parts' data begin on a page
+DATA_START = 4096  # byte at which the data of a part begin: the start of a memory page
 
 
 class PartWriter:
-    """One safetensors file being written: features go straight to disk, the narrow columns wait for the end.
+    """Writes one safetensors file: features at once, the per-patch columns when it is closed.
 
     Args:
         path: where to write; a temporary name.
@@ -180,7 +180,12 @@ class PartWriter:
         self.n_rows = 0
 
     def append(self, features: NDArray[Any], columns: Mapping[str, NDArray[Any] | None]) -> None:
-        """Add features [n, width] and their narrow columns; None stands for unknown."""
+        """Add n rows.
+
+        Args:
+            features: [n, width] in the type of the archive.
+            columns: column -> [n] or [n, 2]; None for unknown.
+        """
         assert self._descriptor is not None
         _write_all(self._descriptor, features)
         for name, (dtype, shape) in COLUMNS.items():

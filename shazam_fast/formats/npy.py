@@ -6,8 +6,9 @@ from math import prod
 from pathlib import Path
 
 from ..errors import ArchiveError, NotInPlaceError
+from ..runtime.files import open_regular
 from .pieces import Piece
-from .tensors import MAX_DIM, StoredTensor, contiguous, feature_piece, open_file
+from .tensors import MAX_DIM, StoredTensor, contiguous, feature_piece
 
 MAGIC = b"\x93NUMPY"
 LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # version -> width of the header's length
@@ -22,7 +23,7 @@ DTYPES = {
 
 def _read_header(path: Path) -> tuple[str, int, int]:
     """The header's text, the byte at which the values start, and the bytes of the file."""
-    with open_file(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12 + MAX_HEADER_BYTES)
     if head[:6] != MAGIC:

@@ -1,6 +1,6 @@
-"""One file per on-disk layout; each only turns a path into extents and per-row columns.
+"""What every format gives: sources, pieces, extents and per-patch columns.
 
-A layout finds `Source`s, cheap to list by the hundred thousand; reading one opens its file and gives a `Piece`.
+A layout lists `Source`s without opening their files; reading one opens its file and returns a `Piece`.
 """
 
 import os
@@ -113,7 +113,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class InMemory:
-    """A column that is in memory already, as `Contents.columns` wants it."""
+    """A column in memory, in the form of `Contents.columns`."""
 
     column: NDArray[np.generic]
 
@@ -122,7 +122,7 @@ class InMemory:
         return self.column
 
 
-# column -> (dtype in the parts, trailing shape); written by writer.py, read here
+# column -> (dtype in the parts, trailing shape); as PartWriter writes them
 COLUMNS: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {
     "label": (np.dtype(np.int64), ()),  # -1 unknown
     "coords": (np.dtype(np.int32), (2,)),  # x, y at level 0, -1 unknown

@@ -11,8 +11,9 @@ from typing import Annotated
 import msgspec
 
 from ..errors import ArchiveError
+from ..runtime.files import open_regular
 from .pieces import ITEM_BYTES, Piece
-from .tensors import StoredTensor, contiguous, feature_piece, open_file
+from .tensors import StoredTensor, contiguous, feature_piece
 
 DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
@@ -38,7 +39,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     Raises ArchiveError when the file is missing, truncated, overlong, or its header is corrupt.
     """
-    with open_file(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):

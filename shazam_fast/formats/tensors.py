@@ -3,10 +3,6 @@
 Shared by the layouts whose files hold whole tensors: .npy, safetensors, torch.save.
 """
 
-import errno
-import io
-import os
-import stat
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -17,7 +13,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArchiveError, ArchiveErrorKind, NotInPlaceError
+from ..errors import ArchiveError, NotInPlaceError
+from ..runtime.files import open_regular
 from .pieces import ITEM_BYTES, DTypeName, Piece
 
 INTEGERS = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"})
@@ -55,25 +52,11 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1][: len(shape)]
 
 
-def open_file(path: Path) -> io.FileIO:
-    """The regular file, open for unbuffered reading: headers take one or two reads. A pipe or a device is refused."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not block
-    except OSError as error:
-        kinds: dict[int, ArchiveErrorKind] = {errno.ENOENT: "missing", errno.EACCES: "permission"}
-        kind = kinds.get(error.errno or 0, "system")
-        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}", kind) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ArchiveError(f"{path}: a file of features was expected, not a directory, pipe or device", "system")
-    return io.FileIO(descriptor)
-
-
 def read_values(path: Path, tensor: StoredTensor) -> NDArray[np.generic]:
     """A small tensor, read whole; for labels and coordinates, not for features."""
     dtype = np.dtype(tensor.dtype)
     needed = tensor.span * dtype.itemsize
-    with open_file(path) as file:
+    with open_regular(path) as file:
         file.seek(tensor.offset)
         content = file.read(needed)
     if len(content) != needed:

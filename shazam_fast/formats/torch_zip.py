@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArchiveError, NotInPlaceError
+from ..runtime.files import open_regular
 from .pieces import Piece
-from .tensors import INTEGERS, StoredTensor, feature_piece, open_file
+from .tensors import INTEGERS, StoredTensor, feature_piece
 from .torch_pickle import decode
 
 FEATURES = ("features", "feature", "feats", "embeddings")
@@ -177,7 +178,7 @@ def load_records(path: Path) -> object:
 
     Lists, tuples, dictionaries, text, numbers, booleans and None are themselves. Raises ArchiveError for anything else.
     """
-    with open_file(path) as file:
+    with open_regular(path) as file:
         return _TorchZip(path, file.fileno()).load()
 
 

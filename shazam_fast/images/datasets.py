@@ -40,7 +40,7 @@ NAMED = 5  # files that a message names
 
 @dataclass
 class _Rows:
-    """What a reader collects, one entry a patch, official training rows first."""
+    """What a reader collects, one entry per patch, official training rows first."""
 
     paths: list[Path]
     labels: list[int]
@@ -50,7 +50,7 @@ class _Rows:
 
 
 def unitopatho(path: str | Path, split: str = "by_slide", val: float = 0.15, seed: int = 0) -> ImageTable:
-    """UniToPatho, subset `800`: `train.csv`, `test.csv` and one folder of PNG files a class.
+    """UniToPatho, subset `800`: `train.csv`, `test.csv` and one folder of PNG files per class.
 
     Args:
         path: the folder `800`, or the one that holds it.
@@ -71,7 +71,7 @@ def unitopatho(path: str | Path, split: str = "by_slide", val: float = 0.15, see
 
 
 def huncrc(path: str | Path, split: str = "by_slide", val: float = 0.15, seed: int = 0) -> ImageTable:
-    """HunCRC's patches: folders `001` to `200`, one a slide, and beside each its `<folder>_labels.csv`.
+    """HunCRC's patches: folders `001` to `200`, one per slide, and next to each its `<folder>_labels.csv`.
 
     Slides 001 to 151 are the training split, the others the official test split. Rows that have not exactly one 1 in
     the nine columns of the paper's classes are left out, and counted in the log.
@@ -101,7 +101,30 @@ DATASETS: Mapping[str, Callable[..., ImageTable]] = MappingProxyType({"unitopath
 
 
 def load_dataset(name: str, path: str | Path, split: str = "by_slide", val: float = 0.15, seed: int = 0) -> ImageTable:
-    """A dataset by name, "unitopatho" or "huncrc"; see the functions of these names."""
+    """Read one of the Shazam paper's datasets as a table of images, for `shazam_fast.extract`.
+
+    Args:
+        name: "unitopatho" (UniToPatho, subset 800: `train.csv`, `test.csv`, one folder of PNG files per class) or
+            "huncrc" (HunCRC's patches: folders `001` to `200` and `<folder>_labels.csv`).
+        path: folder of the unpacked dataset.
+        split: "by_slide" keeps every slide in one split; "as_published" halves the official test split at random into
+            validation and test, as the paper's scripts do, so that both have patches of the same slides.
+        val: with "by_slide", the share of the training patches that become validation patches, whole slides at a time.
+        seed: random seed of that choice.
+
+    Returns the table, with labels, splits, slides and, for UniToPatho, positions.
+
+    Raises:
+        ShazamError: an unknown name or split.
+        ArchiveError: a CSV file that is missing or cannot be read.
+        ImageError: images that are missing (the first are named, all counted) or listed twice.
+        MismatchError: a column, value or image name that is not as published; a slide in training and test.
+
+    >>> load_dataset("camelyon", "data")
+    Traceback (most recent call last):
+    ...
+    shazam_fast.errors.ShazamError: no dataset is called 'camelyon'; there are unitopatho, huncrc
+    """
     if name not in DATASETS:
         raise ShazamError(f"no dataset is called {name!r}; there are {', '.join(DATASETS)}")
     return DATASETS[name](path, split, val, seed)

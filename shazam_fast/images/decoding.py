@@ -1,21 +1,22 @@
-"""Image files as 8-bit RGB, exactly or not at all.
+"""Decode image files to 8-bit RGB without loss; anything else is an error.
 
 Greyscale, bilevel and palette images become RGB exactly, and so do images with an alpha channel that is opaque
-everywhere. Whatever 8-bit RGB cannot hold is an error, because Pillow would drop or cut it in silence: further pages,
+everywhere. What 8-bit RGB cannot hold is an error, because Pillow drops or cuts it without a warning: several pages,
 further channels, transparency, more than 8 bits per channel, signed values, floats, CMYK. Colour profiles and the
 orientation that a camera notes are not applied, as in torchvision and TRIDENT.
 """
 
 import os
-import stat
 import struct
 import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ..errors import ImageError
+from ..errors import ArchiveError, ImageError
+from ..runtime.files import open_regular
 
 # What Pillow raises on a file that is no image, truncated, or corrupt.
 PILLOW_ERRORS = (
@@ -40,8 +41,8 @@ def decode(path: Path) -> Image.Image:
         The image in mode RGB.
 
     Raises:
-        ImageError: naming the file, when it is missing, no regular file, no image, truncated or corrupt, or when 8-bit
-            RGB cannot hold all of it.
+        ImageError: naming the file, when it is missing, not a regular file, not an image, truncated or corrupt, or when
+            8-bit RGB cannot hold all of it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +56,7 @@ def decode(path: Path) -> Image.Image:
             "set it to False before reading images"
         )
     try:
-        with open_regular(path) as file:
+        with open_image(path) as file:
             size = os.fstat(file.fileno()).st_size
             try:
                 with Image.open(file) as image:
@@ -71,22 +72,16 @@ def decode(path: Path) -> Image.Image:
         raise ImageError(f"{path}: cannot be decoded: {error}") from None
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_image(path: Path) -> BinaryIO:
     """A regular file opened for reading. Raises ImageError for a pipe, a device, a directory or a missing file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not block
-    except FileNotFoundError:
-        raise ImageError(f"{path}: the file is missing") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ImageError(f"{path}: a regular file expected, found a directory, pipe or device")
-    return os.fdopen(descriptor, "rb")
+        return BufferedReader(open_regular(path))
+    except ArchiveError as error:
+        raise ImageError(str(error)) from None
 
 
 def to_rgb(path: Path, image: Image.Image) -> Image.Image:
-    """A decoded image as RGB, exactly. Raises ImageError when that cannot be."""
+    """A decoded image as RGB without loss. Raises ImageError where that is not possible."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ..errors import ImageError, ShazamError
-from .decoding import NEW_SUBFILE_TYPE, PILLOW_ERRORS, REDUCED, SAMPLE_FORMAT, SAMPLES_PER_PIXEL, open_regular
+from .decoding import NEW_SUBFILE_TYPE, PILLOW_ERRORS, REDUCED, SAMPLE_FORMAT, SAMPLES_PER_PIXEL, open_image
 
 BACKENDS = (("openslide", "OpenSlide"), ("tiffslide", "TiffSlide"))
 PACKAGES = {"openslide": ("openslide-python",), "tiffslide": ("tiffslide", "tifffile", "imagecodecs")}
@@ -98,7 +98,7 @@ def choose_level(downsamples: Sequence[float], side_level0: int, side: int) -> t
 def open_slide(path: Path) -> Any:
     """An OpenSlide or TiffSlide object. Raises ImageError, naming the file, when it cannot be opened without loss."""
     module, name = _backend()
-    with open_regular(path) as file:
+    with open_image(path) as file:
         try:
             slide = getattr(module, name)(str(path))
             _ = slide.dimensions  # tiffslide reads the header when it is first asked for something
@@ -119,7 +119,7 @@ def reader_name() -> str:
 
 
 def reader_packages() -> tuple[str, ...]:
-    """The installed distributions that decide which pixels a slide gives."""
+    """Names of the installed packages on which the pixels read from a slide depend."""
     return PACKAGES[_backend()[0].__name__]
 
 
@@ -146,7 +146,7 @@ def _property(slide: Any, name: str) -> Any:
 
 
 def _require_plain_tiff(path: Path, file: BinaryIO) -> None:
-    """Raise ImageError for channels, depths and pages that the readers would drop or cut in silence."""
+    """Raise ImageError for channels, depths and pages that the readers would drop or cut without a warning."""
     try:
         pages = list(_tiff_pages(file))
     except PILLOW_ERRORS as error:

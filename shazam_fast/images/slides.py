@@ -27,7 +27,7 @@ from .table import ImageTable, some_of
 logger = logging.getLogger("shazam_fast")
 
 COORDS_SUFFIXES = (".h5", ".hdf5")
-LARGEST_SIDE = 1 << 15  # pixels of a patch's side that are taken for a size
+LARGEST_SIDE = 1 << 15  # pixels; a larger side of a patch is an error
 INFLATION = 1100  # times that compressed coords may be larger than their bytes in the file (gzip: 1,032)
 
 
@@ -55,13 +55,13 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
 
     Returns:
         One row per patch, in the order of the coords files; with `geometry` per slide, and in `over_edge` the number
-        of patches that reach over the edge of their slide (what lies outside is black).
+        of patches that reach over the edge of their slide (black outside it).
 
     Raises:
         ImageError: a coords file has no slide, a slide cannot be opened, or there is no patch at all.
         MismatchError: positions outside the slide, or another slide's size: the coords are another slide's; a coords
             file that fits two slides.
-        ArchiveError: a coords file that is not one.
+        ArchiveError: a file that is not a coords file of these tools.
         ShazamError: neither openslide nor tiffslide is installed.
     """
     found = [_read_patches(*pair) for pair in _pair(Path(slides), Path(coords))]

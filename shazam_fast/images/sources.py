@@ -143,7 +143,7 @@ def _images_below(folder: Path) -> list[Path]:
         found += images
         others += len(visible) - len(images)
     if not found:
-        raise ImageError(f"{folder}: no image found ({', '.join(sorted(SUFFIXES))}); remove the folder or fill it")
+        raise ImageError(f"{folder}: no image found ({', '.join(sorted(SUFFIXES))}); remove the folder or add images")
     if others:
         logger.info("%s: %d files are no images by their suffix and are passed over", folder, others)
     return sorted(found)

@@ -1,4 +1,4 @@
-"""`ImageTable`: images, and what is known of each: label, split, patient, slide and position."""
+"""`ImageTable`: images with their labels, splits, patients, slides and positions."""
 
 import os
 from collections import Counter
@@ -20,24 +20,30 @@ NAMED = 5  # files that a message names before it says how many more there are
 
 @dataclass(frozen=True)
 class ImageTable:
-    """n images and what is known of each; image i becomes row i of an archive.
+    """n images, and the label, split, patient, slide and position of each; image i becomes row i of an archive.
 
     Args:
         paths: [n] image files. For patches of whole-slide images the slide's file, with `coords` and `sides`.
         labels: int64 [n], index into `classes`, -1 unknown.
         classes: class names in label order.
-        splits: uint8 [n]: 0 train, 1 val, 2 test, 255 none; see `formats.pieces.SPLITS`.
-        groups: [n] names of what must stay in one split (patients), "" unknown; or () for all unknown.
-        slides: [n] names of the slides that the images were cut from, "" unknown; or ().
+        splits: uint8 [n]: 0 train, 1 val, 2 test, 255 none.
+        groups: [n] names of groups (patients), which must stay in one split, "" unknown; () if all are unknown.
+        slides: [n] names of the slides that the images were cut from, "" unknown; () if all are unknown.
         coords: int32 [n, 2], x and y of the image at level 0 of its slide, in pixels; or None.
         sides: int32 [n, 2], where patches are read from a slide: their side at level 0, and the side that they are
             resized to, in pixels. None where every path is an image of its own.
         geometry: slide -> size, level and resolution of its patches and what read them, where that is known.
         over_edge: number of patches that reach over the edge of their slide; what lies outside is black.
-        note: what a reader of results should know of this table ("as published: ..."); archives keep it.
+        note: a remark on how the table was made ("as published: ..."), which archives keep.
 
     Raises ImageError when there is no image, when files are missing, or when one is listed twice; MismatchError when
     lengths differ or a label has no class.
+
+    >>> import tempfile
+    >>> (image := Path(tempfile.mkdtemp()) / "patch.png").touch()
+    >>> table = ImageTable((image,), np.array([0]), ("tumour",), np.array([SPLITS["train"]], np.uint8))
+    >>> len(table), table.split("train")
+    (1, array([0]))
     """
 
     paths: tuple[Path, ...]
@@ -54,7 +60,7 @@ class ImageTable:
 
     def __post_init__(self) -> None:
         if not self.paths:
-            raise ImageError("no images: an extraction needs at least one")
+            raise ImageError("no images: at least one expected")
         self._check_lengths()
         self._check_labels()
         self._check_files()
@@ -63,7 +69,7 @@ class ImageTable:
         return len(self.paths)
 
     def split(self, name: str) -> NDArray[np.int64]:
-        """Rows of the split "train", "val", "test" or "none", ascending."""
+        """Row numbers, int64 [n], of the split "train", "val", "test" or "none", ascending."""
         return np.flatnonzero(self.splits == SPLITS[name])
 
     def _check_lengths(self) -> None:

@@ -15,7 +15,8 @@ from ..errors import ArchiveError, NotInPlaceError
 from ..formats import hdf5, npy
 from ..formats.geometry import Geometry
 from ..formats.pieces import Piece, Source
-from ..formats.tensors import INTEGERS, open_file, read_values
+from ..formats.tensors import INTEGERS, read_values
+from ..runtime.files import open_regular
 from ..tables.slide_names import name_slides
 from .discovery import File, kind_of
 from .unmapped import read_npz
@@ -174,7 +175,7 @@ def _read_json(path: Path, record: type[RecordType]) -> RecordType:
     """The record in a small JSON file; an empty one if there is no file."""
     if not path.exists():
         return record()
-    with open_file(path) as stream:
+    with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         content = stream.read(min(size, MAX_META_BYTES)) if size <= MAX_META_BYTES else b""
     try:

@@ -68,7 +68,7 @@ class Listing:
         self.passed[why] += 1
 
     def report(self) -> None:
-        """Say once what was passed over."""
+        """Log a warning with what was passed over."""
         if self.passed:
             counts = ", ".join(f"{n} {why}" for why, n in sorted(self.passed.items()))
             logger.warning("%s: passed over %s (first: %s)", self.root, counts, self.first_passed)

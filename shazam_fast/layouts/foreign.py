@@ -1,4 +1,4 @@
-"""Paths of this package that are no archives: called what they are, with the function that takes them."""
+"""Refuse scores, students and checkpoints where features are expected; the message names the right function."""
 
 from pathlib import Path
 

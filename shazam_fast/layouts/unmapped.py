@@ -1,7 +1,7 @@
 """Feature files that cannot be mapped: compressed, transposed, of another dtype, text; read in ranges or whole.
 
-A file's rows are described as if they lay uncompressed in an imaginary file, so that alignment treats them as it treats
-mapped ones; `load` opens the rows themselves. Nothing is unpickled with code execution allowed.
+A file's rows get virtual offsets, as if they lay uncompressed in one file, so that alignment treats them like mapped
+ones; `load` opens the rows themselves. Nothing is unpickled with code execution allowed.
 """
 
 import json
@@ -22,8 +22,8 @@ from ..errors import ArchiveError
 from ..formats.geometry import NOT_KNOWN, Geometry
 from ..formats.hdf5 import FEATURE_DATASETS, has_member, matrix_shape, opened, read_positions
 from ..formats.pieces import ITEM_BYTES, DTypeName, Piece
-from ..formats.tensors import open_file
 from ..formats.torch_zip import FEATURES, LABELS
+from ..runtime.files import open_regular
 from .discovery import kind_of
 
 POSITION = re.compile(r"\(\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*\)")  # FuseCPath's key of a patch
@@ -43,7 +43,7 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Unmapped(Piece):
-    """A piece whose `runs` lie in an imaginary file; `load` gives its rows [rows, columns]."""
+    """A piece whose `runs` have virtual offsets; `load` gives its rows [rows, columns]."""
 
     load: Callable[[], Matrix]
 
@@ -56,7 +56,7 @@ def read_unmapped(file: Path, teacher: str) -> Unmapped:
     kind = kind_of(file.name)
     if kind == ".h5":
         return _read_hdf5(file, teacher)
-    open_file(file).close()  # refuses pipes and devices
+    open_regular(file).close()  # refuses pipes and devices
     return whole(file, READERS[kind], PIXELS if kind in (".txt", ".json") else NOT_KNOWN)
 
 
@@ -281,7 +281,7 @@ def _drop_leading_axis(features: NDArray[Any]) -> NDArray[Any]:
 
 def read_npz(file: Path, names: Sequence[str]) -> Arrays:
     """Some arrays of a .npz file. Raises ArchiveError when it cannot be read, or one is missing."""
-    open_file(file).close()
+    open_regular(file).close()
     with reading(file), np.load(file, allow_pickle=False) as content:
         if missing := [name for name in names if name not in content.files]:
             raise ArchiveError(f"{file}: no array {missing[0]!r}; it holds {', '.join(content.files)}")

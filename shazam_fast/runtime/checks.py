@@ -1,6 +1,6 @@
-"""Checks of options that a user hands in: type, range and choice, with the option named in the error.
+"""Checks of users' options: type, range and choice, with the option named in the error.
 
-NumPy's scalars are taken for Python's; a bool is never a number, and a float is never a count.
+NumPy's scalars count as Python's; a bool is not a number, and a float is not a count.
 """
 
 import math

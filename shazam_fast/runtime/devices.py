@@ -1,4 +1,4 @@
-"""Which device computes, and on how many cores."""
+"""The device that computes, and the number of cores."""
 
 import os
 
@@ -10,12 +10,12 @@ REMEDY = "use device='cpu' (--device cpu), or leave it out for a GPU if PyTorch 
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device called `name`, checked to be there.
+    """The device called `name`.
 
     Args:
         name: "cpu", "cuda" or "cuda:1"; None for a GPU if PyTorch finds one, else the CPU.
 
-    Raises ShazamError when `name` is no such device, or this machine does not have it.
+    Raises ShazamError for another name, or when this machine does not have the device.
 
     >>> choose_device("cpu")
     device(type='cpu')
@@ -34,12 +34,12 @@ def choose_device(name: str | torch.device | None) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """What decides the bits of a result: "cpu", or the model of the GPU."""
+    """The device as results record it: "cpu", or the model of the GPU, on which the last bits depend."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def count_cores() -> int:
-    """Cores of this process: its share of them under torchrun.
+    """Number of CPU cores that this process may use; under torchrun, its share of them.
 
     >>> count_cores() >= 1
     True

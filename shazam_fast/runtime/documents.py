@@ -1,7 +1,7 @@
 """JSON documents that are read back: decoded into typed records, with limits on size, depth, length and digits.
 
-A document that this release writes ends with a checksum of itself, so that damage in a name or a number is an error and
-not another name or number.
+A document that this release writes ends with a checksum of itself, so that damage is noticed even where it leaves valid
+JSON.
 """
 
 import re
@@ -30,7 +30,7 @@ RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all records. Fields that a record does not know are passed over, for documents of later versions."""
+    """Base of all records. Unknown fields are ignored, since documents of later versions may have more."""
 
 
 class _Head(Record, frozen=True, kw_only=True):
@@ -45,10 +45,10 @@ def read_document(
 
     Args:
         path: the file.
-        record, format, version: what the document must be.
+        record, format, version: as for `decode_document`.
         limit: largest size in bytes.
 
-    Raises ArchiveError as `decode_document` does, and of kind "missing", "permission" or "system".
+    Returns the record. Raises ArchiveError as `decode_document` does, and of kind "missing", "permission" or "system".
     """
     return decode_document(read_whole(path, limit), record, path, format=format, version=version)
 
@@ -56,7 +56,7 @@ def read_document(
 def decode_document(
     content: bytes, record: type[RecordType], path: Path, *, format: str = "", version: int = 1
 ) -> RecordType:
-    """The record that JSON text holds.
+    """Decode a JSON document to a record.
 
     Args:
         content: the text, as `encode_document` makes it.
@@ -65,6 +65,8 @@ def decode_document(
         format: what its field "format" must be; "" for documents that have none.
         version: what its field "version" must be, if it has a format.
 
+    Returns the record.
+
     Raises ArchiveError; kind "corrupt" (not JSON; a field that is absent, of another type, too long or too deep),
     "checksum", "foreign" (another format) or "unsupported" (another version).
     """
@@ -72,7 +74,7 @@ def decode_document(
     if format:
         head = _decode(body, _Head, path)
         if head.format != format:
-            found = f"it holds {head.format!r}" if head.format else "it says nothing of its format"
+            found = f"it holds {head.format!r}" if head.format else "it does not name its format"
             raise ArchiveError(f"{path}: {format!r} expected, but {found}", "foreign")
         if head.version != version:
             raise ArchiveError(
@@ -101,9 +103,9 @@ def _depth_exceeds(value: Json, depth: int) -> bool:
 
 
 def encode_document(record: Record) -> bytes:
-    """The record as JSON text with a checksum of itself; numbers that are not finite become null.
+    """The record as JSON text that ends with a checksum of itself; numbers that are not finite become null.
 
-    Raises ShazamError when a text in it cannot be written as UTF-8 (a file name that is no text).
+    Raises ShazamError when a text in it cannot be written as UTF-8 (a file name that is not valid text).
     """
     try:
         body = msgspec.json.format(msgspec.json.encode(record), indent=1).removesuffix(b"\n}")

@@ -1,5 +1,6 @@
-"""Files that are there complete or not at all, and their checksums."""
+"""Atomic, durable file writes; opening of regular files; checksums."""
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -17,7 +18,10 @@ def unfinished_path(path: Path) -> Path:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that it is there complete, or not at all, whatever happens: sync, rename, sync."""
+    """Write a file atomically: after a crash at any moment it is complete, or as it was before (sync, rename, sync).
+
+    Raises OSError, for example when the disk is full; the temporary file is removed then.
+    """
     unfinished = unfinished_path(path)
     try:
         write_synced(unfinished, content)
@@ -58,29 +62,42 @@ def file_checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_whole(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+def open_regular(path: Path) -> io.FileIO:
+    """Open a regular file (or a link to one) for unbuffered reading.
 
-    Raises ArchiveError; kind "missing", "permission", "system" (no regular file: a directory, a pipe, a device), or
-    "corrupt" (too large).
+    Raises ArchiveError; kind "missing", "permission" or "system" (a directory, a pipe, a device, or what the operating
+    system refuses).
+
+    >>> import tempfile
+    >>> open_regular(Path(tempfile.mkdtemp()))
+    Traceback (most recent call last):
+    ...
+    shazam_fast.errors.ArchiveError: ... a regular file expected, found a directory, pipe or device
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe does not block
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not block
     except FileNotFoundError:
         raise ArchiveError(f"{path}: file not found", "missing") from None
     except PermissionError:
         raise ArchiveError(f"{path}: no permission to read it", "permission") from None
-    except (OSError, ValueError) as error:
-        raise ArchiveError(f"{path}: cannot be read: {error}", "system") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ArchiveError(f"{path}: not a regular file", "system")
-        if status.st_size > limit:
-            raise ArchiveError(f"{path}: {status.st_size} bytes, at most {limit} expected", "corrupt")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be read: {error}", "system") from None
-    finally:
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise ArchiveError(f"{path}: cannot be opened: {getattr(error, 'strerror', error)}", "system") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise ArchiveError(f"{path}: a regular file expected, found a directory, pipe or device", "system")
+    return io.FileIO(descriptor)
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises ArchiveError as `open_regular` does, and of kind "corrupt" when the file is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ArchiveError(f"{path}: {size} bytes, at most {limit} expected", "corrupt")
+        try:
+            return io.BufferedReader(file).read(size)
+        except OSError as error:
+            raise ArchiveError(f"{path}: cannot be read: {error}", "system") from None

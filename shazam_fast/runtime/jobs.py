@@ -1,9 +1,9 @@
-"""Part directories: an interrupted command is continued by the same command, by any number of processes.
+"""Part directories: results written part by part, so that the same command resumes after an interruption.
 
 A directory is claimed by a document that says which job it is for (`_job.json`). A part is written to a temporary name;
 its record, `part-NNNNN.json`, with the checksum of the part and the digest of the job, follows; then the part gets its
-name. So a part without a record is somebody else's file, and a record without its part is a part that is not finished.
-The manifest is written last, then the records and the claim go.
+name. So a part without a record is another program's file, and a record without its part is an unfinished part.
+The manifest is written last; then the records and the claim are removed.
 """
 
 import json
@@ -39,7 +39,7 @@ class Part(Record, frozen=True, kw_only=True):
 
 
 class PartRecord(Record, frozen=True, kw_only=True):
-    """What is kept of a part until all are finished. `part` is None where no row fell to it."""
+    """The record of a finished part, kept until all are finished. `part` is None for a part without rows."""
 
     job: Digest
     part: Part | None
@@ -55,14 +55,14 @@ class Claim(Record, frozen=True, kw_only=True):
 
 
 class PartDirectory:
-    """A directory of parts `part-NNNNN<suffix>` that is finished when its manifest is there.
+    """A directory of parts `part-NNNNN<suffix>`, finished when it has its manifest.
 
     Args:
         path: the directory.
-        job: what makes two jobs the same, as JSON values by what they are of ("split": "test"); long hexadecimal
-            values are digests, and None stands for all.
+        job: the options and digests that must be equal for a job to be resumed, as JSON values with the names that
+            messages use ("split": "test"). Hexadecimal values of 16 or more digits are digests; None means all.
         count: number of parts.
-        suffix: of the parts' files.
+        suffix: of the parts' files, such as ".safetensors".
         manifest: name of the manifest's file.
         others: names of other files that belong to a finished directory.
     """
@@ -89,23 +89,23 @@ class PartDirectory:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a job has begun there and has not ended."""
+        """Whether a job was begun in the directory and is not finished."""
         return (self.path / CLAIM).exists()
 
     @property
     def finished(self) -> bool:
-        """Whether the manifest is there."""
+        """Whether the directory has its manifest."""
         return self._manifest.exists()
 
     def part_path(self, number: int) -> Path:
-        """Where a part is when it is finished."""
+        """Path of a finished part."""
         return self.path / f"part-{number:05d}{self._suffix}"
 
     def claim(self) -> None:
-        """Create the directory for this job, or check that it is this job's.
+        """Create the directory for this job, or check that it was created for this job.
 
-        Raises MismatchError, saying what differs, when another job was interrupted there; ShazamError when other files
-        are there, or nothing can be written.
+        Raises MismatchError, saying what differs, when it holds another interrupted job; ShazamError when it holds
+        other files, or cannot be written to.
         """
         make_directory(self.path)
         claim = self.path / CLAIM
@@ -118,15 +118,15 @@ class PartDirectory:
             write_durably(claim, encode_document(Claim(format=CLAIM_FORMAT, version=1, job=self.job)))
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Which of these parts are to be written; what is there is kept only if its checksum is right."""
+        """Numbers of the parts that must still be written; parts with a wrong checksum are among them."""
         return [number for number in numbers if self._checked_record(number) is None]
 
     def is_finished(self, number: int) -> bool:
-        """Whether a part is there, perhaps by another process; its checksum was checked or made by the writer."""
+        """Whether a part is finished, perhaps by another process. Its size is checked, its checksum is not."""
         return self.record(number) is not None
 
     def record(self, number: int) -> PartRecord | None:
-        """The record of a part that is there with the bytes that its record states; None while it is not finished."""
+        """The record of a part whose file has the size that the record states; None while the part is not finished."""
         try:
             record = read_document(self._record_path(number), PartRecord)
             size = 0 if record.part is None else (self.path / record.part.file).stat().st_size
@@ -139,7 +139,16 @@ class PartDirectory:
         return record if record.job == self.digest else None
 
     def add(self, number: int, unfinished: Path | None, rows: int, notes: Json = None) -> PartRecord:
-        """Take a complete, synced file as a part, or note that no row falls to it (`unfinished` None)."""
+        """Add a finished part.
+
+        Args:
+            number: of the part, from 0.
+            unfinished: its complete, synced file under a temporary name; None for a part without rows.
+            rows: number of its rows.
+            notes: JSON values to keep with the record.
+
+        Returns the record. Raises OSError when the disk is full.
+        """
         part = None
         if unfinished is not None:
             size, checksum = unfinished.stat().st_size, file_checksum(unfinished)
@@ -151,7 +160,7 @@ class PartDirectory:
         return record
 
     def records(self) -> list[PartRecord]:
-        """The records of all parts, in order. Raises ArchiveError when one is gone."""
+        """The records of all parts, in order. Raises ArchiveError when a part is missing or changed."""
         records = [self.record(number) for number in range(self.count)]
         for number, record in enumerate(records):
             if record is None:
@@ -162,12 +171,12 @@ class PartDirectory:
         return [record for record in records if record is not None]
 
     def publish(self, manifest: bytes) -> None:
-        """Write the manifest; the directory is finished then."""
+        """Write the manifest, which finishes the directory, and remove what is no longer needed."""
         write_durably(self._manifest, manifest)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove from a finished directory what its making left: records, temporary files, and last the claim."""
+        """Remove records, temporary files and, last, the claim from a finished directory."""
         for number in range(self.count):
             self._record_path(number).unlink(missing_ok=True)
         for file in self.path.glob("process-*.json"):
@@ -176,12 +185,12 @@ class PartDirectory:
         (self.path / CLAIM).unlink(missing_ok=True)
 
     def remove_temporary(self) -> None:
-        """Remove files that killed processes of this job left half-written. Only where no other process writes."""
+        """Remove temporary files of killed processes. Call it only while no other process writes."""
         for file in self._temporary():
             file.unlink(missing_ok=True)
 
     def remove_parts(self) -> None:
-        """Remove the parts that have a record, and what is half-written. Only where no other process writes."""
+        """Remove parts that have a record, and temporary files. Call it only while no other process writes."""
         for number in self._recorded():
             self.part_path(number).unlink(missing_ok=True)
             self._record_path(number).unlink(missing_ok=True)
@@ -190,11 +199,11 @@ class PartDirectory:
     def tidy_after_kill(self) -> None:
         """`tidy` a finished directory whose writer was killed before it could."""
         if self.finished and (self.interrupted or (self.path / LOCK).exists()):
-            with suppress(ShazamError), DirectoryLock(self.path):  # another process may be at it, or nobody may write
+            with suppress(ShazamError), DirectoryLock(self.path):  # in use, or read-only
                 self.tidy()
 
     def discard(self) -> None:
-        """Remove all that this job has written unless it is finished. Only where no other process writes."""
+        """Remove everything that an unfinished job has written. Call it only while no other process writes."""
         if self.finished:
             return
         self.remove_parts()
@@ -230,7 +239,7 @@ class PartDirectory:
         """Raise ShazamError when a file is there that no job of this kind writes, or a part without its record."""
         if self.finished:
             raise ShazamError(
-                f"{self.path}: {self._manifest.name} is there already; choose another --out, or delete the directory"
+                f"{self.path}: {self._manifest.name} is there already; choose another --out, or delete it"
             )
         foreign = sorted(name for name in os.listdir(self.path) if not self._is_own(name, claimed))
         if foreign and (claimed or not (self.path / CLAIM).exists()):  # it may have been claimed just now
@@ -248,7 +257,13 @@ class PartDirectory:
 
 
 def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[str, Json]) -> None:
-    """Raise MismatchError saying in words what differs between the job that `path` was written by and this one."""
+    """Raise MismatchError, saying what differs, unless two jobs are the same.
+
+    Args:
+        path: the directory, for messages.
+        found: the job that wrote it; None if it does not say.
+        job: the job of this command.
+    """
     if not found:
         raise MismatchError(f"{path}: was not written by this command; choose another --out, or delete it")
     different = [key for key in {**job, **found} if found.get(key) != job.get(key)]
@@ -274,7 +289,7 @@ def _difference(key: str, found: Json, wanted: Json) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says while files are written into a ShazamError that says what to do."""
+    """Turn an OSError of writing (a full disk) into a ShazamError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -16,11 +16,14 @@ LOCK = ".lock"
 
 
 class DirectoryLock:
-    """Keeps other processes from writing to a directory, which it creates, until it is released or this process ends.
+    """A lock on a directory: only one process writes there, until the lock is released or the process ends.
 
-    The lock is held on the file `.lock` in the directory, which is removed on release; one that a killed process left
-    locks nothing. A directory that was created and is empty at the end goes too. Where the file system has no locks, a
-    warning says so.
+    Creates the directory if it is missing, and removes it on release if it is still empty. The lock is held on the file
+    `.lock` in it, which is removed on release; such a file left by a killed process does not lock. On a file system
+    without locks a warning is logged.
+
+    Args:
+        path: the directory.
 
     Raises ShazamError when another process (named) holds the lock, or the directory cannot be written to.
 
@@ -38,7 +41,7 @@ class DirectoryLock:
         self._descriptor = self._acquire()
 
     def release(self) -> None:
-        """Let others write; nothing happens the second time."""
+        """Release the lock; a second call does nothing."""
         if self._descriptor is None:
             return
         (self._path / LOCK).unlink(missing_ok=True)
@@ -90,7 +93,7 @@ class DirectoryLock:
 
 
 def require_writable(path: Path) -> None:
-    """Check, without creating anything, that a directory is or can be there and can be written to.
+    """Check, without creating anything, that a directory exists or can be created, and can be written to.
 
     Raises ShazamError when `path` is a file, lies below one, or may not be written.
     """
@@ -106,7 +109,7 @@ def require_writable(path: Path) -> None:
 
 
 def make_directory(path: Path) -> bool:
-    """Create a directory that can be written to; says whether it is new. Raises ShazamError."""
+    """Create a directory if it is missing; True if it is new. Raises ShazamError when it cannot be written to."""
     require_writable(path)
     new = not path.exists()
     try:

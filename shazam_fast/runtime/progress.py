@@ -1,4 +1,4 @@
-"""One progress line for whatever takes longer than two seconds; nothing where stderr is not a terminal."""
+"""A progress line for work of more than two seconds; none if stderr is not a terminal."""
 
 import sys
 import time
@@ -15,7 +15,11 @@ REDRAW_SECONDS = 0.1
 class Progress:
     """Counts finished units of work and shows rate and time left; use it as a context manager.
 
-    `done` units were finished before (a resumed job): they fill the bar but not the rate.
+    Args:
+        description: words in front of the bar.
+        total: number of units; None if unknown.
+        unit: name of the units, as in "patches".
+        done: units finished by an earlier run, which fill the bar but do not count for the rate.
     """
 
     def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
@@ -26,7 +30,7 @@ class Progress:
         self._bar: RichProgress | None = None
 
     def skip(self, units: int) -> None:
-        """Count `units` as done before: they fill the bar but not the rate."""
+        """Count `units` as finished by an earlier run: they fill the bar but do not count for the rate."""
         self._before += units
         self._done += units
 

@@ -1,4 +1,4 @@
-"""Ray, for work that is spread over several machines: how it is started, and its errors as those of this package."""
+"""Ray, for work on several machines: start it, and turn its errors into those of this package."""
 
 import logging
 import os
@@ -18,10 +18,10 @@ def require_cluster(name: str | None) -> None:
 
 @contextmanager
 def ray_cluster(out: Path) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster that RAY_ADDRESS names or that runs here, or else to this machine.
+    """The module `ray`, connected to the cluster of RAY_ADDRESS, else one on this machine, else a new one.
 
     Args:
-        out: what is written, for messages.
+        out: the output of the job, for messages.
 
     Raises ShazamError when Ray is not installed, cannot be reached or gives up on a task, and what a task raises.
     """

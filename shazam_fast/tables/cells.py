@@ -1,4 +1,4 @@
-"""What a user hands in as a column, cell by cell, in one form: text ("" unknown) or whole numbers (-1 unknown).
+"""Convert a column that a user gives to one form: text ("" unknown) or whole numbers (-1 unknown).
 
 Every column goes through `normalise`, wherever it comes from: lists, NumPy arrays of any kind, pandas columns (object,
 nullable, categorical), tensors, cells of CSV and Excel files.
@@ -49,8 +49,8 @@ def normalise(values: Any, what: str) -> NDArray[np.str_] | NDArray[np.int64]:
     Returns:
         int64 [n] where all known values are numbers (not text), -1 for unknown; else text [n], "" for unknown.
 
-    Raises MismatchError, quoting the value and its row, for a number that is not whole and for what is neither text nor
-    a number; with the shape found when that is not [n].
+    Raises MismatchError, quoting the value and its row, for a number that is not whole and for a value that is
+    neither text nor a number; and, with the shape, for anything but [n].
 
     >>> normalise(["tumour", None, float("nan")], "labels").tolist()
     ['tumour', '', '']
@@ -125,7 +125,7 @@ def is_number(text: str) -> bool:
 
 
 def read_numbers(texts: Sequence[str], places: Iterable[str]) -> NDArray[np.float64]:
-    """Numbers [n] that texts state. Raises MismatchError, at the text's place, for one that is none or not finite."""
+    """Texts [n] as float64 [n]. Raises MismatchError, with the place, for text that is not a finite number."""
     out = np.empty(len(texts), dtype=np.float64)
     for row, (text, place) in enumerate(zip(texts, places, strict=True)):
         if not is_number(text) or not math.isfinite(value := float(text)):

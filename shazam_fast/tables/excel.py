@@ -16,7 +16,7 @@ def read_sheet(path: Path) -> tuple[list[str], list[list[Any]], list[int]]:
     """Header, rows and their numbers of the only sheet that holds anything.
 
     Raises:
-        ArchiveError: no Excel file; several sheets with entries; entries beyond the header.
+        ArchiveError: not an Excel file; several sheets with entries; entries beyond the header.
         ShazamError: openpyxl is not installed.
     """
     try:

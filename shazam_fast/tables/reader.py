@@ -1,8 +1,8 @@
 """Tables that users have: CSV with commas, semicolons or tabs, Excel files, pandas frames. One reader for all.
 
 Columns are found by the names that the field's tools give them, in any case, with or without blanks and underscores.
-What a table leaves open (two columns that could be meant, a separator that cannot be told, a repeated column) is an
-error that says what to do; nothing is chosen in silence.
+An ambiguous table (two columns that could be meant, several possible separators, a repeated column) is an error that
+says what to do.
 """
 
 import csv
@@ -52,9 +52,9 @@ class Table:
     """Named columns, one entry per row.
 
     Args:
-        where: the file, or words for what is no file ("the DataFrame"), for messages.
+        where: the file, or other words for the source ("the DataFrame"), for messages.
         columns: cells by the names in the header, as they stand in the file (text without blanks around it).
-        rows: [n] what a message calls each row: the number of its line in the file, or an entry's key.
+        rows: [n] name of each row in messages: its line number in the file, or its key.
     """
 
     where: str
@@ -130,13 +130,13 @@ def read_table(path: str | Path) -> Table:
 
     Rows without any entry are left out.
 
-    Raises ArchiveError when the file is missing or no regular file, cannot be decoded, when columns have the same name,
-    a row has another number of fields than the header, or several separators are possible.
+    Raises ArchiveError when the file is missing, not a regular file or cannot be decoded, when columns have the same
+    name, a row has more or fewer fields than the header, or several separators are possible.
     """
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ArchiveError(f"{path}: a table expected, found no regular file")
+            raise ArchiveError(f"{path}: a table expected, found a directory, pipe or device")
         if path.suffix.lower() in EXCEL_SUFFIXES:
             from .excel import read_sheet
 
@@ -148,7 +148,7 @@ def read_table(path: str | Path) -> Table:
 
 
 def table_of_frame(frame: Any) -> Table:
-    """The table that a pandas (or polars) DataFrame holds, with its index as the first column unless that only counts.
+    """The table that a pandas (or polars) DataFrame holds, with its index as the first column unless it is 0, 1, 2, ...
 
     Raises MismatchError for columns of the same name, or a cell that is neither text nor a number.
     """

@@ -1,9 +1,9 @@
-"""Names of slides: the one place that decides how a slide is called and which names mean the same slide.
+"""Names of slides: how a slide is called, and which names mean the same slide. All rules are here.
 
 Tools call one slide `/data/siteA/case.ome.tif`, `siteA/case.ome.tif`, `case.ome` or `case`. A name has three parts that
 may be missing: directories, the slide's own name, and suffixes (of a feature file, of an image, `.ome`). Two names mean
 the same slide where their own names are equal and the directories of one end the other's; where a full name fits
-exactly, no other is considered. Whatever fits two slides, or two names that fit one, is an error that shows both.
+exactly, no other is considered. A name that fits two slides, or two names that fit one, is an error that shows both.
 
 Who uses what:
     name_slides    files of one teacher, or a folder of slides, to names of slides

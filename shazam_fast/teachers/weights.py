@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchiveError, MismatchError, ShazamError
-from ..runtime.tensors import read_tensors, require_file
+from ..runtime.files import open_regular
+from ..runtime.tensors import read_tensors
 from .spec import TeacherSpec
 
 WRAPPERS = ("model", "state_dict", "teacher")  # keys under which checkpoints keep the weights
@@ -80,7 +81,7 @@ def sha256(path: Path) -> str:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
-    require_file(path)
+    open_regular(path).close()
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

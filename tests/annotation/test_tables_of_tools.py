@@ -108,7 +108,7 @@ def test_frames_and_series(job):
     assert sf.open(job, labels=frame).groups == ("P0", "P1", "P2", "P3")
     patches = pd.Series(np.repeat(list("aabbaabb"), 2), dtype="category")
     assert labels(sf.open(job, labels=patches)) == LABELS
-    with pytest.raises(sf.MismatchError, match="it could be meant by row or by slide"):
+    with pytest.raises(sf.MismatchError, match="could be per patch or per slide"):
         sf.open(job, labels=patches.sample(frac=1, random_state=0))
     assert splits(sf.open(job, splits=frame.assign(split="Train").set_index("slide_id")["split"])) == "tttttttt"
 
@@ -158,7 +158,7 @@ def test_names_that_fit_nothing_are_counted_in_both_directions(job, write, caplo
 
 def test_a_split_that_empties_is_an_error(job, write):
     table = write(f"slide,split\n{SLIDES[0]},train\nlost,test\nlost2,test\n")
-    with pytest.raises(sf.MismatchError, match=r"its 2 rows marked 'test' speak of no patch .* first .*row 3"):
+    with pytest.raises(sf.MismatchError, match=r"its 2 rows marked 'test' belong to no patch .* first .*row 3"):
         sf.open(job, splits=table)
 
 
@@ -233,7 +233,7 @@ def test_what_leaves_its_meaning_open_is_an_error(job, write):
         ({"labels": LABELS, "label_column": "label"}, "labels= is no table"),
         ({"groups": "folder"}, "groups: .* found 'folder'"),
         ({"splits": "folder"}, "splits: .* found 'folder'"),
-        ({"labels": "folder"}, "needs a folder per class"),
+        ({"labels": "folder"}, "needs one folder per class"),
         ({"labels": write("label,note\na,b\n")}, "a column of slides .* or of patients expected"),
     ):
         with pytest.raises(sf.MismatchError, match=message):

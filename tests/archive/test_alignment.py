@@ -112,10 +112,10 @@ def test_without_coordinates_rows_are_joined_by_number(files, caplog):
     files.add("slide2vec", "a", None, rows=20)
     archive = files.open()
     assert archive.n_rows == 20
-    assert "their rows are joined by number" in caplog.text
+    assert "their rows are matched by number" in caplog.text
     files.sources.pop()
     files.add("slide2vec", "a", None, rows=19)
-    with pytest.raises(sf.MismatchError, match=r"has 20, .* has 19; at least one has no coordinates to join by"):
+    with pytest.raises(sf.MismatchError, match=r"has 20, .* has 19; at least one has no coordinates to match them by"):
         files.open()
 
 

@@ -455,7 +455,7 @@ def test_two_processes_do_not_write_one_archive(interrupted):
 def test_directories_that_hold_something_else(tmp_path, archive, interrupted):
     source, out, _ = interrupted
     before = checksums(archive.path)
-    with pytest.raises(sf.ShazamError, match="there is an archive already"):
+    with pytest.raises(sf.ShazamError, match="holds another archive already"):
         sf.convert(source, archive.path)
     assert checksums(archive.path) == before
     (tmp_path / "thesis").mkdir()
@@ -590,8 +590,19 @@ def test_a_file_that_changes_after_it_was_opened(tmp_path, monkeypatch):
     np.savez(tmp_path / "uni.npz", features=x)
     run = conversion._Conversion.run
     monkeypatch.setattr(conversion._Conversion, "run", partial_after(run, tmp_path / "uni.npz", x[:50]))
-    with pytest.raises(sf.ArchiveError, match=r"uni.npz: rows 0 to 70 are not there any more"):
+    with pytest.raises(sf.ArchiveError, match=r"uni.npz: rows 0 to 70 are no longer there"):
         sf.convert(tmp_path / "uni.npz", tmp_path / "out")
+
+
+def test_positions_that_archives_cannot_hold(tmp_path):
+    """Positions beyond 32 bits are refused; cut to 32 bits they would be other positions."""
+    coords = np.array([[0, 0], [256, 2**40]])
+    np.savez(tmp_path / "uni.npz", features=np.ones((2, 4), np.float32), coords=coords)
+    with pytest.raises(
+        sf.MismatchError, match=r"out: coords: row 1: -2147483648 to 2147483647 .*, found 1099511627776"
+    ):
+        sf.convert(tmp_path / "uni.npz", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("part-*"))
 
 
 def partial_after(call, file, features):

@@ -140,7 +140,7 @@ def test_paths_that_hold_no_features(tmp_path):
     torch.save(torch.zeros(3, 2), tmp_path / "b.pt")
     with pytest.raises(sf.ArchiveError, match=r"files of several kinds \(.npy, .pt\)"):
         sf.open(tmp_path)
-    with pytest.raises(sf.ArchiveError, match="names no teacher"):
+    with pytest.raises(sf.ArchiveError, match="found an empty mapping"):
         sf.open({})
 
 

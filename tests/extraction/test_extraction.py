@@ -93,6 +93,17 @@ def test_one_level_and_the_authors_transform(folder, tmp_path):
     }  # fmt: skip
 
 
+def test_positions_and_labels_are_never_cut_to_their_type(folder, tmp_path):
+    paths = image_folder(folder).paths[:2]
+    known = (np.array([0, 0]), ("n",), np.zeros(2, np.uint8))
+    table = sf.ImageTable(paths, *known, coords=np.array([[0, 0], [0, 2**32]]))
+    with pytest.raises(sf.MismatchError, match=r"a: coords: row 1: -2147483648 to 2147483647 .*, found 4294967296"):
+        extract(table, tmp_path / "a", small_teachers()[:1])
+    table = sf.ImageTable(paths, *known, coords=np.full((2, 2), 0.5))
+    with pytest.raises(sf.MismatchError, match="coords: integers expected, found float64"):
+        extract(table, tmp_path / "a", small_teachers()[:1])
+
+
 def test_everything_known_of_the_images_is_kept(folder, tmp_path):
     paths = image_folder(folder).paths[:6]
     table = sf.ImageTable(
@@ -247,10 +258,10 @@ def test_levels_that_a_teacher_does_not_have(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"levels": ("deep",)}, r"levels of .* expected, found \('deep',\)"),
+        ({"levels": ("deep",)}, r"levels: some of low, mid, high, each once, expected, found deep"),
         ({"unreadable": "replace"}, "unreadable: one of .* expected, found 'replace'"),
-        ({"teachers": small_teachers()[:1] * 2}, r"teachers, each once, expected, found \['plain', 'plain'\]"),
-        ({"weights": {"uni": "random"}}, r"weights are given for \['uni'\], which are not among the teachers"),
+        ({"teachers": small_teachers()[:1] * 2}, r"each name once, expected, found \['plain', 'plain'\]"),
+        ({"weights": {"uni": "random"}}, r"weights: names among the teachers .* expected, found \['uni'\]"),
         ({"labels": "classes"}, "labels: 'folder' expected, found 'classes'"),
         ({"batch_size": 0}, "batch_size and workers >= 1 expected"),
         ({"dtype": "float8"}, "'float16' or 'float32', not 'float8'"),

@@ -172,7 +172,7 @@ def test_what_is_no_regular_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe", "device", "folder"):
         refuses(tmp_path / f"{name}.png", "a regular file expected")
-    refuses(tmp_path / "gone.png", "the file is missing")
+    refuses(tmp_path / "gone.png", "file not found")
 
 
 def test_a_link_is_followed(tmp_path):

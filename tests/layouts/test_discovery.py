@@ -72,7 +72,9 @@ def test_what_is_no_regular_file_is_refused(tmp_path, kind):
     else:
         file.symlink_to("/dev/zero" if kind == "device" else tmp_path / "gone.npy")
     (source,) = find_features(tmp_path)
-    refuses(lambda path: source.read(), file, "No such file" if kind == "link to nothing" else "not a directory, pipe")
+    refuses(
+        lambda path: source.read(), file, "file not found" if kind == "link to nothing" else "found a directory, pipe"
+    )
 
 
 def test_a_slide_that_is_being_written_is_refused_or_left_out(tmp_path):

@@ -52,7 +52,7 @@ def test_what_is_not_finite_is_null_and_pythons_nan_is_read(tmp_path):
         (b'{"format": "note", "version": 1, "name": "a", "more": %s}' % (b"[" * 99 + b"]" * 99), "corrupt", "more"),
         (b'{"format": "note", "version": 1, "name": "a", "more": ' + b"[" * 1_000_000, "corrupt", "corrupt document"),
         (b'{"format": "letter", "version": 1}', "foreign", "'note' expected, but it holds 'letter'"),
-        (b"{}", "foreign", "says nothing of its format"),
+        (b"{}", "foreign", "does not name its format"),
         (b'{"format": "note", "version": 2}', "unsupported", "format version 2; this release reads version 1"),
     ],
 )

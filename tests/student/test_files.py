@@ -119,7 +119,7 @@ def test_only_regular_files_are_read(tmp_path, student, name):
         path = tmp_path / "s" / name
         path.rmdir() if path.is_dir() else path.unlink()
         make(path)
-        with pytest.raises(sf.ArchiveError, match=f"{name}: not a regular file") as info:
+        with pytest.raises(sf.ArchiveError, match=f"{name}: a regular file expected") as info:
             sf.load(tmp_path / "s")
         assert info.value.kind == "system"
 
