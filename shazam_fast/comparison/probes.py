@@ -1,7 +1,4 @@
-"""The demo: several teachers look at a real histology image; a student fuses them, and says whom it trusts.
-
-Everything goes through the public functions, on files in the output directory, as a user's own data would.
-"""
+"""The baseline of linear classification: logistic regression on the features of some teachers."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +10,16 @@ REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the linear baselines, ch
 
 
 def linear_probe(archive: FeatureArchive, teachers: list[str]) -> Metrics:
-    """Standardised logistic regression on some teachers' features, its regularisation chosen on val."""
+    """Fit standardised logistic regression to the train split, its regularisation chosen on val.
+
+    Args:
+        archive: labelled features with the splits train, val and test.
+        teachers: whose features are used, side by side.
+
+    Returns the metrics on the test split.
+
+    Raises MismatchError when the test or val split is empty.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

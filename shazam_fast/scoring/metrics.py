@@ -21,7 +21,13 @@ class Metrics:
     Fractions in [0, 1]: `balanced_accuracy` (mean recall of the classes present), `weighted_f1`, `accuracy` (top-1),
     `auroc` (one class against the rest, mean over the classes present; NaN if only one class is present),
     `calibration_error` (expected, of the predicted class's probability, 15 equal bins).
-    `confusion` [C, C] counts true class by row, predicted by column.
+    `confusion` int64 [C, C] counts true class by row, predicted by column.
+
+    >>> import numpy as np, shazam_fast as sf
+    >>> matrix = np.array([[1, 1], [0, 2]])
+    >>> metrics = sf.Metrics(4, ("normal", "tumour"), 0.75, 0.73, 0.75, 0.9, 0.1, matrix)
+    >>> sf.Metrics.from_dict(metrics.to_dict()).balanced_accuracy
+    0.75
     """
 
     n_rows: int

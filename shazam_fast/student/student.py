@@ -21,7 +21,7 @@ class Student(nn.Module):
     Features are [B, sum of dims], the teachers side by side in the order of `config.teachers`.
 
     Args:
-        config: its shape.
+        config: teachers, classes, width and depth.
         generator: draws the initial parameters; PyTorch's global one by default.
 
     Attributes:
@@ -65,7 +65,9 @@ class Student(nn.Module):
         Args:
             features: [B, sum of dims], any float dtype, as stored (they are standardised here).
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
-                What missing teachers' features hold, NaN included, has no influence.
+                Features of missing teachers have no influence, whatever they hold, NaN included.
+
+        Returns logits [B, C], fused [B, D] and shares [B, N] (None for residual students).
 
         Raises MismatchError when the features have another width.
         """
@@ -103,7 +105,7 @@ class Student(nn.Module):
     def fold(self) -> FoldedStudent:
         """The same function with all linear maps multiplied out, for scoring. Exact.
 
-        Raises ShazamError for the residual block, which does not fold.
+        Raises ShazamError for residual students, which cannot be folded.
         """
         return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
 
@@ -129,6 +131,8 @@ def load(path: str | Path) -> Student:
 
     Args:
         path: the directory with `student.json` and `student.safetensors`.
+
+    Returns the student.
 
     Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
 
