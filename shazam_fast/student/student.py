@@ -99,7 +99,11 @@ class Student(nn.Module):
         return self._project(self.frozen_targets, features, present, rows)
 
     def freeze_targets(self, generator: torch.Generator | None = None) -> None:
-        """Give the student the fixed random linear maps of `targets="frozen"`."""
+        """Draw the fixed random linear maps of `targets="frozen"`.
+
+        Args:
+            generator: draws them; PyTorch's global one by default.
+        """
         self.frozen_targets = Projection(self.dims, self.config.dim, generator).requires_grad_(False)
 
     def fold(self) -> FoldedStudent:
@@ -159,7 +163,13 @@ def load(path: str | Path) -> Student:
 
 
 def load_student(student: Student | str | Path) -> Student:
-    """The student itself, or the one saved in a directory. Raises ArchiveError, see `load`."""
+    """The student itself, or the one saved in a directory.
+
+    Args:
+        student: a student, or the directory of one.
+
+    Raises ArchiveError when a file is missing or damaged, ShazamError for anything else than a student or a path.
+    """
     if isinstance(student, str | Path):
         return load(student)
     if not isinstance(student, Student):
