@@ -56,7 +56,14 @@ def evaluate(
 
 
 def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:
-    """Rows of a split, int64 [n]. Raises MismatchError when there is none, or one has no label."""
+    """Rows of a split, int64 [n], all of them labelled.
+
+    Args:
+        archive: an archive with labels and splits.
+        split: "train", "val", "test" or "none".
+
+    Raises MismatchError when the archive has no labels, the split is empty, or a patch of it has no label.
+    """
     if not archive.classes or (archive.labels < 0).all():
         raise no_labels(archive)
     rows = archive.split(split)

@@ -142,13 +142,7 @@ def plan_job(
 ) -> ScoreJob:
     """Describe a scoring: its manifest, what makes two scorings the same, and how rows are divided into parts.
 
-    Args:
-        student, archive, split, fused, allow_missing_teachers: as for `score`.
-        device: where it is computed.
-
-    Returns the job.
-
-    Raises MismatchError when the archive's teachers are not the student's.
+    Arguments as for `score`. Raises MismatchError when the archive's teachers are not the student's.
     """
     config = student.config
     match = match_teachers(student, archive, allow_missing_teachers)
@@ -177,7 +171,7 @@ def plan_job(
 
 
 def describe_device(device: torch.device) -> str:
-    """What the bits of a result depend on: "cpu", or the kind of GPU."""
+    """The device as results depend on it: "cpu", or the model of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
