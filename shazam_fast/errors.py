@@ -50,7 +50,7 @@ class NotInPlaceError(ArchiveError):
 
 
 class MismatchError(ShazamError):
-    """Two things that must fit do not: rows of two teachers, an archive and a student, a job and its output."""
+    """Two things do not fit together: rows of two teachers, an archive and a student, a job and its output."""
 
 
 class NonFiniteError(ShazamError):

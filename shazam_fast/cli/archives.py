@@ -1,5 +1,6 @@
 """`shazam-fast convert`, `verify` and `inspect`: archives of features."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def verify(features: Features) -> None:
 
 @opens_features()
 def inspect(features: Features) -> None:
-    """Print what an archive holds: teachers and their norms, patches, slides, classes per split, bytes."""
+    """Print what an archive holds: teachers and their norms, patches, slides, patch size, classes per split, bytes."""
     archive = features.open()
     kind = "native archive of" if _is_native(features) else "opened in place from"
     say(
@@ -54,6 +55,7 @@ def inspect(features: Features) -> None:
         f"{len(archive.groups):,} groups, {kind} {len(archive.files):,} files"
     )
     _print_teachers(archive)
+    _print_geometry(archive)
     _print_classes(archive)
 
 
@@ -81,6 +83,25 @@ def _print_teachers(archive: "FeatureArchive") -> None:
         ],
         "teachers; norms of "
         + ("all patches" if n_rows == archive.n_rows else f"a random sample of {n_rows:,} patches"),
+    )
+
+
+def _print_geometry(archive: "FeatureArchive") -> None:
+    """One row per combination of unit, patch size, level and resolution; nothing where none is known."""
+    counts = Counter((g.unit, g.patch_size, g.level, g.mpp) for g in archive.geometry.values())
+    if not counts:
+        return
+    rows = [
+        (f"{count:,}", unit or "unknown", *("unknown" if number is None else f"{number:g}" for number in numbers))
+        for (unit, *numbers), count in counts.items()
+    ]
+    unknown = len(archive.slides) - counts.total()
+    if unknown > 0:
+        rows.append((f"{unknown:,}", *["unknown"] * 4))
+    print_table(
+        ["slides", "unit", "patch size", "level", "mpp"],
+        rows,
+        "positions of patches; mpp: micrometres per pixel of level 0",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a directory holds, so that the wrong one is called what it is."""
+"""What a directory holds, so that messages can say what a wrong directory is."""
 
 import re
 from pathlib import Path

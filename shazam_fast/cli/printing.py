@@ -1,4 +1,4 @@
-"""What commands print: plain lines and tables, in which no name is taken for markup."""
+"""Printing of lines and tables; names are printed as they are, never read as markup."""
 
 from collections.abc import Iterable, Sequence
 

@@ -70,6 +70,7 @@ class FinetuneResult:
     metrics: dict[str, Metrics]
 
 
+# Over 40 lines: every option is documented here.
 def finetune(
     images: ImageTable,
     teacher: str | TeacherSpec,
@@ -93,12 +94,14 @@ def finetune(
         images: labelled images [n] with splits: a manifest, class folders, or a data set of the paper.
         teacher: a name (`list_teachers` has all), or a spec of any timm or transformers model or callable.
         weights, token, transform: see `load_teacher`.
-        epochs: at most so many passes over the training images.
+        epochs: passes over the training images, at most.
         batch_size: images per step.
-        backbone_lr, head_lr, weight_decay: of AdamW.
-        patience: stop after so many epochs without a better validation score.
-        seed: of the head, the order of images and dropout; the same seed on the same CPU gives the same bits.
-        device: "cpu", "cuda" or "cuda:1"; a GPU if PyTorch finds one. GPUs compute in bfloat16 or float16.
+        backbone_lr, head_lr: learning rates (> 0) of the teacher and of the head.
+        weight_decay: of AdamW, >= 0.
+        patience: stop after this many epochs without a better validation score.
+        seed: random seed of the head's parameters, the order of images and dropout; the same seed on the same CPU
+            gives the same bits.
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one. GPUs compute in bfloat16 or float16.
         workers: threads that decode images.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The embedded default: fusion on a real histology image."""
+"""The demo: fusion on a real histology image."""

@@ -155,7 +155,7 @@ def _draw_map(axes: Axes, text: str, scores: FloatArray, tissue: Tissue, keys: S
 
 
 def _draw_borders(axes: Axes, truth: FloatArray) -> None:
-    """Outline the true classes on a map, so that the eye need not jump between panels."""
+    """Outline the true classes on a map, so that both can be compared in one panel."""
     grade = truth.argmax(axis=2)
     for level in range(1, truth.shape[2]):
         axes.contour(grade >= level, levels=[0.5], colors="white", linewidths=1.1)

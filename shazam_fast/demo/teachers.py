@@ -129,7 +129,7 @@ def _oriented_gradients(smoothed: FloatArray) -> FloatArray:
 def _turn_upright(by_angle: FloatArray) -> FloatArray:
     """Turn [b, m, angles] so that each patch's strongest angle comes first, and flatten: [b, m * angles].
 
-    Tissue has no up: without this, the same gland seen from another side would look like another.
+    Tissue has no preferred direction: with this, features hardly depend on how a gland is turned.
     """
     angles = by_angle.shape[2]
     order = by_angle.sum(axis=1).argmax(axis=1)[:, None] + np.arange(angles)  # [b, angles]

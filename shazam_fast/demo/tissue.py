@@ -1,4 +1,4 @@
-"""The demo's tissue: one stained image, the stain the teachers see, and the stain they must guess.
+"""The demo's tissue: one stained image, the stain that the teachers see, and the stain that the student predicts.
 
 The image is scikit-image's `immunohistochemistry` (colon glands, 512 x 512, inside its wheel, so nothing is
 downloaded). Its colours are unmixed into hematoxylin (nuclei) and DAB (the antibody). Teachers see patches

@@ -70,6 +70,10 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
             left to PyTorch are tf32 with any but "ieee".
 
     Raises ShazamError when there is no such backend or precision, or when only Triton offers the precision.
+
+    >>> with use("reference"):
+    ...     project(torch.ones(3, 4), None, TokenMaps(torch.ones(4, 2), torch.zeros(1, 2), [4], None), None).shape
+    torch.Size([3, 1, 2])
     """
     _require_choice(backend, precision)
     before = _choice.set(_Choice(backend, precision))
@@ -85,7 +89,7 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
 
 
 def require_available(backend: str, precision: str, device: torch.device) -> None:
-    """Check, before any work, that operations on a device can be computed so.
+    """Check, before any work, that a device offers a backend and a precision.
 
     Raises ShazamError when there is no such backend or precision, or the device does not offer it.
     """
@@ -107,13 +111,30 @@ def _require_choice(backend: str, precision: str) -> None:
 
 
 def project(features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> Tensor:
-    """Chosen rows of a table, standardised, every teacher's columns through its own map: tokens [B, N, D]."""
+    """Standardise chosen rows of a table and multiply every teacher's columns by its own map, eq. (1).
+
+    Args:
+        features: [R, sum of dims].
+        rows: int64 [B], the rows to take; None: all, B = R.
+        maps: weights, biases, columns per teacher, and mean and scale of the columns.
+        present: bool [B, N], which teachers a patch has; None: all.
+
+    Returns tokens [B, N, D].
+    """
     tokens: Tensor = _form("project", maps.weight, features)(features, rows, maps, present)
     return tokens
 
 
 def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
-    """K bare attention layers and the mean: fused [B, D], and a function that gives the teacher shares [B, N]."""
+    """K bare attention layers and the mean, eqs. (2)-(4).
+
+    Args:
+        tokens: [B, N, D].
+        qkv: query, key and value maps side by side, [K, D, 3D].
+        present: bool [B, N], which teachers a patch has; None: all.
+
+    Returns fused [B, D], and a function that gives the teacher shares [B, N].
+    """
     fused, attention = _form("bare_stack", tokens)(tokens, qkv, present)
     if attention.ndim == 2:  # the shares themselves, from a kernel that has them at hand
         return fused, lambda: attention
@@ -121,13 +142,27 @@ def bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Ten
 
 
 def residual_stack(tokens: Tensor, maps: ResidualMaps, present: Tensor | None) -> Tensor:
-    """K residual attention layers and the mean: fused [B, D]."""
+    """K residual attention layers and the mean: fused [B, D].
+
+    Args:
+        tokens: [B, N, D].
+        maps: weights, biases and norms of the layers.
+        present: bool [B, N], which teachers a patch has; None: all.
+    """
     fused: Tensor = _form("residual_stack", tokens)(tokens, maps, present)
     return fused
 
 
 def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The folded bare stack, for inference: pooled w T [B, D], w [B, N]."""
+    """The folded bare stack, for inference.
+
+    Args:
+        tokens: [B, N, D].
+        score_maps: B_l of all layers side by side, [D, K*D].
+        present: bool [B, N], which teachers a patch has; None: all.
+
+    Returns pooled w T [B, D], and the teacher shares w [B, N].
+    """
     pooled, w = _form("folded_stack", tokens)(tokens, score_maps, present)
     return pooled, w
 
@@ -135,7 +170,18 @@ def folded_stack(tokens: Tensor, score_maps: Tensor, present: Tensor | None) -> 
 def distillation_loss(
     fused: Tensor, targets: Tensor, lam: float, delta: float, huber: str, present: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """lam * sum(cosine + huber) to minimise; cosine [N] and huber [N] to report."""
+    """The cosine and the Huber distillation loss of every teacher, eqs. (5)-(7).
+
+    Args:
+        fused: [B, D].
+        targets: [B, N, D].
+        lam: weight of both losses in the first result.
+        delta: distance at which the Huber loss turns from quadratic to linear.
+        huber: "norm" or "elementwise".
+        present: bool [B, N], which teachers a patch has; None: all.
+
+    Returns the scalar lam * sum(cosine + huber) to minimise; cosine [N] and huber [N], means over the batch, to report.
+    """
     total, cosine, far = _form("distillation_loss", targets)(fused, targets, lam, delta, huber, present)
     return total, cosine, far
 

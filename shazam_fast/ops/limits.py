@@ -8,7 +8,7 @@ from torch import Tensor
 from .._core import MAX_TEACHERS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-OLDEST = (8, 0)  # compute capability with the tensor cores that the kernels count on
+OLDEST = (8, 0)  # compute capability with the tensor cores that the kernels need
 
 
 def cpu_obstacle(x: Tensor) -> str | None:

@@ -10,7 +10,7 @@ from .canvas import missing_glyphs_logged, new_page, save_png
 from .geojson import write_geojson
 from .slide_files import file_stems
 from .slide_picture import draw_slide
-from .slide_scores import SlideScores, one_slide, recorded_geometry
+from .slide_scores import SlideScores, one_slide
 
 logger = logging.getLogger("shazam_fast")
 
@@ -26,7 +26,7 @@ def heatmap(
         scores: scores, or the directory that they were written to.
         out: directory for <slide>.png (predicted class, confidence and, for bare students, the teacher with the
             largest attention share) and <slide>.geojson (per patch a polygon with class, colour, probabilities and
-            shares). Names of slides that cannot be file names are changed and get a hash, see `file_stems`.
+            shares). Characters of slide names that file names cannot hold become "_", and a hash is added.
         patch_size: side of a patch in level-0 pixels, for all slides. By default the size that the features' files
             record for each slide.
         mpp: micrometres per level-0 pixel of slides whose positions are in micrometres and whose files do not tell it.
@@ -36,7 +36,8 @@ def heatmap(
 
     Raises:
         MismatchError: patches without slide or positions; a slide whose patch size or mpp is not known.
-        ShazamError: matplotlib is missing, or a file cannot be written.
+        ArchiveError: the scores are missing or damaged.
+        ShazamError: matplotlib is missing, or a file cannot be written; patch_size or mpp is not above 0.
 
     >>> import tempfile, numpy as np, shazam_fast as sf
     >>> folder = tempfile.mkdtemp()
@@ -98,7 +99,7 @@ def _say_replaced(scores: Scores, patch_size: float | None) -> None:
     """Warn when the given size is used in place of sizes that are recorded."""
     others = {
         name: geometry
-        for name, geometry in recorded_geometry(scores).items()
+        for name, geometry in scores.geometry.items()
         if patch_size is not None and geometry.unit == "pixels" and geometry.patch_size not in (None, patch_size)
     }
     if others:

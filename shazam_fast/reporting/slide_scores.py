@@ -1,6 +1,5 @@
 """The scores of one slide in level-0 pixels, which pictures and QuPath use."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,18 @@ class SlideScores:
 
 
 def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> SlideScores | None:
-    """Scores of the slide `name`, None when no patch of it has a position; see `heatmap` for the rest."""
+    """Read the scores of one slide, with positions in level-0 pixels.
+
+    Args:
+        scores: of all slides.
+        name: the slide.
+        patch_size: side of a patch in level-0 pixels; None takes what the features' files record.
+        mpp: micrometres per level-0 pixel, for positions in micrometres whose files do not tell it.
+
+    Returns the scores, or None when no patch of the slide has a position.
+
+    Raises MismatchError when there is no such slide, or its patch size or mpp is not known.
+    """
     table = scores.of_slide(name)
     coords = _stack(table, ["x", "y"]).astype(np.float64)
     known = ((coords >= 0) & np.isfinite(coords)).all(axis=1)
@@ -63,14 +73,9 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
     )
 
 
-def recorded_geometry(scores: Scores) -> Mapping[str, Any]:
-    """{slide: geometry} as far as the features' files told it."""
-    return getattr(scores, "geometry", None) or {}
-
-
 def _level0(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> tuple[float, float]:
     """Level-0 pixels per unit of the slide's positions, and the side of its patches in level-0 pixels."""
-    geometry = recorded_geometry(scores).get(name)
+    geometry = scores.geometry.get(name)
     scale = 1.0
     if geometry is not None and geometry.unit == "micrometres":
         mpp = geometry.mpp or mpp

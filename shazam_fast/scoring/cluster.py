@@ -1,6 +1,6 @@
-"""Scoring on several machines: Ray hands the parts out, takes them from workers that die, and runs them again.
+"""Scoring on several machines: Ray distributes the parts to workers, and runs the part of a worker that died again.
 
-Ray itself decides where a part is scored. The machines share a file system: workers read the archive and write parts
+The machines share a file system: workers read the archive and write parts
 under the same paths as the caller, who holds the lock and publishes.
 """
 
@@ -32,7 +32,14 @@ def score_on_ray(
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Score the missing parts on a Ray cluster, see `ray_cluster`; one CPU, or GPU, per part.
+    """Score the missing parts on a Ray cluster; one CPU, or GPU, per part.
+
+    Args:
+        parts: the directory of the parts; the caller holds its lock.
+        missing: numbers of the parts to score.
+        student, archive: what is scored.
+        device: where workers compute.
+        progress: advanced by the patches of every finished part.
 
     Raises ShazamError when Ray is missing, or the workers of a part died RETRIES times; otherwise what scoring raises.
     """

@@ -1,6 +1,6 @@
-"""A student at work on an archive: tiles of rows from the disk through the model, and their scores back.
+"""Scoring rows of an archive in tiles: read the features, run the student, store its output.
 
-What a patch gets depends on its tile's rows and on nothing else: not on threads, parts, or what was scored before.
+The scores of a patch depend on the rows of its tile alone, not on threads, parts, or what was scored before.
 """
 
 import copy
@@ -41,8 +41,12 @@ STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.f
 
 @dataclass(frozen=True)
 class RowScores:
-    """Scores of n rows: `probabilities` float32 [n, C]; `shares` float32 [n, N], None for residual students;
-    `fused` float32 [n, D], None unless asked for.
+    """Scores of n rows.
+
+    Args:
+        probabilities: float32 [n, C].
+        shares: float32 [n, N]; None for residual students.
+        fused: float32 [n, D]; None unless asked for.
     """
 
     probabilities: NDArray[np.float32]
@@ -60,7 +64,7 @@ class Scorer:
         fused: whether fused features are wanted.
         allow_missing_teachers: accept missing teachers though the student was trained without teacher dropout.
 
-    On the CPU every thread takes whole tiles, so that neither a product nor a cache is shared. On a GPU tiles are
+    On the CPU every thread takes whole tiles, so that threads share no matrix product and no cache. On a GPU tiles are
     gathered into pinned memory and copied on a stream of their own while the ones before are computed.
 
     Raises MismatchError when the archive's teachers are not the student's, see `match_teachers`.

@@ -19,7 +19,7 @@ from .metrics import Metrics, compute_metrics
 def evaluate(
     student: Student | str | Path, archive: ArchiveLike, split: str = "test", *, device: str | None = None
 ) -> Metrics:
-    """Metrics of a student on a labelled split.
+    """Compute the metrics of a student on a labelled split.
 
     Args:
         student: a student or where it was saved.
@@ -27,10 +27,13 @@ def evaluate(
         split: "train", "val", "test" or "none".
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
 
+    Returns the metrics.
+
     Raises:
         ShazamError: the device is not there.
-        MismatchError: the archive's classes or teachers are not the student's, the split is empty, or a patch of it
-            has no label.
+        ArchiveError: the archive or the student is missing or damaged.
+        MismatchError: the archive has no labels, or other classes or teachers than the student; the split is empty,
+            or a patch of it has no label.
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
 
     >>> import numpy as np, tempfile, shazam_fast as sf
@@ -53,7 +56,16 @@ def evaluate(
 
 
 def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:
-    """Rows of a split, int64 [n]. Raises MismatchError when there is none, or one has no label."""
+    """Rows of a split, int64 [n], all of them labelled.
+
+    Args:
+        archive: an archive with labels and splits.
+        split: "train", "val", "test" or "none".
+
+    Raises MismatchError when the archive has no labels, the split is empty, or a patch of it has no label.
+    """
+    if not archive.classes or (archive.labels < 0).all():
+        raise no_labels(archive)
     rows = archive.split(split)
     if len(rows) == 0:
         raise MismatchError(
@@ -63,14 +75,17 @@ def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:
     unlabelled = rows[archive.labels[rows] < 0]
     if unlabelled.size == 0:
         return rows
-    if unlabelled.size == len(rows) and (archive.labels < 0).all():
-        raise MismatchError(f"{archive.path}: the archive has no labels; open it with labels=... (--labels FILE)")
     first = int(unlabelled[0])
     raise MismatchError(
         f"{archive.path}: {unlabelled.size:,} of {len(rows):,} patches of split {split!r} have no label; the first is "
         f"row {first}{_slide_of(archive, first)}. Label them in the table of labels, or mark them 'none' in the table "
         "of splits"
     )
+
+
+def no_labels(archive: FeatureArchive) -> MismatchError:
+    """The error of an archive without any label, for the caller to raise."""
+    return MismatchError(f"{archive.path}: the archive has no labels; open it with labels=... (--labels FILE)")
 
 
 def _slide_of(archive: FeatureArchive, row: int) -> str:
@@ -82,9 +97,9 @@ def _slide_of(archive: FeatureArchive, row: int) -> str:
 
 
 def require_same_classes(config: StudentConfig, archive: FeatureArchive) -> None:
-    """Raise MismatchError when labels of the archive mean other classes than the student's."""
+    """Raise MismatchError when the archive has no classes or others than the student's."""
     if not archive.classes:
-        raise MismatchError(f"{archive.path}: the archive has no labels; open it with labels=... (--labels FILE)")
+        raise no_labels(archive)
     if tuple(config.classes) != archive.classes:
         raise MismatchError(
             f"{archive.path}: its classes {list(archive.classes)} are not the student's {list(config.classes)}"

@@ -31,7 +31,7 @@ Features = TypeVar("Features")
 def infer(
     form: Callable[[Features], StudentOutput], batches: Iterable[tuple[int, Features]]
 ) -> Iterator[tuple[int, StudentOutput]]:
-    """What a student gives for batch after batch.
+    """Run a student over batches.
 
     Args:
         form: the student as a function of the archive's features.

@@ -1,4 +1,4 @@
-"""Scores on their way to disk: Parquet parts in a `PartDirectory`.
+"""Writing scores: Parquet parts in a `PartDirectory`.
 
 A part holds the scored patches among a fixed range of the archive's rows.
 """
@@ -31,8 +31,14 @@ UNKNOWN_POSITION = -1  # x and y of a patch whose position the archive does not 
 class ScoreJob:
     """What is scored and how.
 
-    `manifest` is the manifest before anything is scored, `job` what makes two jobs the same. Part k holds the patches
-    of `split` (None: all) among the archive's rows [k * part_rows, (k + 1) * part_rows).
+    Args:
+        manifest: the manifest before anything is scored.
+        job: what makes two jobs the same.
+        archive_rows: rows of the archive.
+        part_rows: rows of the archive per part: part k holds the patches of `split` among the rows
+            [k * part_rows, (k + 1) * part_rows).
+        split: "train", "val", "test" or "none"; None: all patches.
+        fused: whether fused features are written.
     """
 
     manifest: ScoresManifest
@@ -142,13 +148,13 @@ def parquet_bytes(table: "pa.Table") -> memoryview:
 
     names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     stream = pa.BufferOutputStream()
-    # Only names are worth compressing: a tenth of what probabilities and shares take is all there is to gain.
+    # Only names are dictionary-encoded; probabilities and shares would become at most a tenth smaller.
     pq.write_table(table, stream, compression="zstd", compression_level=1, use_dictionary=names)
     return memoryview(stream.getvalue())
 
 
 def _slide_names(archive: FeatureArchive, codes: NDArray[np.integer]) -> "pa.DictionaryArray":
-    """Of a cohort's slides, a part lists those alone that occur in it."""
+    """Names of the slides; the dictionary of a part holds only slides that occur in it."""
     occurring, local = np.unique(codes, return_inverse=True)
     unknown = int((occurring < 0).any())  # -1 comes first
     return _names(local - unknown, [archive.slides[code] for code in occurring[unknown:]])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# Over 40 lines: every option is documented here.
 def score(
     student: Student | str | Path,
     archive: ArchiveLike,
@@ -43,29 +44,39 @@ def score(
     device: str | None = None,
     cluster: str | None = None,
 ) -> Scores:
-    """Score every patch of an archive, or of one split, at the speed of the hardware.
+    """Compute class probabilities and attention shares of every patch of an archive, or of one split.
 
-    With `out`, memory stays under 500 MB, PyTorch's own included, whatever the archive's size. A call that was killed
-    or ran out of disk is finished by the same call: the parts that are there are kept, and all come out byte for byte
-    as if nothing had happened. Without, the scores are kept in memory.
+    With `out`, scores go to disk part by part, and memory does not grow with the archive. After an interruption or a
+    full disk, run the same call again: finished parts are kept, and all files are the same as without an interruption.
+    Without `out`, the scores are kept in memory.
 
     Args:
         student: a student or where it was saved. Bare students are folded first, which is exact.
         archive: an archive or its path; needs no labels.
-        out: directory for the scores, Parquet parts and a manifest; what is finished there is not done again. Columns
-            are row, slide, x, y, prediction, probability_<class>, share_<teacher>.
+        out: directory for the scores, Parquet parts and a manifest; finished parts are kept. Columns are row,
+            slide, x, y, prediction, probability_<class>, share_<teacher>.
         split: "train", "val", "test" or "none"; all patches by default.
         fused: also write the fused feature t of every patch, float32 [D], as the column "fused".
         allow_missing_teachers: score even if teachers are missing and the student was trained without teacher
             dropout; results may be unreliable. The scores' manifest says which are missing.
-        device: "cpu", "cuda", ...; a GPU when there is one.
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
         cluster: "ray" spreads the parts over a Ray cluster that sees the same files; needs `out`.
+
+    Returns the scores, in memory or opened from `out`.
 
     Raises:
         MismatchError: the archive's teachers are not the student's (names them), the split is empty, or `out` holds
             the scores of another student, archive or call.
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
-        ShazamError: the scores cannot be written, the disk is full; finished parts stay.
+        ArchiveError: the archive or the student is missing or damaged.
+        ShazamError: a device that is not there; the scores cannot be written, the disk is full; finished parts stay.
+
+    >>> import numpy as np, tempfile, shazam_fast as sf
+    >>> archive = sf.write_archive(f"{tempfile.mkdtemp()}/patches", {"uni": np.ones((3, 8))})
+    >>> student = sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1)).eval()
+    >>> scores = sf.score(student, archive, device="cpu")
+    >>> scores.probabilities.shape, scores.shares.tolist()
+    ((3, 2), [[1.0], [1.0], [1.0]])
     """
     require_cluster(cluster)
     if cluster and out is None:
@@ -129,7 +140,10 @@ def plan_job(
     allow_missing_teachers: bool,
     device: torch.device,
 ) -> ScoreJob:
-    """What is to be scored. Raises MismatchError when the archive's teachers are not the student's."""
+    """Describe a scoring: its manifest, what makes two scorings the same, and how rows are divided into parts.
+
+    Arguments as for `score`. Raises MismatchError when the archive's teachers are not the student's.
+    """
     config = student.config
     match = match_teachers(student, archive, allow_missing_teachers)
     manifest = ScoresManifest(
@@ -157,7 +171,7 @@ def plan_job(
 
 
 def describe_device(device: torch.device) -> str:
-    """What the bits of a result depend on: "cpu", or the kind of GPU."""
+    """The device as results depend on it: "cpu", or the model of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

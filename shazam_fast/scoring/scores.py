@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Scores:
     """Predictions of a student for n patches; made by `shazam_fast.score` and `shazam_fast.open_scores`.
 
-    Columns: `row` int64 of the archive, `slide`, `x`, `y` (null where unknown), `prediction`, `probability_<class>` and
-    `share_<teacher>` float32, and `fused`, float32 lists of length D, if it was asked for. A teacher's share is its
-    exact part in the patch's fused feature; residual students have none.
+    Columns: `row` (int64, of the archive), `slide`, `x`, `y` (null where unknown), `prediction`,
+    `probability_<class>` and `share_<teacher>` (float32), and `fused` (float32 lists of length D) if it was asked for.
+    A teacher's share is its exact part in the patch's fused feature; residual students have none.
 
     The properties read one column of all patches into memory on first use; `tables` goes part by part. A part on disk
     is compared with its checksum when it is first read.
@@ -32,7 +32,15 @@ class Scores:
         path: directory of the scores; None in memory.
         classes, teachers: names in the order of `probabilities` and `shares`.
         missing_teachers: teachers of the student that the archive lacks.
-        geometry: slide -> where its patches lie, as far as that is known.
+        geometry: {slide: `Geometry`}, unit, patch size and resolution where the features' files tell them.
+
+    >>> import numpy as np, tempfile, shazam_fast as sf
+    >>> folder = tempfile.mkdtemp()
+    >>> archive = sf.write_archive(f"{folder}/patches", {"uni": np.ones((3, 8))}, slides=["s1", "s1", "s2"])
+    >>> student = sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1)).eval()
+    >>> scores = sf.score(student, archive, device="cpu")
+    >>> scores.slides, scores.of_slide("s1").num_rows
+    (('s1', 's2'), 2)
     """
 
     def __init__(self, manifest: ScoresManifest, parts: Sequence["pa.Table | Part"], path: Path | None = None) -> None:
@@ -63,7 +71,7 @@ class Scores:
         return (self._read_part(part, columns) for part in self._parts)
 
     def read(self, columns: Sequence[str] | None = None) -> "pa.Table":
-        """All patches as one Arrow table; `.to_pandas()` makes a data frame of it."""
+        """All patches as one Arrow table; `.to_pandas()` makes a data frame of it. Raises as `tables` does."""
         import pyarrow as pa
 
         return pa.concat_tables(list(self.tables(columns))).unify_dictionaries()
@@ -89,22 +97,22 @@ class Scores:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """Row in the archive of every patch. [n]."""
+        """Row in the archive of every patch. int64 [n]."""
         return self._numbers(["row"])[:, 0]
 
     @cached_property
     def coords(self) -> NDArray[Any]:
-        """x and y of every patch, -1 where unknown. [n, 2]."""
+        """x and y of every patch as the features' files have them (unit: see `geometry`), -1 where unknown. [n, 2]."""
         return self._numbers(["x", "y"], unknown=-1)
 
     @cached_property
     def prediction(self) -> NDArray[np.int64]:
-        """The most probable class of every patch, an index into `classes`. [n]."""
+        """The most probable class of every patch, an index into `classes`. int64 [n]."""
         return np.concatenate([self._codes(table["prediction"]) for table in self.tables(["prediction"])])
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """float32 [n, C]."""
+        """Probability of each class for every patch, rows summing to 1. float32 [n, C]."""
         return self._numbers([f"probability_{name}" for name in self.classes])
 
     @cached_property
@@ -190,6 +198,14 @@ def open_scores(path: str | Path) -> Scores:
 
     Raises ArchiveError when there are none, the scoring was interrupted, the directory holds something else, or a part
     is missing or has another size than was written.
+
+    >>> import numpy as np, tempfile, shazam_fast as sf
+    >>> folder = tempfile.mkdtemp()
+    >>> archive = sf.write_archive(f"{folder}/patches", {"uni": np.ones((3, 8))}, slides=["s1", "s1", "s2"])
+    >>> student = sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1)).eval()
+    >>> _ = sf.score(student, archive, f"{folder}/scores", device="cpu")
+    >>> len(sf.open_scores(f"{folder}/scores"))
+    3
     """
     path = Path(path)
     manifest = read_manifest(path)

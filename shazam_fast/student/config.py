@@ -26,7 +26,7 @@ class StudentConfig:
         teacher_dropout: probability that a teacher of a patch is left out in a training step, 0 <= p < 1; above 0
             the student can be scored with any non-empty subset of its teachers.
 
-    Raises ShazamError naming the first option that cannot be.
+    Raises ShazamError naming the first option that is out of range or unknown.
 
     >>> StudentConfig({"uni": 1024, "gigapath": 1536}, ("normal", "tumor")).dim
     128
@@ -47,7 +47,7 @@ class StudentConfig:
 
 
 def check_shape(dim: object, depth: object, block: object, teacher_dropout: object) -> dict[str, Any]:
-    """The four options of a student's shape as plain values. Raises ShazamError naming the first that cannot be."""
+    """The four options of a student's shape as plain values. Raises ShazamError naming the first that is wrong."""
     return {
         "dim": require_count("dim", dim, 1, MOST_DIM),
         "depth": require_count("depth", depth, 1, MOST_DEPTH),

@@ -24,10 +24,10 @@ class FoldedStudent(nn.Module):
     The features' means are not folded into a bias but subtracted first, so columns whose mean is large for their spread
     (1e5 times as large, tests/student/test_folding.py) cost no accuracy that the student itself has.
 
-    In float32, the student and its folded form alike become inaccurate when attention scores are large: with scores up
-    to 5 the worst of 4,000 random patches errs by 5e-7, with scores of 50 by 3e-5, with scores of 500 and more by 1e-3
-    (some patch is then a near tie between two teachers); folded in float64, by 4e-12. Trained bare students reach
-    scores of 1e6: where single patches matter, score with `student.double()`.
+    In float32, the student and its folded form both become inaccurate when attention logits are large. The largest
+    error of 4,000 random patches is 5e-7 with logits up to 5, 3e-5 with logits of 50, 1e-3 with logits of 500 and more
+    (some patch is then nearly a tie between two teachers); folded in float64 it is 4e-12. Trained bare students reach
+    logits of 1e6. Where single patches matter, score with `student.double()`.
 
     >>> import torch
     >>> from shazam_fast import Student, StudentConfig
@@ -79,6 +79,8 @@ class FoldedStudent(nn.Module):
         Args:
             features: [B, sum of dims] as stored, not standardised.
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
+
+        Returns logits [B, C], fused [B, D] and shares [B, N].
         """
         maps = ops.TokenMaps(self.weight, self.bias, self.dims, (self.shift, self.unit))
         tokens = ops.project(features, None, maps, present)  # [B, N, D]

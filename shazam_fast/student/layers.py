@@ -13,7 +13,10 @@ from ..ops import dispatch as ops
 class Projection(nn.Module):
     """A linear map per teacher, eq. (1): `weight` [sum of dims, D], one map below the other (x W), `bias` [N, D].
 
-    PyTorch's default initialisation of nn.Linear, from a generator of its own.
+    Args:
+        dims: columns of each teacher.
+        D: width of the tokens.
+        generator: draws the initial values, as nn.Linear does; PyTorch's global one by default.
     """
 
     def __init__(self, dims: Sequence[int], D: int, generator: torch.Generator | None = None) -> None:
@@ -88,13 +91,13 @@ class ResidualBlocks(nn.Module):
 
 
 def empty_linear(inputs: int, outputs: int) -> nn.Linear:
-    """An nn.Linear without values, which would come from the global random state."""
+    """An nn.Linear with uninitialised values, so that PyTorch's global random state is not used."""
     linear: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
     return linear
 
 
 def fill_uniform(parameters: Iterable[Tensor], inputs: int, generator: torch.Generator | None) -> None:
-    """Uniform in +-1/sqrt(inputs), PyTorch's default for nn.Linear, from a generator of our own."""
+    """Fill with values uniform in +-1/sqrt(inputs), PyTorch's default for nn.Linear, drawn from `generator`."""
     bound = 1.0 / math.sqrt(inputs)
     for parameter in parameters:
         parameter.uniform_(-bound, bound, generator=generator)

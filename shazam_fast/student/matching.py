@@ -1,4 +1,4 @@
-"""How an archive's teachers become a student's."""
+"""Matching the teachers of an archive to those of a student."""
 
 from collections.abc import Mapping
 from itertools import accumulate
@@ -12,10 +12,10 @@ from .config import StudentConfig
 
 
 class TeacherMatch:
-    """How an archive's columns become a student's: by teacher name, in the student's order.
+    """Selects and orders an archive's columns as a student needs them, by teacher name.
 
     Raises MismatchError naming the teachers that differ. Teachers may be missing from the archive only if the
-    student was trained with teacher dropout, or with `allow_missing`; extra ones are left unread by the student.
+    student was trained with teacher dropout, or with `allow_missing`. The student ignores extra teachers.
 
     Args:
         archive: what messages call the archive.
@@ -68,12 +68,12 @@ def require_same_features(
     found: Mapping[str, Mapping[str, str]],
     wanted: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Raise MismatchError when features were made otherwise than those that a student was trained on.
+    """Raise MismatchError when features were made in another way than those that a student was trained on.
 
     Args:
         archive: what messages call the archive.
         found: transform, pooling and weights' revision of the archive's teachers, as far as they are known.
-        wanted: the same of the features that the student was trained on. What only one of the two says is not compared.
+        wanted: the same of the features that the student was trained on. What only one side records is not compared.
     """
     for name, record in wanted.items():
         for key, value in record.items():

@@ -1,4 +1,4 @@
-"""What a student, plain or folded, gives for a batch of patches."""
+"""Output of a student, plain or folded, for a batch of patches."""
 
 from collections.abc import Callable
 from functools import cached_property

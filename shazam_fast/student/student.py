@@ -21,7 +21,7 @@ class Student(nn.Module):
     Features are [B, sum of dims], the teachers side by side in the order of `config.teachers`.
 
     Args:
-        config: its shape.
+        config: teachers, classes, width and depth.
         generator: draws the initial parameters; PyTorch's global one by default.
 
     Attributes:
@@ -65,7 +65,9 @@ class Student(nn.Module):
         Args:
             features: [B, sum of dims], any float dtype, as stored (they are standardised here).
             present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
-                What missing teachers' features hold, NaN included, has no influence.
+                Features of missing teachers have no influence, whatever they hold, NaN included.
+
+        Returns logits [B, C], fused [B, D] and shares [B, N] (None for residual students).
 
         Raises MismatchError when the features have another width.
         """
@@ -97,13 +99,17 @@ class Student(nn.Module):
         return self._project(self.frozen_targets, features, present, rows)
 
     def freeze_targets(self, generator: torch.Generator | None = None) -> None:
-        """Give the student the fixed random linear maps of `targets="frozen"`."""
+        """Draw the fixed random linear maps of `targets="frozen"`.
+
+        Args:
+            generator: draws them; PyTorch's global one by default.
+        """
         self.frozen_targets = Projection(self.dims, self.config.dim, generator).requires_grad_(False)
 
     def fold(self) -> FoldedStudent:
         """The same function with all linear maps multiplied out, for scoring. Exact.
 
-        Raises ShazamError for the residual block, which does not fold.
+        Raises ShazamError for residual students, which cannot be folded.
         """
         return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
 
@@ -130,6 +136,8 @@ def load(path: str | Path) -> Student:
     Args:
         path: the directory with `student.json` and `student.safetensors`.
 
+    Returns the student.
+
     Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
 
     >>> import tempfile, shazam_fast as sf
@@ -155,7 +163,13 @@ def load(path: str | Path) -> Student:
 
 
 def load_student(student: Student | str | Path) -> Student:
-    """The student itself, or the one saved in a directory. Raises ArchiveError, see `load`."""
+    """The student itself, or the one saved in a directory.
+
+    Args:
+        student: a student, or the directory of one.
+
+    Raises ArchiveError when a file is missing or damaged, ShazamError for anything else than a student or a path.
+    """
     if isinstance(student, str | Path):
         return load(student)
     if not isinstance(student, Student):

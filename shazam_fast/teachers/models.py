@@ -23,8 +23,8 @@ RANDOM_SEED = 0
 class Teacher(nn.Module):
     """A frozen teacher in evaluation mode.
 
-    `spec`, `transform` (how images become its input) and `revision` (the hub's commit, "sha256:..." of a local file,
-    "random" or "callable") are what an archive records of it.
+    An archive records its `spec`, `transform` (how images become its input) and `revision` (the hub's commit,
+    "sha256:..." of a local file, "random" or "callable").
     """
 
     def __init__(self, spec: TeacherSpec, model: nn.Module, transform: Transform, revision: str) -> None:
@@ -102,6 +102,7 @@ def find_blocks(model: nn.Module, spec: TeacherSpec) -> nn.ModuleList | nn.Seque
     return found
 
 
+# Over 40 lines: every option is documented here.
 def load_teacher(
     teacher: str | TeacherSpec, weights: str | Path = "hub", token: str | None = None, transform: str = "own"
 ) -> Teacher:
@@ -112,26 +113,27 @@ def load_teacher(
         weights: "hub" downloads them (or takes them from the hub's cache), "random" draws them, the same on every
             call; else a local file (safetensors or torch.save) or, for transformers, its directory.
         token: access token of the Hugging Face hub; by default the one that `hf auth login` stored.
-        transform: "own" or "imagenet", see `TeacherSpec.chosen_transform`.
+        transform: "own", the teacher's own; "imagenet", ImageNet statistics and a bilinear resize for every teacher,
+            as in the authors' scripts.
 
     Returns the teacher on the CPU, in float32, in evaluation mode.
-
-    >>> import torch
-    >>> create = {"create": lambda: torch.nn.Identity()}
-    >>> spec = TeacherSpec("mine", 3, library="torch", pooling="model", arguments=create)
-    >>> load_teacher(spec).features(torch.ones(2, 3)).shape
-    torch.Size([2, 3])
 
     Raises:
         ShazamError: a missing package; weights that cannot be downloaded (the message names gate, licence
             and what to do); a "torch" teacher without its callable. The code of conch-v1.5 lies in the hub's
-            repository, and nothing from there is run unless you do it yourself:
+            repository. This package does not run code from there; these lines do:
 
                 titan = transformers.AutoModel.from_pretrained("MahmoodLab/TITAN", trust_remote_code=True)
                 arguments = {"create": lambda: titan.return_conch()[0]}
                 sf.register_teacher(dataclasses.replace(sf.get_teacher("conch-v1.5"), arguments=arguments))
         ArchiveError: a weights file that is missing, corrupt, or would execute code.
         MismatchError: weights whose names or shapes do not fit; a model that is not what the spec says.
+
+    >>> import torch, shazam_fast as sf
+    >>> create = {"create": torch.nn.Identity}
+    >>> spec = sf.TeacherSpec("mine", dim=3, library="torch", pooling="model", arguments=create)
+    >>> sf.load_teacher(spec).features(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
     """
     spec = get_teacher(teacher) if isinstance(teacher, str) else teacher
     chosen = spec.chosen_transform(transform)

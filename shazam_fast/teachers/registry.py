@@ -10,7 +10,12 @@ _registry: dict[str, TeacherSpec] = {spec.name: spec for spec in BUILT_IN}
 
 
 def get_teacher(name: str) -> TeacherSpec:
-    """The teacher of that name.
+    """Look up a teacher by name.
+
+    Args:
+        name: as `list_teachers` has it.
+
+    Returns its spec.
 
     Raises MismatchError, with the nearest names, when there is none.
 

@@ -36,9 +36,9 @@ class TeacherSpec:
         licence: licence of the weights.
         covers_derivatives: the terms also cover models trained on the teacher's outputs, such as a student. False:
             no such clause is known. Read the terms before you share a student.
-        files: names of the weights' file on the hub, the first that exists is taken.
+        files: names that the weights' file may have on the hub; the first that exists is taken.
 
-    Raises ShazamError naming the first field that cannot be.
+    Raises ShazamError naming the first field that is out of range or unknown.
 
     >>> TeacherSpec("tiny", dim=192, arguments={"model_name": "vit_tiny_patch16_224"}).pooling
     'cls'

@@ -26,7 +26,7 @@ class Transform:
         mean, std: mean and standard deviation of each channel (R, G, B), for values in 0..1.
         interpolation: "bilinear" or "bicubic", with a filter that grows with the reduction.
 
-    Raises ShazamError naming the first field that cannot be.
+    Raises ShazamError naming the first field that is out of range or unknown.
 
     >>> from PIL import Image
     >>> Transform(size=224, resize=256)(Image.new("RGB", (512, 512))).shape

@@ -1,4 +1,4 @@
-"""The state of a training on disk, so that a killed run goes on bit for bit."""
+"""The state of a training on disk, from which an interrupted run resumes to the same bits."""
 
 import json
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class Checkpoint:
     Args:
         path: its file; None keeps none.
         job: what makes two trainings the same.
-        device: what computes, "cpu" or the model of the GPU: another one gives other bits.
+        device: "cpu" or the model of the GPU; a checkpoint of another device is refused, as results would differ.
     """
 
     def __init__(self, path: Path | None, job: Mapping[str, Any], device: str) -> None:
@@ -125,8 +125,9 @@ def remove_leftovers(out: Path) -> None:
 
 
 def tidy_after_kill(out: Path) -> None:
-    """`remove_leftovers` of a training that was killed before it could; not where that is not allowed, or another
-    process is about to.
+    """Call `remove_leftovers` for a finished training that was killed before it did.
+
+    Does nothing where the directory cannot be locked or written.
     """
     if _leftovers(out) or (out / LOCK).exists():
         with suppress(ShazamError), DirectoryLock(out):

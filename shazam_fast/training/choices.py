@@ -1,4 +1,4 @@
-"""What an objective can be. Imports no torch, for the CLI."""
+"""The options of an objective and their checks. Imports no torch, so that the command line starts fast."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ HUBERS = ("norm", "elementwise")
 
 
 def check_objective(lam: object, delta: object, huber: object, targets: object) -> dict[str, Any]:
-    """The options of an objective as plain values. Raises ShazamError naming the first that cannot be."""
+    """The options of an objective as plain values. Raises ShazamError naming the first that is wrong."""
     return {
         "lam": require_number("lam", lam, 0.0),
         "delta": require_number("delta", delta, above=0.0),

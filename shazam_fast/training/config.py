@@ -42,8 +42,11 @@ class TrainConfig:
         huber: "norm", the Huber loss of the distance |t - T_i| (eqs. 6, 7), or "elementwise" (the authors' script).
         targets: what to distil from: "projected", the student's own tokens T_i with their gradient (eqs. 5, 6);
             "detached", the same without gradient; "frozen", fixed random maps (the authors' script).
-        dim, depth, block, teacher_dropout: the student, see `StudentConfig`.
-        standardize: learn mean and scale of every feature on the training split.
+        dim: width D of the student.
+        depth: number K of its attention layers.
+        block: "bare" (the paper) or "residual" (the authors' script).
+        teacher_dropout: probability, 0 <= p < 1, that a teacher of a patch is left out in a training step.
+        standardize: scale every feature to mean 0 and variance 1 of the training split.
         patience: stop after this many epochs without a better validation score.
         seed: random seed, 0 or more; the same seed on the same device gives the same bits.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
@@ -52,7 +55,7 @@ class TrainConfig:
             sums, scores, softmax and losses are float32 in all of them.
         checkpoint_seconds: seconds between two checkpoints (only with an output directory).
 
-    Raises ShazamError naming the first option that cannot be.
+    Raises ShazamError naming the first option that is out of range or unknown.
 
     >>> TrainConfig(epochs=10, lr=3e-4).batch_size
     64
@@ -100,7 +103,7 @@ class TrainConfig:
             preset: "unitopatho", "huncrc" (the paper's two tasks) or "authors_script" (the released script).
             overrides: fields of `TrainConfig` by name.
 
-        Raises ShazamError when there is no such preset, or a field cannot be.
+        Raises ShazamError when there is no such preset, or a field is out of range or unknown.
 
         >>> TrainConfig.from_preset("huncrc", seed=1).lam
         0.05

@@ -1,4 +1,4 @@
-"""Features on their way into training: their statistics, and batches on the training device."""
+"""Features for training: their statistics, and batches on the training device."""
 
 import logging
 from collections.abc import Iterator

@@ -29,7 +29,7 @@ logger = logging.getLogger("shazam_fast")
 
 
 class TrainingRun:
-    """A training at some step of some epoch.
+    """A training that can be saved after any step and resumed.
 
     All randomness of an epoch derives from (seed, epoch), so the parameters, the optimizer's moments and the losses of
     the current epoch are the whole state.
@@ -39,7 +39,7 @@ class TrainingRun:
         config: what decides the training.
         device: where the student computes.
         train_rows, val_rows: the labelled rows of the two splits, int64.
-        checkpoint: where the state is saved; a state that is there is continued.
+        checkpoint: where the state is saved; if it holds one, the training resumes from it.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class TrainingRun:
 
 @contextmanager
 def stop_on_interrupt(enabled: bool) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request that the training answers; the second acts at once."""
+    """Make the first Ctrl-C stop the training after its step; a second Ctrl-C stops it at once."""
     requests: list[int] = []
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -26,7 +26,7 @@ class Objective:
 
     Args:
         lam: weight of the distillation losses; 0 leaves cross-entropy alone.
-        delta: where the Huber loss turns from quadratic to linear.
+        delta: distance at which the Huber loss turns from quadratic to linear.
         huber: "norm", of the distance |t - T_i| (eqs. 6, 7), or "elementwise" (the authors' script).
         targets: "projected", the student's own tokens T_i with their gradient (eqs. 5, 6); "detached", the same
             without gradient; "frozen", the student's `frozen_targets` (the authors' script).
@@ -54,6 +54,8 @@ class Objective:
             student: the student to train.
             features, present, rows: as for `Student.tokens`.
             labels: int64 [B].
+
+        Returns the losses, means over the batch.
         """
         tokens = student.tokens(features, present, rows)  # [B, N, D]
         output = student.fuse(tokens, present)

@@ -94,7 +94,7 @@ class TrainingStep:
         return graph
 
     def _warm_up(self, size: int) -> None:
-        """Steps that leave no trace: kernels get compiled, libraries their workspaces, the optimizer its moments."""
+        """Steps whose results are undone; they compile kernels and allocate workspaces and the optimizer's moments."""
         before = [(tensor, tensor.clone()) for tensor in self._state()]
         for _ in range(WARM_UPS):
             self._compute(size)

@@ -41,6 +41,14 @@ class TrainResult:
             `val_weighted_f1`, `teacher_shares` (mean share over the validation split) and their mean entropy
             `share_entropy` in nats (bare students), and `seconds`.
         metrics: of "val" and, if there is such a split with labels, "test".
+
+    >>> import numpy as np, tempfile, shazam_fast as sf
+    >>> labels, splits = np.arange(80) % 2, np.repeat(["train", "val", "test", "train"], 20)
+    >>> features = {"uni": np.random.default_rng(0).normal(size=(80, 8)) + labels[:, None]}
+    >>> archive = sf.write_archive(f"{tempfile.mkdtemp()}/patches", features, labels=labels, splits=splits)
+    >>> result = sf.train(archive, epochs=1, dim=8, depth=1, batch_size=8, device="cpu")
+    >>> result.history[0]["epoch"], result.metrics["test"].n_rows
+    (0, 20)
     """
 
     student: Student
@@ -48,6 +56,7 @@ class TrainResult:
     metrics: dict[str, Metrics]
 
 
+# Over 40 lines: every option is documented here.
 def train(
     archive: ArchiveLike,
     config: TrainConfig | None = None,
@@ -63,16 +72,18 @@ def train(
         config: a complete configuration; or give `preset` and single fields of `TrainConfig` by name.
         out: directory for the student and its checkpoint. If it holds an interrupted run, training resumes, to the
             same bits; if a finished one, that is loaded.
-        preset: a named configuration, see `TrainConfig.from_preset`.
+        preset: "unitopatho", "huncrc" (the paper's two tasks) or "authors_script" (the released script).
         overrides: fields of `TrainConfig` by name.
 
-    Returns the student, on the CPU, with its history and metrics.
+    Returns the student of the best epoch, on the CPU, with its history and metrics.
 
     Raises:
-        ShazamError: an impossible option, a device that is not there; `out` cannot be written, or another process
-            trains there.
-        MismatchError: `out` holds another training; an empty split; a class that no training patch has; a patch
-            without a label; a group (patient) with patches in two splits; fewer patches than a batch.
+        ShazamError: an unknown option or one out of range; a device that is not there; `out` cannot be written, or
+            another process trains there.
+        ArchiveError: the archive, or what `out` holds, is missing or damaged.
+        MismatchError: `out` holds another training; the archive has no labels; an empty split; a class that no
+            training patch has; a patch without a label; a group (patient) with patches in two splits; fewer patches
+            than a batch.
         NonFiniteError: a NaN or infinite feature (names teacher and row) or loss (names epoch, step, term).
         KeyboardInterrupt: Ctrl-C, after the checkpoint was saved.
 

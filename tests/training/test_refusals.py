@@ -55,9 +55,11 @@ def test_the_remedy_for_unlabelled_patches_works(tmp_path, patches):
 
 
 def test_an_archive_without_labels(tmp_path, patches):
-    archive = change(patches, tmp_path, labels=None)
-    with pytest.raises(sf.MismatchError, match=r"the archive has no labels; open it with labels="):
-        sf.train(archive, **QUICK)
+    """The labels are asked for first, whether or not there are splits."""
+    for name, splits in (("with", patches["splits"]), ("without", None)):
+        archive = sf.write_archive(tmp_path / name, **{**patches, "labels": None, "splits": splits})
+        with pytest.raises(sf.MismatchError, match=r"the archive has no labels; open it with labels="):
+            sf.train(archive, **QUICK)
 
 
 def test_withheld_test_labels_are_said_and_skipped(tmp_path, patches, caplog):
