@@ -17,7 +17,7 @@ from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import SPLITS, Contents, DTypeName, InMemory
 from ..runtime.files import file_checksum
 from ..runtime.progress import Progress
-from .fingerprint import fingerprint
+from .fingerprint import file_status, fingerprint, require_unchanged
 from .rows import as_rows, read_column, require_finite
 
 VERIFY_BYTES = 256 << 20  # bytes of features between two steps of the progress bar
@@ -117,6 +117,7 @@ class FeatureArchive:
         They change with the content, also when a file is rewritten in place, but not with the path. Raises ArchiveError
         when a file is missing.
         """
+        require_unchanged(self._contents)
         return fingerprint(self._contents)
 
     @property
@@ -178,6 +179,7 @@ class FeatureArchive:
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) of "label", "split", "slide", "group" or "coords", see `read_column`."""
+        require_unchanged(self._contents)
         return read_column(self._contents, name, range(start, stop), self.n_rows)
 
     def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
@@ -265,7 +267,7 @@ class FeatureArchive:
         Raises ArchiveError naming the file, or NonFiniteError naming the teacher and the first row.
         """
         step = max(1, VERIFY_BYTES // self.row_bytes)
-        total = sum(os.path.getsize(file) for file in self._contents.checksums) + self.n_rows * self.row_bytes
+        total = sum(file_status(file).st_size for file in self._contents.checksums) + self.n_rows * self.row_bytes
         with Progress(f"verifying {self.path.name}", total, "bytes") as progress, self._store_errors():
             for file, expected in self._contents.checksums.items():
                 found = file_checksum(Path(file))
@@ -273,7 +275,7 @@ class FeatureArchive:
                     raise ArchiveError(
                         f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found", "checksum"
                     )
-                progress.advance(os.path.getsize(file))
+                progress.advance(file_status(file).st_size)
             for start in range(0, self.n_rows, step):
                 stop = min(start + step, self.n_rows)
                 bad = [row for store in self._stores if (row := store.check_finite(start, stop)) >= 0]
@@ -292,6 +294,7 @@ class FeatureArchive:
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
+        require_unchanged(self._contents)
         try:
             yield
         except _core.StoreError as error:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..annotation.annotations import Given
 from ..annotation.splits import GroupedSplit
-from ..errors import NonFiniteError
+from ..errors import MismatchError, NonFiniteError
 from ..formats.native import MANIFEST, Manifest
 from ..runtime.documents import Count, Ratio, Record
 from ..runtime.locks import DirectoryLock, require_writable
@@ -134,6 +135,7 @@ def convert(
     3
     """
     require_dtype(dtype)
+    _require_outside(Path(out), source)
     if not (Path(out) / MANIFEST).exists():
         require_writable(Path(out))
     readable = Readable(source, labels, splits, groups, classes, teachers, slides, on_error, label_column)
@@ -228,3 +230,11 @@ def _used_names(names: Sequence[str], index: NDArray[np.integer]) -> tuple[list[
     codes = np.full(len(names) + 1, -1, dtype=np.int32)  # the last one is picked by -1
     codes[used] = np.arange(len(used))
     return [names[code] for code in used.tolist()], codes[index]
+
+
+def _require_outside(out: Path, source: str | Path | Mapping[str, str | Path]) -> None:
+    """Raise MismatchError when the archive would lie among its own source's files, which could not be opened again."""
+    for place in source.values() if isinstance(source, Mapping) else [source]:
+        folder = Path(os.path.realpath(place))
+        if folder.is_dir() and Path(os.path.realpath(out)).is_relative_to(folder):
+            raise MismatchError(f"{out}: lies inside its own source {place}; choose another --out")

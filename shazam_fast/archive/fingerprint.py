@@ -11,7 +11,7 @@ import xxhash
 from ..errors import ArchiveError
 from ..formats.geometry import describe_geometry
 from ..formats.native import MANIFEST, StoredColumn
-from ..formats.pieces import Contents
+from ..formats.pieces import Contents, FileStamp
 
 STORED = b"as stored"  # digest input for columns stored in the parts, whose checksums cover them
 
@@ -49,7 +49,7 @@ def _file(file: str, checksums: Mapping[str, str]) -> str:
     """Text that changes when a file, or a directory such as a zarr store, is replaced by another of the same name."""
     if os.path.isdir(file):
         return "".join(_file(str(inner), {}) for inner in sorted(Path(file).rglob("*")) if inner.is_file())
-    status = _stat(file)
+    status = file_status(file)
     if file in checksums and status.st_mtime_ns <= _manifest_time(os.path.dirname(file)):
         return f"{status.st_size} {checksums[file]}\n"
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}\n"
@@ -68,11 +68,28 @@ def _column(contents: Contents, column: str, names: Sequence[object]) -> str:
 
 
 def _manifest_time(directory: str) -> int:
-    return _stat(os.path.join(directory, MANIFEST)).st_mtime_ns
+    return file_status(os.path.join(directory, MANIFEST)).st_mtime_ns
 
 
-def _stat(file: str) -> os.stat_result:
+def file_status(file: str) -> os.stat_result:
+    """What the system knows of a file. Raises ArchiveError when it is gone."""
     try:
         return os.stat(file)
     except OSError as error:
         raise ArchiveError(f"{file}: cannot be read: {error}", "missing") from None
+
+
+def require_unchanged(contents: Contents) -> None:
+    """Raise ArchiveError when a native archive was written anew since it was opened.
+
+    Its parts are opened when they are first read, and would give the new features under the old labels.
+    """
+    stamp = contents.stamp
+    if stamp is None:
+        return
+    try:
+        now = FileStamp.of(stamp.path)
+    except OSError:  # gone or moved: parts that are open stay readable, others are missed by name
+        return
+    if now != stamp:
+        raise ArchiveError(f"{contents.path}: written anew after it was opened; open it again", "changed")

@@ -231,5 +231,6 @@ def _concatenate(parts: Sequence[NDArray[Any] | None], rows: Sequence[int], name
     column = np.concatenate([part for part in filled if len(part)])
     if name == "group":
         return column
-    narrow = column.astype({"coords": np.int32, "label": np.int64, "split": np.uint8}[name])
+    with np.errstate(invalid="ignore"):  # positions that are no numbers stay as they are
+        narrow = column.astype({"coords": np.int32, "label": np.int64, "split": np.uint8}[name])
     return narrow if np.array_equal(narrow, column) else column.astype(np.float32)

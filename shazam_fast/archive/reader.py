@@ -12,7 +12,7 @@ from .. import _core
 from ..annotation.annotations import Given, annotate
 from ..annotation.splits import GroupedSplit
 from ..errors import ArchiveError
-from ..formats.pieces import ITEM_BYTES, Extents
+from ..formats.pieces import ITEM_BYTES, UNKNOWN, Extents
 from ..layouts.unmapped import Matrix, reading
 from .archive import FeatureArchive
 from .matrices import Loads
@@ -61,14 +61,20 @@ class Readable:
     def columns(self, start: int, stop: int) -> dict[str, NDArray[Any] | None]:
         """Labels, splits and positions of the patches [start, stop), as archives store them.
 
-        Positions in micrometres are rounded to whole ones.
+        Positions are rounded to whole pixels or micrometres; one that is no number is unknown (-1, -1).
         """
         archive = self.archive
         return {
             "label": archive.labels[start:stop],
             "split": archive.splits[start:stop],
-            "coords": np.rint(archive.coords[start:stop]).astype(np.int64),
+            "coords": _whole_positions(archive.coords[start:stop]),
         }
+
+
+def _whole_positions(coords: NDArray[Any]) -> NDArray[np.int64]:
+    """Positions [n, 2] as whole numbers, both -1 where one of them is NaN or infinite."""
+    known = np.isfinite(coords).all(axis=1, keepdims=True)
+    return np.where(known, np.rint(np.where(known, coords, 0)), UNKNOWN["coords"]).astype(np.int64)
 
 
 class BlockReader:

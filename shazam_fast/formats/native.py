@@ -17,7 +17,7 @@ from ..errors import ArchiveError
 from ..runtime.documents import Count, Json, Name, Record, Text, read_document
 from ..runtime.jobs import Part
 from .geometry import Geometry
-from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents
+from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents, FileStamp
 from .records import teacher_records
 from .safetensors import read_header
 from .tensors import StoredTensor
@@ -98,6 +98,7 @@ def read_contents(path: Path) -> Contents:
 
     Raises ArchiveError when something is missing, truncated, corrupt, or written by a newer version.
     """
+    stamp = _stamp(path / MANIFEST)
     manifest = read_manifest(path)
     teachers = {teacher.name: teacher.dim for teacher in manifest.teachers}
     width = sum(teachers.values())
@@ -110,6 +111,7 @@ def read_contents(path: Path) -> Contents:
     files = tuple(str(path / part.file) for part in manifest.parts)
     return Contents(
         path=path,
+        stamp=stamp,
         teachers=teachers,
         blocks=(Extents(width, manifest.dtype, files, np.array(table, dtype=np.int64).reshape(-1, 4)),),
         classes=tuple(manifest.classes),
@@ -120,6 +122,13 @@ def read_contents(path: Path) -> Contents:
         columns={column: StoredColumn(column, files, tuple(t[column] for t in stored)) for column in COLUMNS},
         checksums={file: part.xxh3 for file, part in zip(files, manifest.parts, strict=True)},
     )
+
+
+def _stamp(manifest: Path) -> FileStamp | None:
+    try:
+        return FileStamp.of(os.path.abspath(manifest))
+    except OSError:
+        return None  # reading it says why
 
 
 def read_manifest(path: Path) -> Manifest:

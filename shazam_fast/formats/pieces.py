@@ -81,14 +81,29 @@ class Extents:
 
 
 @dataclass(frozen=True)
+class FileStamp:
+    """A file as it was when it was read: absolute path, modification time in nanoseconds, inode."""
+
+    path: str
+    time: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str) -> "FileStamp":
+        """The stamp of a file as it is now. Raises OSError when it is gone."""
+        status = os.stat(path)
+        return cls(path, status.st_mtime_ns, status.st_ino)
+
+
+@dataclass(frozen=True)
 class Contents:
     """What an archive is made of: matrices of the same rows side by side, and how to read the per-row columns.
 
     The columns of `blocks`, in order, are those of `teachers` (name -> dim), in order. `columns` maps a column name
     (label, split, slide, coords, group) to a function that reads it whole; one that is missing is unknown for all rows.
-    `geometry` maps slides to where their patches lie, "" to it where the archive names no slides; slides of which
-    nothing is known are absent. `left_out` maps slides that could not be read or joined to the reason. `records` says
-    of teachers how their features were made, see `teacher_records`.
+    `stamp` is that of a native archive's manifest. `geometry` maps slides to where their patches lie, "" to it where
+    the archive names no slides; slides of which nothing is known are absent. `left_out` maps slides that could not be
+    read or joined to the reason. `records` says of teachers how their features were made, see `teacher_records`.
     """
 
     path: Path
@@ -102,6 +117,7 @@ class Contents:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     checksums: Mapping[str, str] = field(default_factory=dict)
+    stamp: FileStamp | None = None
     records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def folders(self) -> NDArray[np.str_]:

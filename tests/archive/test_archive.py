@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -465,3 +467,29 @@ def test_features_of_every_form(tmp_path):
         with pytest.raises(sf.MismatchError, match=message):
             sf.write_archive(tmp_path / "bad", {"uni": block})
         assert not (tmp_path / "bad").exists()
+
+
+def test_an_archive_written_anew_is_not_read_under_its_old_labels(tmp_path, patches):
+    path = sf.write_archive(tmp_path / "a", **patches)
+    before = sf.open(path)
+    shutil.rmtree(path)
+    sf.write_archive(path, **{**patches, "features": {name: x + 1 for name, x in patches["features"].items()}})
+    reads = (
+        lambda archive: archive.gather([0]),
+        lambda archive: archive.labels,
+        lambda archive: archive.fingerprint,
+        lambda archive: next(archive.stream()),
+        lambda archive: archive.verify(),
+        lambda archive: pickle.loads(pickle.dumps(archive)).gather([0]),
+    )
+    for read in reads:
+        with pytest.raises(sf.ArchiveError, match="written anew after it was opened") as caught:
+            read(before)
+        assert caught.value.kind == "changed"
+
+
+def test_a_moved_archive_says_so(tmp_path, patches):
+    archive = sf.open(sf.write_archive(tmp_path / "a", **patches))
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(sf.ArchiveError, match="cannot be read"):
+        archive.verify()

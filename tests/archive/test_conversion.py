@@ -59,15 +59,16 @@ def test_packing_files_of_several_teachers(tmp_path):
     (tmp_path / "_logs_feat_uni.txt").write_text("slide-a.svs: DONE")
     labels = {"slide-a": "tumour", "slide-c": "normal"}
     splits = {"slide-a": "train", "slide-c": "test"}
-    report = sf.convert(tmp_path, tmp_path / "out", labels=labels, splits=splits, groups={"slide-a": "p1"})
-    archive = assert_holds(tmp_path / "out", features, coords)
+    out = tmp_path.with_name(f"{tmp_path.name}-out")
+    report = sf.convert(tmp_path, out, labels=labels, splits=splits, groups={"slide-a": "p1"})
+    archive = assert_holds(out, features, coords)
     assert archive.classes == ("normal", "tumour")
     assert archive.labels.tolist() == [1] * 31 + [0] * 70
     assert archive.splits.tolist() == [0] * 31 + [2] * 70
     assert archive.group_index.tolist() == [0] * 31 + [-1] * 70
     assert archive.slides == ("slide-a", "slide-c")
     assert (report.n_rows, report.overflowed) == (101, 0)
-    assert report.bytes == sum(p.stat().st_size for p in (tmp_path / "out").glob("part-*"))
+    assert report.bytes == sum(p.stat().st_size for p in (out).glob("part-*"))
     moved = [
         np.linalg.norm(x.astype(np.float16) - x, axis=1) / np.linalg.norm(x, axis=1) for x in features["uni"].values()
     ]
@@ -167,8 +168,9 @@ def test_compressed_atlaspatch_and_published_features_with_a_leading_axis(tmp_pa
         for teacher in DIMS:
             path = tmp_path / "patches" / f"{slide}.h5"
             write_h5(path, features[teacher][slide], wide, name=f"features/{teacher}", compression="gzip")
-    sf.convert(tmp_path, tmp_path / "out")
-    assert_holds(tmp_path / "out", features, coords)
+    out = tmp_path.with_name(f"{tmp_path.name}-out")
+    sf.convert(tmp_path, out)
+    assert_holds(out, features, coords)
     write_h5(tmp_path / "uni2.h5", features["uni"]["slide-c"][None], coords["slide-c"][None], compression="gzip")
     sf.convert({"uni": tmp_path / "uni2.h5"}, tmp_path / "leading")
     assert_holds(tmp_path / "leading", {"uni": {"": features["uni"]["slide-c"]}}, {"": coords["slide-c"]})
@@ -611,3 +613,23 @@ def partial_after(call, file, features):
         return call(*arguments)
 
     return wrapped
+
+
+def test_positions_that_are_no_numbers_are_unknown(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "uni" / "a.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["features"] = np.ones((3, 2), np.float32)
+        file["coords"] = np.array([[0, 0], [np.nan, 5], [256, np.inf]])
+    sf.convert(tmp_path / "uni", tmp_path / "out")
+    assert sf.open(tmp_path / "out").coords.tolist() == [[0, 0], [-1, -1], [-1, -1]]
+
+
+def test_an_archive_inside_its_own_source_is_refused(tmp_path):
+    (tmp_path / "uni").mkdir()
+    np.save(tmp_path / "uni" / "a.npy", np.ones((3, 2), np.float32))
+    for source in (tmp_path / "uni", {"uni": tmp_path / "uni"}):
+        with pytest.raises(sf.MismatchError, match="lies inside its own source"):
+            sf.convert(source, tmp_path / "uni" / "out")
+    assert [file.name for file in (tmp_path / "uni").iterdir()] == ["a.npy"]

@@ -131,7 +131,7 @@ def draw(place, scores):
     [("trident_slide", "one row per patch was expected"), ("trident_pt", r"(?s)pickle|torch\.save")],
 )
 def test_files_without_patch_tensors_are_refused(tmp_path, name, message):
-    source = getattr(tools, name)(tmp_path)
+    source = getattr(tools, name)(tmp_path / "source")
     with pytest.raises(sf.ArchiveError, match=message):
         sf.open(source)
     with pytest.raises(sf.ArchiveError, match=message):
