@@ -75,8 +75,8 @@ class FeatureArchive:
         self._threads = len(os.sched_getaffinity(0))
         self.path = contents.path
         self.teachers = dict(contents.teachers)
-        dtypes = {b.dtype for b in contents.blocks}
-        self.dtype: DTypeName = dtypes.pop() if len(dtypes) == 1 else "float32"
+        first, *others = {b.dtype for b in contents.blocks}
+        self.dtype: DTypeName = "float32" if others else first
         self.n_rows = self._stores[0].rows
         self.classes = contents.classes
         self.slides = contents.slides

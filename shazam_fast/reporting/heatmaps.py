@@ -15,6 +15,7 @@ from .slide_scores import SlideScores, one_slide
 logger = logging.getLogger("shazam_fast")
 
 
+# Over 40 lines: every option is documented here.
 def heatmap(
     scores: Scores | str | Path, out: str | Path, *, patch_size: float | None = None, mpp: float | None = None
 ) -> list[Path]:

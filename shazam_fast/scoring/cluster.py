@@ -16,7 +16,7 @@ from ..runtime.progress import Progress
 from ..runtime.ray_jobs import ray_cluster
 from ..student.student import Student
 from .engine import Scorer
-from .parts import ScoreJob, ScoreParts
+from .parts import ScoreJob, ScoreParts, Work
 
 RETRIES = 5  # of a part whose worker died
 STOPPING_SECONDS = 10  # after which a worker that does not answer is left to Ray
@@ -24,29 +24,21 @@ STOPPING_SECONDS = 10  # after which a worker that does not answer is left to Ra
 _scorers: dict[str, Scorer] = {}  # by job: the one that this worker's process keeps for its next part
 
 
-def score_on_ray(
-    parts: ScoreParts,
-    missing: Sequence[int],
-    student: Student,
-    archive: FeatureArchive,
-    device: torch.device,
-    progress: Progress,
-) -> None:
+def score_on_ray(parts: ScoreParts, missing: Sequence[int], work: Work, progress: Progress) -> None:
     """Score the missing parts on a Ray cluster; one CPU, or GPU, per part.
 
     Args:
         parts: the directory of the parts; the caller holds its lock.
         missing: numbers of the parts to score.
-        student, archive: what is scored.
-        device: where workers compute.
+        work: what is scored, and where workers compute.
         progress: advanced by the patches of every finished part.
 
     Raises ShazamError when Ray is missing, or the workers of a part died RETRIES times; otherwise what scoring raises.
     """
     with ray_cluster(parts.path) as ray:
-        gpus = 1 if device.type == "cuda" else 0
+        gpus = 1 if work.device.type == "cuda" else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(score_part)
-        everything = ray.put((parts.scored, student, archive, device.type, os.getcwd()))
+        everything = ray.put((parts.scored, work.student, work.archive, work.device.type, os.getcwd()))
         waiting = [task.remote(everything, os.path.abspath(parts.path), part) for part in missing]
         try:
             while waiting:

@@ -6,7 +6,7 @@ A part holds the scored patches among a fixed range of the archive's rows.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,10 +21,21 @@ from .manifest import MANIFEST, ScoresManifest, manifest_parquet, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
+
+    from ..student.student import Student
 
 PART_BYTES = 8 << 20  # of scores in a part: half a second of work or more; a few times this are in memory
 
 UNKNOWN_POSITION = -1  # x and y of a patch whose position the archive does not know
+
+
+class Work(NamedTuple):
+    """A student, the archive that it scores, and the device that computes."""
+
+    student: "Student"
+    archive: FeatureArchive
+    device: "torch.device"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..student.student import Student, load_student
 from .engine import GPU_TILE_ROWS, TILE_ROWS, Scorer
 from .inference import match_teachers
 from .manifest import MANIFEST, ScoresManifest
-from .parts import ScoreJob, ScoreParts, choose_part_rows, make_table
+from .parts import ScoreJob, ScoreParts, Work, choose_part_rows, make_table
 from .scores import Scores, open_scores
 
 logger = logging.getLogger("shazam_fast")
@@ -87,28 +87,22 @@ def score(
     job = plan_job(
         student, archive, split=split, fused=fused, allow_missing_teachers=allow_missing_teachers, device=place
     )
+    work = Work(student, archive, place)
     rows = archive.n_rows if split is None else sum(len(job.rows_of(archive, part)) for part in range(job.parts))
     if rows == 0:
         raise MismatchError(f"{archive.path}: no patches to score" + (f" in split {split!r}" if split else ""))
     if out is None:
         with Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
-            tables = _score_in_memory(job, student, archive, place, progress)
+            tables = _score_in_memory(job, work, progress)
             return Scores(msgspec.structs.replace(job.manifest, rows=rows), tables)
     parts = ScoreParts(Path(out), job)
     if parts.read_finished() is None:
         with DirectoryLock(parts.path), Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
-            _score_missing(parts, student, archive, place, progress, cluster)
+            _score_missing(parts, work, progress, cluster)
     return open_scores(out)
 
 
-def _score_missing(
-    parts: ScoreParts,
-    student: Student,
-    archive: FeatureArchive,
-    device: torch.device,
-    progress: Progress,
-    cluster: str | None,
-) -> None:
+def _score_missing(parts: ScoreParts, work: Work, progress: Progress, cluster: str | None) -> None:
     """Write the parts that are not there, and the manifest; the caller holds the directory's lock."""
     if parts.read_finished() is not None:  # by another process, just now
         return
@@ -122,9 +116,9 @@ def _score_missing(
         if cluster:
             from .cluster import score_on_ray
 
-            score_on_ray(parts, missing, student, archive, device, progress)
+            score_on_ray(parts, missing, work, progress)
         else:
-            _score_to_disk(parts, missing, student, archive, device, progress)
+            _score_to_disk(parts, missing, work, progress)
     except BaseException:
         parts.discard_if_empty()
         raise
@@ -175,11 +169,9 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _score_in_memory(
-    job: ScoreJob, student: Student, archive: FeatureArchive, device: torch.device, progress: Progress
-) -> list["pa.Table"]:
-    tables = []
-    with Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.manifest.forced) as scorer:
+def _score_in_memory(job: ScoreJob, work: Work, progress: Progress) -> list["pa.Table"]:
+    tables, archive = [], work.archive
+    with Scorer(*work, fused=job.fused, allow_missing_teachers=job.manifest.forced) as scorer:
         for part in range(job.parts):
             if len(rows := job.rows_of(archive, part)):
                 tables.append(make_table(archive, job, rows, scorer.score(rows)))
@@ -187,16 +179,9 @@ def _score_in_memory(
     return tables
 
 
-def _score_to_disk(
-    parts: ScoreParts,
-    missing: Sequence[int],
-    student: Student,
-    archive: FeatureArchive,
-    device: torch.device,
-    progress: Progress,
-) -> None:
+def _score_to_disk(parts: ScoreParts, missing: Sequence[int], work: Work, progress: Progress) -> None:
     """Part after part, each written while the next one is computed."""
-    job = parts.scored
+    job, archive = parts.scored, work.archive
     writing: list[Future[int]] = []
 
     def settle() -> None:
@@ -204,7 +189,7 @@ def _score_to_disk(
             progress.advance(writing.pop().result())
 
     with (
-        Scorer(student, archive, device, fused=job.fused, allow_missing_teachers=job.manifest.forced) as scorer,
+        Scorer(*work, fused=job.fused, allow_missing_teachers=job.manifest.forced) as scorer,
         ThreadPoolExecutor(1) as writer,
     ):
         try:
