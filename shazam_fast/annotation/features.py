@@ -16,11 +16,14 @@ def as_features(teacher: str, block: Any) -> NDArray[Any]:
         teacher: its name, for messages.
         block: [rows, dim] as an array, a list, or a torch tensor of any type and device.
 
-    Raises MismatchError when they are not numbers, or rows differ in length.
+    A masked array stays one; `interleave` refuses its masked entries. Raises MismatchError when they are not numbers,
+    or rows differ in length.
 
     >>> as_features("uni", [[1.0, 2.0]]).shape
     (1, 2)
     """
+    if isinstance(block, list | tuple) and any(np.ma.isMaskedArray(row) for row in block):
+        block = np.ma.array(block)
     if isinstance(block, np.ndarray):
         array = block
     elif hasattr(block, "detach"):  # a torch tensor; NumPy has no bfloat16
@@ -69,24 +72,37 @@ def check_features(features: Mapping[str, NDArray[Any]], teachers: Mapping[str, 
     return len(features[first])
 
 
-def check_finite(teacher: str, given: NDArray[Any], stored: NDArray[Any], first_row: int) -> None:
-    """Raise NonFiniteError if a stored feature is NaN or infinite, or became infinite in the type of the archive.
+def check_stored(teacher: str, given: NDArray[Any], stored: NDArray[Any], first_row: int) -> None:
+    """Raise NonFiniteError if features are masked, NaN or infinite, became so as stored, or a row became all zero.
 
     Args:
         teacher: its name, for messages.
-        given: [rows, dim] features as they were given.
+        given: [rows, dim] features as they were given, masked or not.
         stored: [rows, dim] the same in the type of the archive.
         first_row: the first patch's row in the archive, for messages.
     """
+    where = f"teacher {teacher!r}, row"
+    mask = np.ma.getmaskarray(given) if np.ma.isMaskedArray(given) else None
+    if mask is not None and mask.any():
+        row, column = np.argwhere(mask)[0]
+        raise NonFiniteError(
+            f"{where} {first_row + row}, column {column}: the feature is masked; extract this patch again or leave it "
+            "out"
+        )
+    remedy = "write the archive with dtype='float32'" if stored.dtype == np.float16 else "scale this teacher's features"
     finite = np.isfinite(stored)
-    if finite.all():
-        return
-    row, column = np.argwhere(~finite)[0]
-    value = given[row, column]
-    where = f"teacher {teacher!r}, row {first_row + row}, column {column}"
-    if np.isfinite(value):
-        raise NonFiniteError(f"{where}: {value} overflows {stored.dtype}; write the archive with dtype='float32'")
-    raise NonFiniteError(f"{where}: the feature is {value}; extract this patch again or leave it out")
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        where, value = f"{where} {first_row + row}, column {column}", given[row, column]
+        if np.isfinite(value):
+            raise NonFiniteError(f"{where}: {value} overflows {stored.dtype}; {remedy}")
+        raise NonFiniteError(f"{where}: the feature is {value}; extract this patch again or leave it out")
+    if (vanished := _vanished(given, stored)).size:
+        largest = np.abs(given[vanished[0]]).max()
+        raise NonFiniteError(
+            f"{where} {first_row + vanished[0]}: all features become 0 in {stored.dtype}, the largest is {largest}; "
+            f"{remedy}"
+        )
 
 
 def interleave(
@@ -94,26 +110,38 @@ def interleave(
 ) -> NDArray[Any]:
     """All teachers' features of n patches side by side, as stored: {teacher: [n, dim]} -> [n, sum of dims].
 
-    Raises NonFiniteError, with the row counted from `first_row`, for NaN, infinity or what overflows `dtype`.
+    Raises NonFiniteError, with the row counted from `first_row`, for NaN, infinity, masked entries, what overflows
+    `dtype`, and rows that it turns into zeros.
     """
     out = np.empty((len(next(iter(features.values()))), sum(teachers.values())), dtype=dtype)
     column = 0
     for name, dim in teachers.items():
-        block = np.asarray(features[name])
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[:, column : column + dim] = block
-        check_finite(name, block, out[:, column : column + dim], first_row)
+        block = np.asanyarray(features[name])
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            out[:, column : column + dim] = np.asarray(block)
+        check_stored(name, block, out[:, column : column + dim], first_row)
         column += dim
     return out
 
 
 def first_refused(features: Mapping[str, NDArray[Any]], dtype: str | np.dtype[Any]) -> int:
-    """The row that `interleave` refuses: the first teacher's first one with a value that is not finite as `dtype`.
+    """The first row that holds, of the first teacher that has one, what cannot be stored as `dtype`.
 
     Args:
-        features: {teacher: [n, dim]}, of which one teacher has such a value.
+        features: {teacher: [n, dim]}, not masked, of which one teacher has such a row.
         dtype: type of the archive.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        refused = [~np.isfinite(block.astype(dtype)).all(axis=1) for block in features.values()]
-    return next(int(bad.argmax()) for bad in refused if bad.any())
+    for block in features.values():
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            stored = block.astype(dtype)
+        infinite = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+        refused = infinite if infinite.size else _vanished(block, stored)
+        if refused.size:
+            return int(refused[0])
+    raise AssertionError("no row is refused")
+
+
+def _vanished(given: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.int64]:
+    """Rows that were not all zero and are stored as zeros."""
+    zero = np.flatnonzero(stored[:, 0] == 0)  # few rows: the whole is not looked at twice
+    return zero[~stored[zero].any(axis=1) & given[zero].any(axis=1)]

@@ -15,11 +15,13 @@ from ..errors import ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import PartWriter
 from ..formats.pieces import UNKNOWN
+from ..runtime.checks import require_path
 from ..runtime.documents import encode_document
 from ..runtime.files import unfinished_path
 from ..runtime.jobs import Part
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
+from .given import as_coords, check_teachers, encode_columns
 from .parts import ArchiveHead, ArchiveParts, require_dtype
 
 COPY_BYTES = 64 << 20  # bytes of features converted at a time
@@ -59,10 +61,8 @@ class ArchiveWriter:
         geometry: Mapping[str, Geometry] | None = None,
     ) -> None:
         require_dtype(dtype)
-        if not teachers or min(teachers.values()) < 1:
-            raise ShazamError(f"every teacher needs a name and a positive dim, found {dict(teachers)}")
-        self.path = Path(path)
-        self.teachers = dict(teachers)
+        self.path = require_path("path", path)
+        self.teachers = check_teachers(teachers)
         self.classes = check_classes(classes)
         self.geometry = dict(geometry or {})  # may grow until the archive is closed
         self.n_rows = 0
@@ -94,14 +94,15 @@ class ArchiveWriter:
 
         Raises:
             MismatchError: counts or widths that differ; the message names the teacher.
-            NonFiniteError: NaN, infinity, or a value that overflows the archive's dtype.
+            NonFiniteError: NaN, infinity, a masked value, one that overflows the archive's dtype, or a row that it
+                turns into zeros.
             ShazamError: the disk is full, or nothing can be written.
         """
         features = {name: as_features(name, block) for name, block in features.items()}
         rows = check_features(features, self.teachers)
         columns = {
             "label": None if labels is None else encode_labels(labels, self.classes)[1],
-            "coords": None if coords is None else np.asarray(coords),
+            "coords": None if coords is None else as_coords(coords),
             "slide": self._encode_names("slide", slides),
             "group": self._encode_names("group", groups),
             "split": None if splits is None else encode_splits(splits),
@@ -225,15 +226,17 @@ def write_archive(
         splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
         groups: [n] names of what must stay in one split (patients).
         slides: [n] slide names.
-        coords: int [n, 2], x and y at level 0 in the unit of `geometry` (pixels unless it says otherwise), -1 unknown.
+        coords: int [n, 2], x and y at level 0 in the unit of `geometry` (pixels unless it says otherwise), -1 unknown; or a
+            DataFrame with the columns x and y.
         classes: names in label order; the labels' names in natural order ("2" before "10") by default.
         dtype: "float16" or "float32" on disk.
         geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
 
     Raises:
         MismatchError: arrays whose lengths or widths do not fit.
-        NonFiniteError: NaN, infinity or overflow; names the teacher and the first row.
-        ShazamError: the directory holds files already, or the disk is full. Nothing is left behind.
+        NonFiniteError: NaN, infinity, a masked value, overflow, or a row that becomes all zero; names the teacher and
+            the first row.
+        ShazamError: a teacher without a name; the directory holds files already, or the disk is full. Nothing is left behind.
 
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp()) / "archive"
@@ -241,20 +244,21 @@ def write_archive(
     >>> sorted(file.name for file in path.iterdir())
     ['archive.json', 'part-00000.safetensors']
     """
-    classes, columns = _encode(labels, splits, groups, slides, coords, classes)
+    path = require_path("path", path)
+    classes, columns = encode_columns(labels, splits, groups, slides, coords, classes)
     total = len(next(iter(features.values()))) if isinstance(features, Mapping) and features else None
     if isinstance(features, Mapping):
         chunks = _slices({name: as_features(name, block) for name, block in features.items()})
     else:
         chunks = ({name: as_features(name, block) for name, block in chunk.items()} for chunk in features)
-    require_writable(Path(path))
+    require_writable(path)
     first = next(chunks, None)
     if not first:
         raise ShazamError(f"{path}: an archive needs at least one teacher and one row, there is none")
     teachers = {name: width_of(name, array) for name, array in first.items()}
     with (
         ArchiveWriter(path, teachers, classes=classes, dtype=dtype, geometry=geometry) as writer,
-        Progress(f"writing {Path(path).name}", total, "rows") as progress,
+        Progress(f"writing {path.name}", total, "rows") as progress,
     ):
         for chunk in chain([first], chunks):
             start, rows = writer.n_rows, check_features(chunk, teachers)
@@ -262,31 +266,7 @@ def write_archive(
             writer.append(chunk, **{name: column[start : start + rows] for name, column in columns.items()})
             progress.advance(rows)
         check_lengths(path, columns, writer.n_rows, at_least=False)
-    return Path(path)
-
-
-def _encode(
-    labels: ArrayLike | None,
-    splits: ArrayLike | None,
-    groups: ArrayLike | None,
-    slides: ArrayLike | None,
-    coords: ArrayLike | None,
-    classes: Sequence[str] | None,
-) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
-    """Classes and columns of all rows, checked before anything is written."""
-    columns: dict[str, NDArray[Any]] = {}
-    classes = () if classes is None and labels is None else classes
-    if labels is not None:
-        classes, columns["labels"] = encode_labels(labels, classes)
-    if splits is not None:
-        columns["splits"] = encode_splits(splits)
-    for name, given in (("groups", groups), ("slides", slides)):
-        if given is not None:
-            columns[name] = names_of(given, name)
-    if coords is not None:
-        columns["coords"] = np.asarray(coords)
-    assert classes is not None
-    return check_classes(classes), columns
+    return path
 
 
 def _slices(features: Mapping[str, NDArray[Any]]) -> Iterator[Mapping[str, NDArray[Any]]]:

@@ -4,8 +4,10 @@ NumPy's scalars count as Python's; a bool is not a number, and a float is not a 
 """
 
 import math
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 from ..errors import ShazamError
 
@@ -67,3 +69,25 @@ def require_switch(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ShazamError(f"{name}: True or False expected, found {value!r}")
     return bool(value)
+
+
+def require_name(name: str, value: object) -> str:
+    """`value`, text with more than blanks in it. Raises ShazamError naming the option.
+
+    >>> require_name("teachers", "uni")
+    'uni'
+    """
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ShazamError(f"{name}: a name expected (text that is not empty and holds no zero byte), found {value!r}")
+    return value
+
+
+def require_path(name: str, value: object) -> Path:
+    """`value` as a Path. Raises ShazamError naming the option.
+
+    >>> require_path("out", "job/features").name
+    'features'
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str) or "\0" in text:
+        raise ShazamError(f"{name}: a path expected (text without zero bytes, or a pathlib.Path), found {value!r}")
+    return Path(text)

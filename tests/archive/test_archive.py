@@ -493,3 +493,60 @@ def test_a_moved_archive_says_so(tmp_path, patches):
     (tmp_path / "a").rename(tmp_path / "b")
     with pytest.raises(sf.ArchiveError, match="cannot be read"):
         archive.verify()
+
+
+def test_coords_of_a_frame_are_taken_by_name(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"y": [1, 2], "x": [30, 40]})
+    features = {"uni": np.ones((2, 3))}
+    archive = sf.open(sf.write_archive(tmp_path / "a", features, coords=frame))
+    assert archive.coords.tolist() == [[30, 1], [40, 2]]
+    with sf.ArchiveWriter(tmp_path / "b", {"uni": 3}) as writer:
+        writer.append(features, coords=frame)
+    assert sf.open(tmp_path / "b").coords.tolist() == [[30, 1], [40, 2]]
+    for other in (frame.rename(columns={"x": "col"}), frame.assign(level=0), pandas.DataFrame([[1, 2], [3, 4]])):
+        with pytest.raises(sf.MismatchError, match="columns x and y expected"):
+            sf.write_archive(tmp_path / "bad", features, coords=other)
+    with pytest.raises(sf.MismatchError, match="coords: row 1 is masked"):
+        sf.write_archive(tmp_path / "bad", features, coords=np.ma.array([[1, 2], [3, 4]], mask=[[0, 0], [0, 1]]))
+
+
+def test_masked_features_are_refused(tmp_path):
+    masked = np.ma.array(np.ones((4, 3)), mask=np.zeros((4, 3)))
+    sf.write_archive(tmp_path / "whole", {"uni": masked})
+    masked[2, 1] = np.ma.masked
+    for block in (masked, list(masked)):
+        with pytest.raises(sf.NonFiniteError, match="teacher 'uni', row 2, column 1: the feature is masked"):
+            sf.write_archive(tmp_path / "bad", {"uni": block})
+    with pytest.raises(sf.NonFiniteError, match="teacher 'uni', row 6, column 1"):
+        sf.write_archive(tmp_path / "bad", iter([{"uni": np.ones((4, 3))}, {"uni": masked}]))
+
+
+def test_rows_that_float16_turns_into_zeros_are_refused(tmp_path):
+    features = np.ones((4, 3), np.float32)
+    features[1] = 0  # which is what it is
+    features[2] = [0, 2e-8, -1e-8]
+    with pytest.raises(sf.NonFiniteError, match=r"teacher 'uni', row 2: all features become 0 in float16.*float32"):
+        sf.write_archive(tmp_path / "bad", {"uni": features})
+    archive = sf.write_archive(tmp_path / "a", {"uni": features}, dtype="float32")
+    np.testing.assert_array_equal(sf.open(archive).gather([2])[0], features[2])
+    with pytest.raises(sf.NonFiniteError, match=r"teacher 'uni', row 2: all features become 0 in float16"):
+        sf.convert(archive, tmp_path / "bad")
+    with pytest.raises(sf.NonFiniteError, match=r"become 0 in float32.*scale"):
+        sf.write_archive(tmp_path / "bad", {"uni": np.full((1, 2), 1e-60)}, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["", " ", 1, None, "a\0b"])
+def test_teachers_need_names(tmp_path, name):
+    with pytest.raises(sf.ShazamError, match="teachers: a name expected"):
+        sf.write_archive(tmp_path / "a", {name: np.ones((2, 3))})
+    with pytest.raises(sf.ShazamError, match="teachers: a name expected"):
+        sf.ArchiveWriter(tmp_path / "a", {name: 3})
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("path", [None, 5, ["x"], "a\0b", b"a"])
+def test_paths_that_are_none(path):
+    for write in (lambda: sf.write_archive(path, {"uni": np.ones((2, 3))}), lambda: sf.ArchiveWriter(path, {"uni": 3})):
+        with pytest.raises(sf.ShazamError, match="path: a path expected"):
+            write()
