@@ -97,7 +97,7 @@ def _column(
     if isinstance(source, Table):
         assert header is not None
         values = without_decimals(source.texts(header))
-        return values, source, patches.find_rows(source, values, what, required)
+        return values, source, patches.find_rows(source, header, values, what, required)
     if source.shape != (patches.n_rows,):
         raise MismatchError(f"{contents.path}: {what} of shape ({patches.n_rows},) expected, found {source.shape}")
     return source, None, np.arange(patches.n_rows)
@@ -194,7 +194,7 @@ def _with_column_of_splits(contents: Contents, table: Table, header: str, requir
     values = table.texts(header)
     codes = encode_splits(values, table.place)
     words = np.array(list(SPLITS))[np.searchsorted(list(SPLITS.values()), codes)]  # "Training" and "train" agree
-    rows = Patches(contents).find_rows(table, np.where(values == "", "", words), "splits", required)
+    rows = Patches(contents).find_rows(table, header, np.where(values == "", "", words), "splits", required)
     column = _spread(np.append(codes, np.uint8(SPLITS["none"])), rows)
     if required:
         require_all_splits(column, codes, table, {code: name for name, code in SPLITS.items()})

@@ -42,11 +42,14 @@ class Patches:
         """Index of every patch's group (patient) [n_rows], -1 unknown. Raises ArchiveError when one is out of range."""
         return self._indices("group", self.contents.groups)
 
-    def find_rows(self, table: Table, values: NDArray[np.str_], what: str, required: bool = True) -> NDArray[np.int64]:
+    def find_rows(
+        self, table: Table, header: str, values: NDArray[np.str_], what: str, required: bool = True
+    ) -> NDArray[np.int64]:
         """The row of the table that gives each patch its value [n_rows], -1 where none does.
 
         Args:
             table: with columns of slides; of slides, x and y; or of patients.
+            header: the column that the values are of.
             values: [rows of the table] the labels, splits or groups, "" unknown. Repeated rows must have equal values.
             what: "labels", "splits" or "groups", for messages.
             required: whether a table without a value for any patch is an error, or only a warning.
@@ -55,9 +58,17 @@ class Patches:
         with examples.
 
         Raises MismatchError for rows that contradict each other (both are named), names that fit several slides,
-        positions that are not numbers, and a table without a value for any patch of the archive.
+        positions that are not numbers, x without y, a table without rows, and one without a value for any patch of the
+        archive.
         """
+        if not len(table):
+            raise MismatchError(f"{table.where}: the table has no rows, so it says no {what}; it has {table.headers}")
         slide, x, y = (table.find(role) for role in ("slide", "x", "y"))
+        if slide is not None and (x is None) != (y is None) and header not in (x, y):
+            raise MismatchError(
+                f"{table.where}: a column {'x' if x is None else 'y'} expected beside {x or y!r}, found "
+                f"{table.headers}; add it for one row per patch, or remove the other for one row per slide"
+            )
         if slide is not None and x is not None and y is not None:
             return self._by_position(table, values, what, (slide, x, y), required)
         if slide is not None:

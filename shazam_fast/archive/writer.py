@@ -226,8 +226,8 @@ def write_archive(
         splits: [n] of "train", "val", "test", "none", or their codes 0, 1, 2, 255.
         groups: [n] names of what must stay in one split (patients).
         slides: [n] slide names.
-        coords: int [n, 2], x and y at level 0 in the unit of `geometry` (pixels unless it says otherwise), -1 unknown; or a
-            DataFrame with the columns x and y.
+        coords: int [n, 2], x and y at level 0 in the unit of `geometry` (pixels unless it says otherwise), -1 unknown;
+            or a DataFrame with the columns x and y.
         classes: names in label order; the labels' names in natural order ("2" before "10") by default.
         dtype: "float16" or "float32" on disk.
         geometry: slide -> where its patches lie, as far as that is known; "" for patches of no named slide.
@@ -236,7 +236,8 @@ def write_archive(
         MismatchError: arrays whose lengths or widths do not fit.
         NonFiniteError: NaN, infinity, a masked value, overflow, or a row that becomes all zero; names the teacher and
             the first row.
-        ShazamError: a teacher without a name; the directory holds files already, or the disk is full. Nothing is left behind.
+        ShazamError: a teacher without a name; the directory holds files already, or the disk is full.
+            Nothing is left behind.
 
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp()) / "archive"

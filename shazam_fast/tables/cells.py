@@ -42,15 +42,17 @@ def normalise(values: Any, what: str) -> NDArray[np.str_] | NDArray[np.int64]:
 
     Args:
         values: [n] of any kind. None, NaN, pandas.NA, masked entries and the text that pandas reads as missing
-            ("", "NA", "N/A", "NaN", "None", ...) are unknown. Blanks around text are dropped; equal text in different
+            ("", "NA", "N/A", "NaN", "None", ...) are unknown. Blanks around text are dropped (and must
+            not be all that two differ in); equal text in different
             compositions of Unicode becomes one. True and False become text.
         what: the column's name for messages, such as "labels".
 
     Returns:
         int64 [n] where all known values are numbers (not text), -1 for unknown; else text [n], "" for unknown.
 
-    Raises MismatchError, quoting the value and its row, for a number that is not whole and for a value that is
-    neither text nor a number; and, with the shape, for anything but [n].
+    Raises MismatchError, quoting the value and its row, for a number that is not whole, for what is neither text nor a
+    number, and for text with zero bytes; for texts that differ in blanks around them alone; with the shape found when
+    that is not [n].
 
     >>> normalise(["tumour", None, float("nan")], "labels").tolist()
     ['tumour', '', '']
@@ -70,7 +72,9 @@ def normalise(values: Any, what: str) -> NDArray[np.str_] | NDArray[np.int64]:
         if wrong.size:
             raise MismatchError(f"{what}: row {wrong[0]}: a whole number expected, found {array[wrong[0]]}")
         return _whole(np.where(known, array, -1), what)
-    cells = [cell_of(value, f"{what}: row {row}") for row, value in enumerate(array.tolist())]
+    given = array.tolist()
+    cells = [cell_of(value, f"{what}: row {row}") for row, value in enumerate(given)]
+    require_distinct(given, what)
     known_cells = [cell for cell in cells if cell != ""]
     if known_cells and all(isinstance(cell, int) for cell in known_cells):
         return _whole(np.array([-1 if cell == "" else cell for cell in cells], dtype=object), what)
@@ -87,6 +91,8 @@ def cell_of(value: Any, place: str) -> str | int:
         except UnicodeDecodeError:
             raise MismatchError(f"{place}: text in UTF-8 expected, found {quote(value)}") from None
     if isinstance(value, str | PurePath):
+        if "\0" in str(value):
+            raise MismatchError(f"{place}: text without zero bytes expected, found {quote(str(value))}")
         return clean_text(str(value))
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
@@ -107,6 +113,17 @@ def clean_text(text: str) -> str:
     if text in MISSING or text.lower() in NOT_A_NUMBER:
         return ""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def require_distinct(values: Iterable[Any], what: str) -> None:
+    """Raise MismatchError when two texts differ in the blanks around them alone, and so would become one name."""
+    spelt: dict[str, str] = {}
+    for value in dict.fromkeys(value for value in values if isinstance(value, str)):
+        if (other := spelt.setdefault(value.strip(), value)) != value and value.strip():
+            raise MismatchError(
+                f"{what}: {quote(other)} and {quote(value)} differ in the blanks around them alone and would be one "
+                "name; write it in one way, or give them two names"
+            )
 
 
 def without_decimals(column: NDArray[np.str_]) -> NDArray[np.str_]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError
-from .cells import cell_of, quote
+from .cells import cell_of, quote, require_distinct
 
 DELIMITERS = (",", ";", "\t")
 EXCEL_SUFFIXES = (".xlsx", ".xlsm")
@@ -118,6 +118,7 @@ class Table:
         """A column [n] as text, "" where it is unknown. Raises MismatchError naming a cell that cannot be used."""
         where = f"column {header!r}"
         cells = [str(cell_of(cell, f"{self.place(row)}, {where}")) for row, cell in enumerate(self.columns[header])]
+        require_distinct(self.columns[header], f"{self.where}: {where}")
         return np.array(cells, dtype=np.str_)
 
     @cached_property

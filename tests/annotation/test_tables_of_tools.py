@@ -260,3 +260,41 @@ def test_polars(job):
     pl = pytest.importorskip("polars")
     frame = pl.DataFrame({"slide_id": SLIDES, "label": [*list(LABELS.values())[:-1], None]})
     assert labels(sf.open(job, labels=frame)) == {**LABELS, "TCGA-07": None}
+
+
+@pytest.mark.parametrize(("there", "lacking"), [("x", "y"), ("y", "x")])
+def test_half_a_position_is_an_error(job, write, there, lacking):
+    table = write(f"slide,{there},label\n" + "".join(f"{slide},0,n\n" for slide in SLIDES))
+    with pytest.raises(sf.MismatchError, match=f"a column {lacking} expected beside '{there}'"):
+        sf.open(job, labels=table)
+    assert sf.open(job, labels=table, label_column=there).classes == ("0",)
+
+
+def test_tables_without_rows(job, write):
+    labels = dict.fromkeys(SLIDES, "n")
+    for options, header in [
+        ({"labels": ...}, "slide,label"),
+        ({"labels": ...}, "patient,label"),
+        ({"labels": labels, "splits": ...}, "slide,split"),
+        ({"labels": labels, "groups": ...}, "slide,patient"),
+    ]:
+        table = write(header + "\n")
+        with pytest.raises(sf.MismatchError, match="the table has no rows"):
+            sf.open(job, **{name: table if given is ... else given for name, given in options.items()})
+
+
+def test_names_are_never_merged_in_silence(job, tmp_path):
+    features = {"uni": np.ones((2, 3))}
+    for column in ("slides", "groups", "labels"):
+        with pytest.raises(sf.MismatchError, match=f"{column}: 'a' and 'a ' differ in the blanks"):
+            sf.write_archive(tmp_path / "bad", features, **{column: ["a", "a "]})
+        with pytest.raises(
+            sf.MismatchError, match=rf"{column}: row 1: text without zero bytes expected, found 'a\\x00'"
+        ):
+            sf.write_archive(tmp_path / "bad", features, **{column: ["a", "a\0"]})
+    with pytest.raises(sf.MismatchError, match="classes: 'a' and 'a ' differ"):
+        sf.write_archive(tmp_path / "bad", features, labels=["a", "a"], classes=["a", "a "])
+    with pytest.raises(sf.MismatchError, match="the mapping.*differ in the blanks"):
+        sf.open(job, labels={slide: "n " if i else "n" for i, slide in enumerate(SLIDES)})
+    archive = sf.write_archive(tmp_path / "a", features, slides=["a ", "a "])
+    assert sf.open(archive).slides == ("a",)
