@@ -77,14 +77,24 @@ class GroupedSplit:
         counts = np.zeros((n_units, int(classes.max(initial=0)) + 1))
         np.add.at(counts, (units, classes), 1)
         if n_units < np.count_nonzero(shares):
-            raise _too_few(n_units, float(shares[shares > 0].min()), where)
+            raise self._too_few(n_units, float(shares[shares > 0].min()), where)
         of_unit = _assign_units(counts, shares, np.random.default_rng(self.seed))
         splits = np.full(len(labels), SPLITS["none"], dtype=np.uint8)
         splits[rest] = of_unit[units]
         for code, share in enumerate(shares):
             if abs((splits[rest] == code).mean() - share) > NEAREST * share:
-                raise _too_few(n_units, float(share), where)
+                raise self._too_few(n_units, float(share), where)
         return splits
+
+    def _too_few(self, n_units: int, share: float, where: str) -> MismatchError:
+        default = GroupedSplit.val  # of both
+        left = [name for name in ("val", "test") if getattr(self, name) == default]
+        said = f" ({' and '.join(left)}: {default} is the default where no share is given)" if left else ""
+        return MismatchError(
+            f"{where}: too few slides or patients ({n_units}) for a {share:.0%} split with the shares val={self.val} "
+            f"and test={self.test}{said}; give larger shares or test=0 (--val, --test), or splits= (--splits) as a "
+            "table or one per patch"
+        )
 
 
 def require_whole_groups(splits: NDArray[np.uint8], groups: NDArray[np.integer], names: tuple[str, ...]) -> None:
@@ -179,10 +189,3 @@ def _deal_out(
         if not moved:
             break
     return held
-
-
-def _too_few(n_units: int, share: float, where: str) -> MismatchError:
-    return MismatchError(
-        f"{where}: too few slides or patients ({n_units}) for a {share:.0%} split; "
-        "give larger shares, or splits= as a table or one per patch"
-    )

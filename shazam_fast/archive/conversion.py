@@ -17,6 +17,7 @@ from ..annotation.annotations import Given
 from ..annotation.splits import GroupedSplit
 from ..errors import MismatchError, NonFiniteError
 from ..formats.native import MANIFEST, Manifest
+from ..runtime.checks import require_path
 from ..runtime.documents import Count, Ratio, Record
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
@@ -136,15 +137,16 @@ def convert(
     3
     """
     require_dtype(dtype)
-    _require_outside(Path(out), source)
-    if not (Path(out) / MANIFEST).exists():
-        require_writable(Path(out))
+    out = require_path("out", out)
+    _require_outside(out, source)
+    if not (out / MANIFEST).exists():
+        require_writable(out)
     readable = Readable(source, labels, splits, groups, classes, teachers, slides, on_error, label_column)
-    conversion = _Conversion(readable, Path(out), dtype)
+    conversion = _Conversion(readable, out, dtype)
     manifest = conversion.parts.read_finished() or conversion.run()
     notes = msgspec.convert(manifest.notes, _Notes)
     return ConversionReport(
-        path=Path(out),
+        path=out,
         n_rows=manifest.rows,
         bytes=sum(part.bytes for part in manifest.parts),
         overflowed=notes.overflowed,

@@ -14,6 +14,7 @@ from ..formats.pieces import Contents, Source
 from ..layouts.directories import find_features
 from ..layouts.foreign import refuse_foreign
 from ..layouts.selection import sources_of, take_slides, take_teachers
+from ..runtime.checks import require_name, require_path
 from ..tables.slide_names import choose_slides
 from .archive import FeatureArchive
 from .joining import join
@@ -62,7 +63,8 @@ def open_archive(
     Raises:
         ArchiveError: a file is missing, truncated, corrupt, or cannot be read in place (says what to do).
         MismatchError: teachers whose slides or rows differ (names both files, the first difference and the counts),
-            labels that fit no slide, a split that cuts a group.
+            labels that fit no slide, a split that cuts a group, an empty selection.
+        ShazamError: `path` is no path.
 
     >>> import numpy as np, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -99,6 +101,10 @@ def read_features(
     for name, chosen in (("teachers", teachers), ("slides", slides)):
         if isinstance(chosen, str):
             raise MismatchError(f"{name}: a list of names expected, found the text {chosen!r}; write [{chosen!r}]")
+        if chosen is not None and not len(chosen):
+            raise MismatchError(f"{name}: at least one name expected, found none; leave {name} out to take all")
+    for place in path.values() if isinstance(path, Mapping) else [path]:
+        require_path("features", place)
     try:
         return _read(path, teachers, slides, on_error, loads)
     except PermissionError as error:
@@ -154,6 +160,8 @@ def _find_all(paths: Mapping[str, str | Path]) -> _Found:
     """The sources at {teacher: path}."""
     if not paths:
         raise ArchiveError("path: at least one {teacher: path} expected, found an empty mapping")
+    for teacher in paths:
+        require_name("teachers", teacher)
     natives = {}
     for teacher, place in paths.items():
         refuse_foreign(Path(place))

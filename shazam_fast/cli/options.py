@@ -97,8 +97,12 @@ FEATURE_OPTIONS = (
         "At a slide that cannot be read or that a teacher lacks: raise, or skip to leave it out for all teachers. "
         "Default: raise.",
     ),
-    _option("val", float, "Make splits: fraction of the patches for validation, whole patients (or slides)."),
-    _option("test", float, "Make splits: fraction of the patches for the test. Default, with --val: 0.15."),
+    _option(
+        "val",
+        float,
+        "Make splits: fraction of the patches for validation, whole patients (or slides). Default, with --test: 0.15.",
+    ),
+    _option("test", float, "Make splits: fraction of the patches for the test. Default, with --val: 0.15; 0 for none."),
     _option("seed", int, "Random seed of --val and --test. Default: 0."),
 )
 

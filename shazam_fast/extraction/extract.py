@@ -11,6 +11,7 @@ from ..errors import ImageError, ShazamError
 from ..images.slides import slide_patches
 from ..images.sources import class_folders, image_folder, manifest
 from ..images.table import ImageTable
+from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, count_cores
 from ..runtime.locks import require_writable
 from ..runtime.ray_jobs import require_cluster
@@ -93,14 +94,19 @@ def extract(
     1
     """
     require_cluster(cluster)
-    if not (Path(out) / "archive.json").exists():
-        require_writable(Path(out))
+    out = require_path("out", out)
+    if not (out / "archive.json").exists():
+        require_writable(out)
     specs = tuple(get_teacher(given) if isinstance(given, str) else given for given in teachers)
     given = {name: str(path) for name, path in (weights or {}).items()}
-    table = images if isinstance(images, ImageTable) else _read_table(Path(images), labels, coords, classes)
+    table = (
+        images
+        if isinstance(images, ImageTable)
+        else _read_table(require_path("images", images), labels, coords, classes)
+    )
     plan = Plan(
         table, specs, given, transform, token, tuple(levels), batch_size, workers or count_cores(), dtype,
-        unreadable, Path(out),
+        unreadable, out,
     )  # fmt: skip
     if cluster is not None:
         from .cluster import extract_on_ray

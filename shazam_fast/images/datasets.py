@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..annotation.splits import GroupedSplit
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.pieces import SPLITS
+from ..runtime.checks import require_path
 from ..tables.reader import read_table
 from .table import ImageTable, require_groups
 
@@ -63,7 +64,7 @@ def unitopatho(path: str | Path, split: str = "by_slide", val: float = 0.15, see
         ImageError: images that are missing (the first are named, all counted) or listed twice.
         MismatchError: a column, class or image name that is not as published; a slide in train and in test.
     """
-    root = _root(Path(path), "800", "train.csv")
+    root = _root(require_path("path", path), "800", "train.csv")
     rows = _Rows([], [], [], [], [])
     for name in ("train", "test"):
         _read_unitopatho(root, name, rows)
@@ -86,7 +87,7 @@ def huncrc(path: str | Path, split: str = "by_slide", val: float = 0.15, seed: i
         ImageError: images that are missing (the first are named, all counted) or listed twice.
         MismatchError: CSV files or columns that are missing, a value that is neither 0 nor 1.
     """
-    root = _root(Path(path), "patches", "001_labels.csv")
+    root = _root(require_path("path", path), "patches", "001_labels.csv")
     folders = [f"{number:03d}" for number in range(1, HUNCRC_SLIDES + 1)]
     if absent := [f"{folder}_labels.csv" for folder in folders if not (root / f"{folder}_labels.csv").is_file()]:
         raise MismatchError(f"{root}: {len(absent)} of {HUNCRC_SLIDES} CSV files are missing: {_some(absent)}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..annotation.assigning import read_positions
 from ..annotation.columns import split_of
 from ..errors import ImageError, MismatchError
+from ..runtime.checks import require_path
 from ..tables.cells import clean_text
 from ..tables.reader import Table, read_table
 from .table import ImageTable, make_table
@@ -31,7 +32,7 @@ def image_folder(path: str | Path) -> ImageTable:
 
     Raises ImageError when the folder cannot be read or holds no image.
     """
-    paths = _images_below(Path(path))
+    paths = _images_below(require_path("images", path))
     return make_table(paths, ["none"] * len(paths))
 
 
@@ -49,7 +50,7 @@ def class_folders(path: str | Path, classes: Sequence[str] | None = None) -> Ima
             beside them.
         MismatchError: a folder that is not among `classes`.
     """
-    root = Path(path)
+    root = require_path("images", path)
     tops = _subfolders(root)
     splits = {top: split_of(top.name) for top in tops if split_of(top.name) in ("train", "val", "test")}
     if len(set(splits.values())) > 1 and len(splits) < len(tops):
@@ -90,7 +91,7 @@ def manifest(path: str | Path, classes: Sequence[str] | None = None, label_colum
     Raises ArchiveError when the table cannot be read; MismatchError when a label is not among `classes`, a split or a
     position is not one, the column of paths is missing, or the split cuts a group.
     """
-    source = Path(path)
+    source = require_path("images", path)
     table = read_table(source)
     column = table.find("path")
     if column is None:

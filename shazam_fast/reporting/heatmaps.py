@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from ..errors import MismatchError, ShazamError
+from ..runtime.checks import require_number, require_path
 from ..runtime.progress import Progress
 from ..scoring.scores import Scores, open_scores
 from .canvas import missing_glyphs_logged, new_page, save_png
@@ -50,14 +51,15 @@ def heatmap(
     ['case 1.png']
     """
     for name, value in (("patch_size", patch_size), ("mpp", mpp)):
-        if value is not None and not 0 < value < float("inf"):
-            raise ShazamError(f"{name}: a number above 0 expected, found {value}")
+        if value is not None:
+            require_number(name, value, above=0)
+    out = require_path("out", out)
     scores = scores if isinstance(scores, Scores) else open_scores(scores)
     if not scores.slides:
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
     new_page(1, 1, "heatmap")  # matplotlib is there
     _say_replaced(scores, patch_size)
-    return _draw_all(scores, Path(out), patch_size, mpp)
+    return _draw_all(scores, out, patch_size, mpp)
 
 
 def _draw_all(scores: Scores, out: Path, patch_size: float | None, mpp: float | None) -> list[Path]:

@@ -15,6 +15,7 @@ import torch
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
+from ..runtime.checks import require_path
 from ..runtime.devices import choose_device
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
@@ -81,8 +82,9 @@ def score(
     require_cluster(cluster)
     if cluster and out is None:
         raise ShazamError("a cluster writes its scores to a directory that all its machines see: give out")
-    if out is not None and not (Path(out) / MANIFEST).exists():
-        require_writable(Path(out))
+    out = None if out is None else require_path("out", out)
+    if out is not None and not (out / MANIFEST).exists():
+        require_writable(out)
     student, archive, place = load_student(student), open_archive(archive), choose_device(device)
     job = plan_job(
         student, archive, split=split, fused=fused, allow_missing_teachers=allow_missing_teachers, device=place
@@ -95,7 +97,7 @@ def score(
         with Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
             tables = _score_in_memory(job, work, progress)
             return Scores(msgspec.structs.replace(job.manifest, rows=rows), tables)
-    parts = ScoreParts(Path(out), job)
+    parts = ScoreParts(out, job)
     if parts.read_finished() is None:
         with DirectoryLock(parts.path), Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
             _score_missing(parts, work, progress, cluster)

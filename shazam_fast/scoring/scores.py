@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError
 from ..formats.geometry import Geometry
+from ..runtime.checks import require_path
 from ..runtime.files import file_checksum
 from ..runtime.jobs import Part
 from .manifest import ScoresManifest, read_manifest
@@ -207,7 +208,7 @@ def open_scores(path: str | Path) -> Scores:
     >>> len(sf.open_scores(f"{folder}/scores"))
     3
     """
-    path = Path(path)
+    path = require_path("scores", path)
     manifest = read_manifest(path)
     for part in manifest.parts:
         file = path / part.file

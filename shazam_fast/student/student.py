@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
+from ..runtime.checks import require_path
 from .config import StudentConfig
 from .files import CARD, TENSORS, read_card, read_weights, write_student
 from .folded import FoldedStudent
@@ -118,7 +119,7 @@ class Student(nn.Module):
 
         Raises ShazamError when they cannot be written.
         """
-        write_student(Path(path), self.config, self.state_dict(), self.training_record)
+        write_student(require_path("path", path), self.config, self.state_dict(), self.training_record)
 
     def _project(self, maps: Projection, features: Tensor, present: Tensor | None, rows: Tensor | None) -> Tensor:
         if features.ndim != 2 or features.shape[1] != sum(self.dims):
@@ -146,7 +147,7 @@ def load(path: str | Path) -> Student:
     >>> sf.load(path).config.classes
     ('normal', 'tumor')
     """
-    path = Path(path)
+    path = require_path("path", path)
     config, card = read_card(path)
     with torch.device("meta"):  # shapes without memory: the files are checked before any is taken
         wanted = Student(config).state_dict()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError
+from ..runtime.checks import require_path
 from .cells import cell_of, quote, require_distinct
 
 DELIMITERS = (",", ";", "\t")
@@ -134,7 +135,7 @@ def read_table(path: str | Path) -> Table:
     Raises ArchiveError when the file is missing, not a regular file or cannot be decoded, when columns have the same
     name, a row has more or fewer fields than the header, or several separators are possible.
     """
-    path = Path(path)
+    path = require_path("table", path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ArchiveError(f"{path}: a table expected, found a directory, pipe or device")

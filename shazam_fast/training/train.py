@@ -16,6 +16,7 @@ from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
+from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.jobs import require_same_job
 from ..runtime.locks import DirectoryLock, require_writable
@@ -28,6 +29,8 @@ from .config import TrainConfig
 from .loop import TrainingRun, stop_on_interrupt
 
 logger = logging.getLogger("shazam_fast")
+
+CLASSES_NAMED = 5  # in a message
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def train(
     config = _resolve(config, preset, overrides)
     device = choose_device(config.device)
     ops.require_available(config.backend, config.precision, device)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else require_path("out", out)
     finished = folder is not None and _is_finished(folder)
     if folder is not None and not finished:
         require_writable(folder)
@@ -154,6 +157,11 @@ def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str
         raise ShazamError(f"train() has no option {', '.join(unknown)}; options are {known}")
     if config is not None and preset is not None:
         raise ShazamError("give either a config or a preset, not both")
+    if config is not None and not isinstance(config, TrainConfig):
+        raise ShazamError(
+            f"config: a TrainConfig expected, found {config!r}; write train(archive, epochs=1), or "
+            "train(archive, TrainConfig(epochs=1))"
+        )
     if preset is not None:
         return TrainConfig.from_preset(preset, **overrides)
     return replace(config or TrainConfig(), **overrides)
@@ -165,7 +173,9 @@ def _checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDA
     rows = {name: labelled_rows(archive, name) for name in ("train", "val")}
     absent = sorted(set(range(len(archive.classes))) - set(archive.labels[rows["train"]].tolist()))
     if absent:
-        names = ", ".join(repr(archive.classes[c]) for c in absent)
+        names = ", ".join(repr(archive.classes[c]) for c in absent[:CLASSES_NAMED])
+        if len(absent) > CLASSES_NAMED:
+            names += f" and {len(absent) - CLASSES_NAMED} more ({len(absent)} of {len(archive.classes)} classes)"
         raise MismatchError(
             f"{archive.path}: no training patch has class {names}; put slides of it into 'train', or leave the class "
             "out with classes="

@@ -57,6 +57,12 @@ def test_unlabelled_patches_are_in_no_split():
 def test_too_few_groups_for_a_share():
     with pytest.raises(sf.MismatchError, match=r"too few slides or patients \(3\) for a 15% split"):
         sf.GroupedSplit().assign(np.zeros(30, int), np.arange(30) // 10)
+    with pytest.raises(
+        sf.MismatchError, match=r"15% split .*val=0.2 and test=0.15 \(test: 0.15 is the default.*test=0"
+    ):
+        sf.GroupedSplit(val=0.2).assign(np.zeros(40, int), np.arange(40) // 10)
+    with pytest.raises(sf.MismatchError, match=r"val=0.2 and test=0.2; give larger shares"):
+        sf.GroupedSplit(0.2, 0.2).assign(np.zeros(20, int), np.arange(20) // 10)
     with pytest.raises(sf.MismatchError, match=r"too few slides or patients \(0\)"):
         sf.GroupedSplit().assign(np.full(30, -1), np.arange(30))
     with pytest.raises(sf.ShazamError, match=r"val \+ test < 1"):

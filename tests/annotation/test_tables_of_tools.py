@@ -294,7 +294,7 @@ def test_names_are_never_merged_in_silence(job, tmp_path):
             sf.write_archive(tmp_path / "bad", features, **{column: ["a", "a\0"]})
     with pytest.raises(sf.MismatchError, match="classes: 'a' and 'a ' differ"):
         sf.write_archive(tmp_path / "bad", features, labels=["a", "a"], classes=["a", "a "])
-    with pytest.raises(sf.MismatchError, match="the mapping.*differ in the blanks"):
+    with pytest.raises(sf.MismatchError, match=r"the mapping.*differ in the blanks"):
         sf.open(job, labels={slide: "n " if i else "n" for i, slide in enumerate(SLIDES)})
     archive = sf.write_archive(tmp_path / "a", features, slides=["a ", "a "])
     assert sf.open(archive).slides == ("a",)

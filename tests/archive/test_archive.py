@@ -543,10 +543,3 @@ def test_teachers_need_names(tmp_path, name):
     with pytest.raises(sf.ShazamError, match="teachers: a name expected"):
         sf.ArchiveWriter(tmp_path / "a", {name: 3})
     assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("path", [None, 5, ["x"], "a\0b", b"a"])
-def test_paths_that_are_none(path):
-    for write in (lambda: sf.write_archive(path, {"uni": np.ones((2, 3))}), lambda: sf.ArchiveWriter(path, {"uni": 3})):
-        with pytest.raises(sf.ShazamError, match="path: a path expected"):
-            write()

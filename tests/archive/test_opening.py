@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import shazam_fast as sf
+from shazam_fast.images.sources import class_folders
+from shazam_fast.tables.reader import read_table
 
 
 def grid(rows):
@@ -187,3 +189,43 @@ def test_what_the_system_refuses_is_an_archive_error(tmp_path, monkeypatch):
         with pytest.raises(sf.ArchiveError, match=r"secret: no permission|uni: cannot be read: input/output") as caught:
             sf.open(tmp_path / "uni")
         assert caught.value.kind == kind
+
+
+def test_an_empty_selection_is_an_error(archive):
+    for name in ("teachers", "slides"):
+        for path in (archive.path, {"uni": archive.path}):
+            with pytest.raises(sf.MismatchError, match=f"{name}: at least one name expected, found none"):
+                sf.open(path, **{name: []})
+
+
+@pytest.mark.parametrize("teacher", ["", 1])
+def test_a_path_without_a_teacher(archive, teacher):
+    with pytest.raises(sf.ShazamError, match="teachers: a name expected"):
+        sf.open({teacher: archive.path})
+
+
+@pytest.mark.parametrize("path", [None, 5, ["x"], "a\0b", b"a"])
+def test_what_is_no_path_is_an_error(archive, tmp_path, path):
+    student = sf.Student(sf.StudentConfig(archive.teachers, archive.classes, dim=8, depth=1))
+    features = {"uni": np.ones((2, 3))}
+    calls = [
+        lambda: sf.open(path),
+        lambda: sf.open({"uni": path}),
+        lambda: sf.convert(path, tmp_path / "a"),
+        lambda: sf.convert(archive.path, path),
+        lambda: sf.write_archive(path, features),
+        lambda: sf.ArchiveWriter(path, {"uni": 3}),
+        lambda: sf.load(path),
+        lambda: student.save(path),
+        lambda: sf.open_scores(path),
+        lambda: sf.heatmap(path, tmp_path / "maps"),
+        lambda: sf.extract(path, ["uni"], tmp_path / "a"),
+        lambda: sf.extract(tmp_path, ["uni"], path),
+        lambda: class_folders(path),
+        lambda: read_table(path),
+    ]
+    if path is not None:
+        calls += [lambda: sf.train(archive, out=path), lambda: sf.score(student.eval(), archive, out=path)]
+    for call in calls:
+        with pytest.raises(sf.ShazamError, match="a path expected"):
+            call()

@@ -148,6 +148,16 @@ def test_the_seed_decides_the_splits(cohort, tmp_path):
     assert sf.open(tmp_path / "1").splits.tolist() != wanted.splits.tolist()
 
 
+def test_the_share_that_is_not_given_is_said(cohort):
+    text = " ".join(call("inspect", "--help").stdout.replace("\u2502", " ").split())
+    assert "Default, with --test: 0.15." in text
+    assert "Default, with --val: 0.15; 0 for none." in text
+    few = ("--slides", "s00", "--slides", "s01", "--slides", "s02")
+    run = call("inspect", cohort / "20x_256px_0px_overlap", "--labels", cohort / "labels.csv", *few, "--val", "0.33")
+    assert run.returncode == 1
+    assert "test: 0.15 is the default where no share is given" in " ".join(run.stderr.split())
+
+
 def test_groups_stay_whole(cohort, tmp_path):
     (tmp_path / "leaks.csv").write_text(
         "slide_id,split\n" + "".join(f"s{i:02d},{'train' if i % 2 else 'val'}\n" for i in range(12))

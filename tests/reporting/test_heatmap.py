@@ -239,8 +239,8 @@ def test_what_cannot_be_drawn(trained, tmp_path, monkeypatch):
     with pytest.raises(sf.MismatchError, match="these scores have no slide names"):
         sf.heatmap(sf.score(student, sf.write_archive(tmp_path / "b", patches["features"])), tmp_path / "maps")
     for name in ("patch_size", "mpp"):
-        for value in (0, -1, float("nan"), float("inf")):
-            with pytest.raises(sf.ShazamError, match=f"{name}: a number above 0 expected, found"):
+        for value in (0, -1, float("nan"), float("inf"), "256", True):
+            with pytest.raises(sf.ShazamError, match=f"{name}: a number more than 0 expected, found"):
                 sf.heatmap(make_scores({"s": GRID}), tmp_path, **{name: value})
     (tmp_path / "file").write_text("")
     with pytest.raises(sf.ShazamError, match="slide 's' could not be written"):

@@ -41,6 +41,23 @@ def test_a_class_without_training_patches(tmp_path, patches):
         sf.train(change(patches, tmp_path), **QUICK)
 
 
+def test_many_classes_without_training_patches(tmp_path):
+    labels, splits = np.arange(40) % 20, np.repeat(["train", "val"], 20)
+    labels[:20] = np.arange(20) % 2
+    archive = sf.write_archive(tmp_path / "a", {"uni": np.ones((40, 3))}, labels=labels, splits=splits)
+    message = r"class '2', '3', '4', '5', '6' and 13 more \(18 of 20 classes\); put"
+    with pytest.raises(sf.MismatchError, match=message):
+        sf.train(archive, **QUICK)
+
+
+@pytest.mark.parametrize("config", [{"epochs": 1}, "huncrc", 3])
+def test_a_config_that_is_none(archive, config):
+    with pytest.raises(
+        sf.ShazamError, match=r"config: a TrainConfig expected, found .*; write train\(archive, epochs=1"
+    ):
+        sf.train(archive, config)
+
+
 def test_unlabelled_patches(tmp_path, patches):
     patches["labels"][[5, 9]] = -1
     message = r"2 of 150 patches of split 'train' have no label; the first is row 5, of slide '.*' at x \d+, y \d+"
