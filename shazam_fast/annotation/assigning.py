@@ -63,14 +63,9 @@ class Patches:
         """
         if not len(table):
             raise MismatchError(f"{table.where}: the table has no rows, so it says no {what}; it has {table.headers}")
-        slide, x, y = (table.find(role) for role in ("slide", "x", "y"))
-        if slide is not None and (x is None) != (y is None) and header not in (x, y):
-            raise MismatchError(
-                f"{table.where}: a column {'x' if x is None else 'y'} expected beside {x or y!r}, found "
-                f"{table.headers}; add it for one row per patch, or remove the other for one row per slide"
-            )
-        if slide is not None and x is not None and y is not None:
-            return self._by_position(table, values, what, (slide, x, y), required)
+        slide = table.find("slide")
+        if slide is not None and (position := table.find_position(header)) is not None:
+            return self._by_position(table, values, what, (slide, *position), required)
         if slide is not None:
             names = table.texts(slide)
             return self._by_name(table, names, values, what, "slide", required)

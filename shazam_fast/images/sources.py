@@ -117,13 +117,13 @@ def manifest(path: str | Path, classes: Sequence[str] | None = None, label_colum
 
 def _positions(table: Table) -> NDArray[np.int32] | None:
     """x and y [n, 2], -1 where both are empty; None without such columns."""
-    headers = [table.find(role) for role in ("x", "y")]
-    if None in headers:
+    headers = table.find_position()
+    if headers is None:
         return None
     out = np.full((len(table), 2), -1, dtype=np.int32)
     for axis, header in enumerate(headers):
-        texts = table.texts(str(header))
-        numbers = read_positions(table, str(header), texts[texts != ""].tolist(), np.flatnonzero(texts != ""))
+        texts = table.texts(header)
+        numbers = read_positions(table, header, texts[texts != ""].tolist(), np.flatnonzero(texts != ""))
         out[texts != "", axis] = numbers
     half = np.flatnonzero((out < 0).sum(axis=1) == 1)
     if half.size:

@@ -89,6 +89,21 @@ class Table:
                 return found[0]
         return None
 
+    def find_position(self, used: str = "") -> tuple[str, str] | None:
+        """The headers of x and y; None without either. `used`: a column that holds something else.
+
+        Raises MismatchError when one of them is there without the other.
+        """
+        x, y = self.find("x"), self.find("y")
+        if x is not None and y is not None:
+            return x, y
+        if (found := x or y) is not None and found != used:
+            raise MismatchError(
+                f"{self.where}: a column {'x' if x is None else 'y'} expected beside {found!r}, found {self.headers}; "
+                "add it if rows are patches, or remove the other if rows are slides"
+            )
+        return None
+
     def require(self, name: str, option: str) -> str:
         """The header of the column that a user names, in the header's own case or in any.
 

@@ -56,6 +56,11 @@ def write_manifest(folder, text):
     return folder / "images.csv"
 
 
+def test_a_manifest_with_half_a_position(classes):
+    with pytest.raises(sf.MismatchError, match="a column y expected beside 'x'"):
+        manifest(write_manifest(classes, "path,slide,x\nb/000.png,s1,0\n"))
+
+
 def test_a_manifest_says_all_that_is_known(classes):
     text = "path,label,split,group,slide,x,y\n"
     text += "b/000.png,tumour,train,p1,s1,0,256\na/000.png,normal,val,p2,s2,512,0\na/001.png,,,,,7,8\n"
