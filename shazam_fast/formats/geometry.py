@@ -95,8 +95,10 @@ def merge_geometry(known: Geometry, other: Geometry) -> Geometry | str:
     >>> merge_geometry(Geometry("pixels", 256), Geometry(level=0))
     Geometry(unit='pixels', patch_size=256, level=0, mpp=None, reader=None)
     """
-    merged = asdict(known)
-    for name, value in asdict(other).items():
+    if other in (known, NOT_KNOWN):
+        return known
+    merged = dict(vars(known))
+    for name, value in vars(other).items():
         mine = merged[name]
         if mine is None:
             merged[name] = value

@@ -123,25 +123,25 @@ def _read_features(path: Path, file: Any, name: str | None) -> Piece:
     name = name or _name_of_features(file)
     features = _dataset(path, file, name)
     rows, columns = matrix_shape(path, features)
-    runs = np.empty((0, 3), np.int64)
+    runs, stored = np.empty((0, 3), np.int64), features.dtype
     if rows:
-        _check_mappable(path, features)
+        _check_mappable(path, features, stored)
         runs = locate_rows(path, features)
     coords, geometry = read_positions(path, file, rows)
-    dtype = DTYPES.get(features.dtype.str, "float32")
+    dtype = DTYPES.get(stored.str, "float32")
     return Piece(columns, dtype, runs, coords, geometry=geometry, encoder=_encoder(path, file, features))
 
 
-def _check_mappable(path: Path, features: Any) -> None:
+def _check_mappable(path: Path, features: Any, dtype: np.dtype[Any]) -> None:
     obstacle = mapping_obstacle(features)
-    if features.dtype.kind not in "fV":
+    if dtype.kind not in "fV":
         raise ArchiveError(
-            f"{path}: dataset {features.name!r} is {features.dtype}; features are float16 or float32: save them so",
+            f"{path}: dataset {features.name!r} is {dtype}; features are float16 or float32: save them so",
             "dtype",
         )
-    if features.dtype.str not in DTYPES:
-        order = "big-endian " if features.dtype.byteorder == ">" else ""
-        obstacle = f"{order}{features.dtype.name}, neither float16 nor float32"
+    if dtype.str not in DTYPES:
+        order = "big-endian " if dtype.byteorder == ">" else ""
+        obstacle = f"{order}{dtype.name}, neither float16 nor float32"
     if obstacle:
         raise NotInPlaceError(f"{path}: dataset {features.name!r} is {obstacle}; {CONVERT}")
 
@@ -159,9 +159,10 @@ def read_positions(
     found, width = matrix_shape(path, coords)
     if found != rows:
         raise ArchiveError(f"{path}: {rows} rows of features but {found} of coords; extract the slide again")
-    if coords.dtype.kind not in "iuf":
-        raise ArchiveError(f"{path}: coords are {coords.dtype}; numbers were expected")
-    native = coords.dtype.newbyteorder("=")
+    stored = coords.dtype
+    if stored.kind not in "iuf":
+        raise ArchiveError(f"{path}: coords are {stored}; numbers were expected")
+    native = stored.newbyteorder("=")
     if rows == 0:
         return np.empty((0, 2), native), _read_geometry(path, file, coords, None)
     if width < 2:

@@ -29,16 +29,18 @@ def mapping_obstacle(dataset: Any) -> str | None:
     if properties.get_nfilters():
         filters = ", ".join(properties.get_filter(i)[3].decode() for i in range(properties.get_nfilters()))
         return f"compressed or filtered ({filters})"
-    if properties.get_layout() == h5py.h5d.COMPACT:
+    layout, dtype = properties.get_layout(), dataset.dtype
+    if layout == h5py.h5d.COMPACT:
         return "stored inside the header (compact)"
-    if properties.get_layout() == h5py.h5d.CHUNKED:
-        if dataset.chunks[-1] < dataset.shape[-1]:
-            return f"cut into chunks of {dataset.chunks}, which split the {dataset.shape[-1]} columns"
+    if layout == h5py.h5d.CHUNKED:
+        chunks = properties.get_chunk()
+        if chunks[-1] < dataset.shape[-1]:
+            return f"cut into chunks of {chunks}, which split the {dataset.shape[-1]} columns"
         if h5py.version.hdf5_version_tuple < USER_BLOCK_COUNTED and dataset.file.userblock_size:
             return f"behind a user block, which HDF5 {h5py.version.hdf5_version} does not count"
     # bfloat16 and 12-bit integers, say, are handed out as the next larger NumPy type
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
-        return f"stored in another form than {dataset.dtype}"
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype)):
+        return f"stored in another form than {dtype}"
     return None
 
 
@@ -50,11 +52,12 @@ def locate_rows(path: Path, dataset: Any) -> NDArray[np.int64]:
     """
     rows, columns = dataset.shape[-2:]
     size = path.stat().st_size
-    if dataset.chunks:
-        offsets = _chunk_offsets(path, dataset, size)
-        return _merge(offsets, rows, dataset.chunks[-2], dataset.chunks[-1] * dataset.dtype.itemsize)
+    chunks, item = dataset.chunks, dataset.dtype.itemsize
+    if chunks:
+        offsets = _chunk_offsets(path, dataset, size, chunks, prod(chunks) * item)
+        return _merge(offsets, rows, chunks[-2], chunks[-1] * item)
 
-    offset, stride = dataset.id.get_offset(), columns * dataset.dtype.itemsize
+    offset, stride = dataset.id.get_offset(), columns * item
     if offset is None:
         raise _never_written(path, dataset, 0)
     if offset + rows * stride > size:
@@ -92,13 +95,12 @@ def _read_runs(path: Path, runs: NDArray[np.int64], columns: int, dtype: np.dtyp
     return np.frombuffer(content, dtype).reshape(rows, columns)
 
 
-def _chunk_offsets(path: Path, dataset: Any, size: int) -> NDArray[np.int64]:
+def _chunk_offsets(path: Path, dataset: Any, size: int, chunks: tuple[int, ...], chunk_bytes: int) -> NDArray[np.int64]:
     """Byte offset [chunks] of every chunk, by row: all are there, and none outside the file of `size` bytes."""
-    rows, step = dataset.shape[-2], dataset.chunks[-2]
-    chunk_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
+    rows, step = dataset.shape[-2], chunks[-2]
     listed = _list_chunks(dataset.id, limit=size // chunk_bytes + 1)
     table = np.array([(c.byte_offset, c.size, *reversed(c.chunk_offset)) for c in listed], dtype=np.int64)
-    table = table.reshape(-1, 2 + len(dataset.chunks))  # byte offset, bytes, column, row, 0 along a leading axis
+    table = table.reshape(-1, 2 + len(chunks))  # byte offset, bytes, column, row, 0 along a leading axis
     table = table[np.argsort(table[:, 3], kind="stable")]
     in_place = table[:, 3] == np.arange(len(table)) * step
     complete = len(table) if in_place.all() else int(in_place.argmin())
