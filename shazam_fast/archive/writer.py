@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..annotation.columns import check_classes, check_column, check_lengths, encode_labels, encode_splits, names_of
 from ..annotation.features import as_features, check_features, interleave, width_of
+from ..annotation.given import as_coords, check_teachers, encode_columns
 from ..errors import ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import PartWriter
@@ -21,7 +22,6 @@ from ..runtime.files import unfinished_path
 from ..runtime.jobs import Part
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from .given import as_coords, check_teachers, encode_columns
 from .parts import ArchiveHead, ArchiveParts, require_dtype
 
 COPY_BYTES = 64 << 20  # bytes of features converted at a time

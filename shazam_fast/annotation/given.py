@@ -1,4 +1,4 @@
-"""What users hand in to be written into an archive: columns and teachers, checked before anything is written."""
+"""Columns and teachers that are given for an archive, checked before anything is written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..annotation.columns import check_classes, encode_labels, encode_splits, names_of
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_count, require_name
 from ..tables.reader import is_frame
+from .columns import check_classes, encode_labels, encode_splits, names_of
 
 
 def encode_columns(
