@@ -238,6 +238,6 @@ def _used_names(names: Sequence[str], index: NDArray[np.integer]) -> tuple[list[
 def _require_outside(out: Path, source: str | Path | Mapping[str, str | Path]) -> None:
     """Raise MismatchError when the archive would lie among its own source's files, which could not be opened again."""
     for place in source.values() if isinstance(source, Mapping) else [source]:
-        folder = Path(os.path.realpath(place))
+        folder = Path(os.path.realpath(require_path("features", place)))
         if folder.is_dir() and Path(os.path.realpath(out)).is_relative_to(folder):
             raise MismatchError(f"{out}: lies inside its own source {place}; choose another --out")
