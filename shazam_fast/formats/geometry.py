@@ -119,14 +119,3 @@ def describe_geometry(geometry: Mapping[str, Geometry]) -> dict[str, dict[str, A
     """
     known = {slide: {k: v for k, v in asdict(one).items() if v is not None} for slide, one in geometry.items()}
     return {slide: fields for slide, fields in known.items() if fields}
-
-
-def parse_geometry(document: object) -> dict[str, Geometry]:
-    """Read what `describe_geometry` wrote. Raises ValueError (`msgspec.ValidationError` is one) for anything else.
-
-    >>> parse_geometry({"s1": {"unit": "pixels", "patch_size": 256}})["s1"].patch_size
-    256.0
-    """
-    import msgspec
-
-    return msgspec.convert(document, dict[str, Geometry])
