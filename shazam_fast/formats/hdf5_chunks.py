@@ -110,7 +110,8 @@ def _chunk_offsets(path: Path, dataset: Any, size: int, chunks: tuple[int, ...],
     end = int(offsets.max()) + chunk_bytes
     if end > size:
         raise _truncated(path, dataset, end, size)
-    overlap = np.diff(np.sort(offsets)) < chunk_bytes
+    ordered = np.sort(offsets)
+    overlap = ordered[1:] - ordered[:-1] < chunk_bytes
     displaced = table[:, 2].any() or table[:, 4:].any() or len(table) > -(-rows // step)
     if overlap.any() or displaced or (table[:, 1] != chunk_bytes).any():
         raise ArchiveError(f"{path}: corrupt: chunks of {dataset.name!r} overlap, or have an impossible place or size")
@@ -134,7 +135,7 @@ def _list_chunks(dataset_id: Any, limit: int) -> list[Any]:
 
 def _merge(offsets: NDArray[np.int64], rows: int, chunk_rows: int, stride: int) -> NDArray[np.int64]:
     """Runs [n, 3] of the chunks at `offsets` [chunks]; the last chunk is clipped to `rows` in all."""
-    gaps = np.diff(offsets)
+    gaps = offsets[1:] - offsets[:-1]
     joined = gaps == chunk_rows * stride  # [chunks - 1], with the next chunk
     if chunk_rows == 1:
         # rows at any even distance are one run; where two distances meet, the row between belongs to the first
@@ -144,9 +145,11 @@ def _merge(offsets: NDArray[np.int64], rows: int, chunk_rows: int, stride: int) 
         joined[:-1] |= even
         joined[1:] &= alike | ~joined[:-1]
     starts = np.flatnonzero(np.concatenate(([True], ~joined)))
-    chunks = np.diff(starts, append=len(offsets))
-    strides = np.where(chunks > 1, np.append(gaps, 0)[starts] // chunk_rows, stride)
-    runs = np.stack([offsets[starts], chunks * chunk_rows, strides], axis=1)
+    runs = np.empty((len(starts), 3), np.int64)
+    runs[:, 0] = offsets[starts]
+    chunks = np.concatenate((starts[1:], [len(offsets)])) - starts
+    runs[:, 1] = chunks * chunk_rows
+    runs[:, 2] = np.where(chunks > 1, np.concatenate((gaps, [0]))[starts] // chunk_rows, stride)
     runs[-1, 1] -= len(offsets) * chunk_rows - rows
     return runs
 
