@@ -1,10 +1,11 @@
 """Teachers and slides of every layout: names, geometry, what is refused, what is left out."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -316,10 +317,6 @@ def test_how_features_were_made_is_known_of_renamed_teachers(tmp_path):
 # Archives in other processes and places
 
 
-def gathered(archive):
-    return archive.gather([3, 0])
-
-
 @pytest.mark.parametrize("kind", ["trident", "native", "stamp", "joined"])
 def test_archives_go_to_other_processes_and_survive_a_change_of_directory(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
@@ -329,18 +326,18 @@ def test_archives_go_to_other_processes_and_survive_a_change_of_directory(tmp_pa
         archive = sf.open({"a": tools.native(place), "b": tools.npy(place)}, labels=tools.LABELS)
     else:
         archive = sf.open(getattr(tools, kind)(place), labels=tools.LABELS)
-    expected = gathered(archive)
+    expected = archive.gather([3, 0])
     content = pickle.dumps(archive)
     (tmp_path / "there").mkdir()
     os.chdir(tmp_path / "there")
     again = pickle.loads(content)
-    np.testing.assert_array_equal(gathered(again), expected)
-    np.testing.assert_array_equal(gathered(archive), expected)
+    np.testing.assert_array_equal(again.gather([3, 0]), expected)
+    np.testing.assert_array_equal(archive.gather([3, 0]), expected)
     assert again.labels.tolist() == archive.labels.tolist()
     assert again.geometry == archive.geometry
     if kind == "trident":
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            np.testing.assert_array_equal(pool.apply(gathered, [archive]), expected)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            np.testing.assert_array_equal(pool.submit(sf.FeatureArchive.gather, archive, [3, 0]).result(60), expected)
 
 
 @pytest.mark.parametrize(

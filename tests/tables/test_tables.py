@@ -166,8 +166,8 @@ def test_excel_files_need_openpyxl(tmp_path, monkeypatch):
 
 def test_frames_keep_an_index_that_names_rows():
     pd = pytest.importorskip("pandas")
-    frame = pd.DataFrame({"label": ["t", None]}, index=pd.Index(["a", "b"], name="slide_id"))
-    assert table_of_frame(frame).columns == {"slide_id": ["a", "b"], "label": ["t", None]}
+    frame = pd.DataFrame({"label": ["t", "n"]}, index=pd.Index(["a", "b"], name="slide_id"))
+    assert table_of_frame(frame).columns == {"slide_id": ["a", "b"], "label": ["t", "n"]}
     assert list(table_of_frame(frame.reset_index()).columns) == ["slide_id", "label"]
     with pytest.raises(sf.ArchiveError, match="the DataFrame: two columns are called 'label'"):
         table_of_frame(pd.concat([frame, frame], axis=1))
