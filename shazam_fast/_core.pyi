@@ -51,6 +51,7 @@ class FeatureStore:
         files: Sequence[str | bytes | PathLike[str]],
         extents: npt.NDArray[np.int64],
         max_open: int = 512,
+        manifest: tuple[bytes, int, int] | None = None,
     ) -> None:
         """Checks all that can be checked without opening a file, and opens none.
 
@@ -59,6 +60,8 @@ class FeatureStore:
             exceed those of a row. Extents may overlap, and may have no rows.
         max_open: the most files kept mapped, the least recently used being closed first. A call
             in progress on another thread may hold up to as many again.
+        manifest: path, modification time in nanoseconds and inode of the document that lists the files; a file that
+            is first opened after that document was written anew raises "changed".
         """
 
     @property

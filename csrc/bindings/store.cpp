@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -40,17 +41,25 @@ std::vector<int64_t> to_vector(const py::array& array, const char* name) {
   return {values.data(), values.data() + values.size()};
 }
 
+using ManifestStamp = std::tuple<std::string, int64_t, uint64_t>;  // path, modified_ns, inode
+
 std::shared_ptr<FeatureStore> make_store(int64_t columns, const std::string& dtype,
                                          const py::sequence& files, const py::array& extents,
-                                         int max_open) {
+                                         int max_open,
+                                         const std::optional<ManifestStamp>& manifest) {
   const auto table = int64_array(extents, 2, "extents");
   require(table.shape(1) == 4, "extents", "4 columns");
   std::vector<Extent> list(table.shape(0));
   for (size_t i = 0; i < list.size(); ++i) {
     list[i] = {table.at(i, 0), table.at(i, 1), table.at(i, 2), table.at(i, 3)};
   }
+  std::optional<Manifest> listing;
+  if (manifest) {
+    const auto& [path, modified_ns, inode] = *manifest;
+    listing = Manifest{path, modified_ns, inode};
+  }
   return std::make_shared<FeatureStore>(columns, parse_dtype(dtype), paths(files),
-                                        std::move(list), max_open);
+                                        std::move(list), max_open, std::move(listing));
 }
 
 void gather_into(const FeatureStore& store, const py::array& rows, py::array out, int threads) {
@@ -132,7 +141,7 @@ void bind_store(py::module_& module) {
   using py::arg;
   py::class_<FeatureStore, std::shared_ptr<FeatureStore>>(module, "FeatureStore")
       .def(py::init(&make_store), arg("columns"), arg("dtype"), arg("files"), arg("extents"),
-           arg("max_open") = 512)
+           arg("max_open") = 512, arg("manifest") = py::none())
       .def_property_readonly("rows", &FeatureStore::rows)
       .def_property_readonly("columns", &FeatureStore::columns)
       .def_property_readonly("dtype", [](const FeatureStore& self) { return name(self.dtype()); })

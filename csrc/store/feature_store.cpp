@@ -56,11 +56,12 @@ std::string describe(int64_t rows, int64_t columns) {
 }  // namespace
 
 FeatureStore::FeatureStore(int64_t columns, DType dtype, std::vector<std::string> files,
-                           std::vector<Extent> extents, int max_open)
+                           std::vector<Extent> extents, int max_open,
+                           std::optional<Manifest> manifest)
     : columns_(columns),
       dtype_(dtype),
       extents_(std::move(extents)),
-      files_(std::move(files), max_open) {
+      files_(std::move(files), max_open, std::move(manifest)) {
   if (columns < 1 || __builtin_mul_overflow(columns, item_size(dtype), &row_bytes_)) {
     throw StoreError(ErrorKind::Bounds, "a row cannot have " + std::to_string(columns) + " values");
   }

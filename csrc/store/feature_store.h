@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,7 +40,8 @@ struct Matrix {
 class FeatureStore {
  public:
   FeatureStore(int64_t columns, DType dtype, std::vector<std::string> files,
-               std::vector<Extent> extents, int max_open = 512);
+               std::vector<Extent> extents, int max_open = 512,
+               std::optional<Manifest> manifest = std::nullopt);
 
   int64_t rows() const { return first_row_.back(); }
   int64_t columns() const { return columns_; }

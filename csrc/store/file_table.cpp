@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -39,7 +40,16 @@ int64_t descriptor_budget() {
 
 }  // namespace
 
-FileTable::FileTable(std::vector<std::string> paths, int max_open) : max_open_(max_open) {
+void Manifest::require_unchanged() const {
+  struct stat now;
+  if (stat(path.c_str(), &now) != 0) return;
+  const int64_t now_ns = now.st_mtim.tv_sec * int64_t{1'000'000'000} + now.st_mtim.tv_nsec;
+  if (now_ns == modified_ns && now.st_ino == inode) return;
+  throw StoreError(ErrorKind::Changed, path + ": written anew after it was opened; open it again");
+}
+
+FileTable::FileTable(std::vector<std::string> paths, int max_open, std::optional<Manifest> manifest)
+    : manifest_(std::move(manifest)), max_open_(max_open) {
   if (max_open < 1) throw StoreError(ErrorKind::Bounds, "max_open must be at least 1");
   files_.resize(paths.size());
   for (size_t i = 0; i < paths.size(); ++i) files_[i].path = std::move(paths[i]);
@@ -58,7 +68,9 @@ void FileTable::require(int64_t file, int64_t bytes) {
 
 std::shared_ptr<const MappedFile> FileTable::open(int64_t file) {
   if (auto mapping = find(file)) return mapping;
-  return insert(file, map(files_[file].path, files_[file].required_bytes));
+  auto mapping = map(files_[file].path, files_[file].required_bytes);
+  if (manifest_) manifest_->require_unchanged();
+  return insert(file, std::move(mapping));
 }
 
 std::shared_ptr<MappedFile> FileTable::find(int64_t file) {

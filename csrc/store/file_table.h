@@ -3,12 +3,24 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "store/mapped_file.h"
 
 namespace shazam {
+
+/// The manifest that lists the files, as it was when it was read. Files that are opened after it was
+/// written anew belong to another listing.
+struct Manifest {
+  std::string path;
+  int64_t modified_ns;
+  uint64_t inode;
+
+  /// Throws Changed when it was written anew. One that is gone or moved proves nothing.
+  void require_unchanged() const;
+};
 
 /// The files of one store: opened on first use, the least recently used ones closed again.
 ///
@@ -18,7 +30,7 @@ namespace shazam {
 /// files beyond that stay mapped without one. Every method may be called from any thread.
 class FileTable {
  public:
-  FileTable(std::vector<std::string> paths, int max_open);
+  FileTable(std::vector<std::string> paths, int max_open, std::optional<Manifest> manifest);
   ~FileTable();
   FileTable(const FileTable&) = delete;
   FileTable& operator=(const FileTable&) = delete;
@@ -32,7 +44,7 @@ class FileTable {
   /// The mapped file. A new mapping is checked to hold what `require` declared; after reading,
   /// `MappedFile::require_unchanged` checks that the file has not changed since. Throws Missing,
   /// Truncated, Changed (the file was written, or another one has taken its path, since the first
-  /// `open`), Unsupported or System.
+  /// `open`, or a manifest was written anew), Unsupported or System.
   std::shared_ptr<const MappedFile> open(int64_t file);
 
   /// How the files will be read: those that are open now, and those opened later.
@@ -54,6 +66,7 @@ class FileTable {
   static void drop_idle_descriptors(int64_t keep);
 
   std::vector<File> files_;
+  std::optional<Manifest> manifest_;
   std::list<int64_t> recent_;  // the mapped files, most recently used first
   int max_open_;
   Access access_ = Access::Normal;

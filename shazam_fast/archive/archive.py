@@ -70,7 +70,11 @@ class FeatureArchive:
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._stores = [_core.FeatureStore(b.columns, b.dtype, b.files, b.table) for b in contents.blocks]
+        listed = contents.stamp
+        stamp = None if listed is None else (os.fsencode(listed.path), listed.time, listed.inode)
+        self._stores = [
+            _core.FeatureStore(b.columns, b.dtype, b.files, b.table, manifest=stamp) for b in contents.blocks
+        ]
         self._first_column = np.cumsum([0, *(b.columns for b in contents.blocks)]).tolist()
         self._threads = len(os.sched_getaffinity(0))
         self.path = contents.path
@@ -266,6 +270,7 @@ class FeatureArchive:
 
         Raises ArchiveError naming the file, or NonFiniteError naming the teacher and the first row.
         """
+        require_unchanged(self._contents)
         step = max(1, VERIFY_BYTES // self.row_bytes)
         total = sum(file_status(file).st_size for file in self._contents.checksums) + self.n_rows * self.row_bytes
         with Progress(f"verifying {self.path.name}", total, "bytes") as progress, self._store_errors():
@@ -294,7 +299,6 @@ class FeatureArchive:
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
-        require_unchanged(self._contents)
         try:
             yield
         except _core.StoreError as error:

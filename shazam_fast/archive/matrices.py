@@ -62,14 +62,16 @@ class Matrix:
         dtypes = {piece.dtype for _, piece in self._pieces}
         dtype: DTypeName = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
         names: dict[str, int] = {}
-        tables = []
+        of_run: list[int] = []  # file of every run
+        runs = []
         for source, stored in self._pieces:
             name = os.path.abspath(source.file)
             piece = self._prepare(name, stored, dtype)
             files = [names.setdefault(os.path.abspath(file), len(names)) for file in piece.files]
-            index = files or [names.setdefault(name, len(names))] * len(piece.runs)
-            tables.append(np.column_stack([np.array(index, dtype=np.int64), piece.runs]))
-        return Extents(self._pieces[0][1].columns, dtype, tuple(names), np.concatenate(tables))
+            of_run += files or [names.setdefault(name, len(names))] * len(piece.runs)
+            runs.append(piece.runs)
+        table = np.column_stack([np.array(of_run, dtype=np.int64), np.concatenate(runs)])
+        return Extents(self._pieces[0][1].columns, dtype, tuple(names), table)
 
     def _prepare(self, name: str, piece: Piece, dtype: DTypeName) -> Piece:
         """The piece, with virtual offsets where its file cannot be memory-mapped as `dtype`."""

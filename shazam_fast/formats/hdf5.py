@@ -234,7 +234,8 @@ def _member(path: Path, file: Any, name: str) -> Any:
             raise ArchiveError(f"{path}: no dataset {name!r}; {found.name!r} has {_names(found)}")
         if link != h5py.h5l.TYPE_HARD:
             raise NotInPlaceError(f"{path}: {name!r} is a link to elsewhere; {CONVERT}")
-        found = found[part]
+        member = h5py.h5o.open(found.id, part.encode())
+        found = h5py.Dataset(member) if isinstance(member, h5py.h5d.DatasetID) else found[part]  # faster than [part]
     return found
 
 

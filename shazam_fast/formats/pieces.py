@@ -6,6 +6,7 @@ A layout lists `Source`s without opening their files; reading one opens its file
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ class Piece:
     encoder: str = ""
     files: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         """Patches in the piece."""
         return int(self.runs[:, 1].sum())

@@ -69,10 +69,13 @@ class _Machine:
 
     def run(self) -> object:
         """The object that the program leaves on the stack."""
-        while (code := self._take(1)) != b".":
-            if code not in INSTRUCTIONS:
+        while (code := self._program[self._at : self._at + 1]) != b".":
+            self._at += 1
+            if (execute := INSTRUCTIONS.get(code)) is None:
+                if not code:
+                    raise _CorruptError("it ends early")
                 raise _CorruptError(f"instruction {code!r} is none that torch.save writes for tensors")
-            INSTRUCTIONS[code](self)
+            execute(self)
         return self._stack.pop()
 
     def _take(self, count: int) -> bytes:

@@ -147,7 +147,7 @@ def _reason_to_pass(name: str) -> str:
     """Why a file that could be features is passed over; "" if it is not, or could not be."""
     stem, suffix = os.path.splitext(name)
     unfinished = suffix.lower() in TEMPORARY and suffix != LOCK
-    if kind_of(stem if unfinished else name) not in MAPPED_KINDS:
+    if (kind_of(stem) if unfinished else KINDS.get(suffix.lower())) not in MAPPED_KINDS:
         return ""
     if name.startswith("."):
         return "hidden"

@@ -11,6 +11,7 @@ Who uses what:
     choose_slides  names that a user selects (`slides=`) among names of slides
 """
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -168,8 +169,8 @@ def _end_alike(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
 
 
 def _below(file: str | Path, root: str | Path) -> str:
-    path = Path(file)
-    return _clean(str(path.relative_to(root) if str(root) and path.is_relative_to(root) else path))
+    path, above = os.fspath(file), os.path.join(root, "")  # text: a Path per file is slow
+    return _clean(path[len(above) :] if above and path.startswith(above) else path)
 
 
 def _clean(name: str) -> str:
@@ -187,6 +188,8 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _without(suffixes: tuple[str, ...], name: str) -> str:
-    own = name.rpartition("/")[2]
-    suffix = next((s for s in suffixes if own.lower().endswith(s) and len(own) > len(s)), "")
+    own = name.rpartition("/")[2].lower()
+    if not own.endswith(suffixes):
+        return name
+    suffix = next((s for s in suffixes if own.endswith(s) and len(own) > len(s)), "")
     return name[: len(name) - len(suffix)]
