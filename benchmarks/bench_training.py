@@ -19,6 +19,7 @@ from bench_student import CLASSES, TEACHERS, AuthorsStudent, authors_loss, forwa
 import shazam_fast as sf
 from shazam_fast.ops import dispatch as ops
 from shazam_fast.training.feed import TrainingFeed
+from shazam_fast.training.plan import EpochPlan
 from shazam_fast.training.step import TrainingStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,7 +80,7 @@ class OurLoop:
     """What a training runs between two validations."""
 
     def __init__(self, archive, D, block):
-        config = sf.TrainConfig(dim=D, depth=DEPTH, block=block, batch_size=BATCH)
+        config = sf.TrainConfig.from_preset("unitopatho", dim=D, depth=DEPTH, block=block, batch_size=BATCH)
         self.student = sf.Student(
             config.student(archive.teachers, archive.classes), torch.Generator().manual_seed(0)
         ).to(DEVICE)
@@ -92,7 +93,7 @@ class OurLoop:
 
     def epoch(self, order, present=None, plain=False):
         """All batches, the last one short where it must be; `plain` steps are never captured."""
-        self.step.begin(order, present, 0)
+        self.step.begin(EpochPlan(order, present), 0)
         run = self.plain_step if plain else self.step.run
         for start in range(0, len(order), BATCH):
             run(min(BATCH, len(order) - start))

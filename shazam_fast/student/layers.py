@@ -45,6 +45,28 @@ class Projection(nn.Module):
         return ops.project(features, rows, maps, present)
 
 
+class TeacherHeads(nn.Module):
+    """A linear classifier on each teacher's token: `weight` [N, D, C] (x W), `bias` [N, C].
+
+    Args:
+        N: teachers.
+        D: width of the tokens.
+        C: classes.
+        generator: draws the initial values, as nn.Linear does; PyTorch's global one by default.
+    """
+
+    def __init__(self, N: int, D: int, C: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(N, D, C))
+        self.bias = nn.Parameter(torch.empty(N, C))
+        with torch.no_grad():
+            fill_uniform([self.weight, self.bias], D, generator)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits by each teacher's token alone. [B, N, D] -> [B, N, C]."""
+        return torch.baddbmm(self.bias[:, None], tokens.transpose(0, 1), self.weight).transpose(0, 1)
+
+
 class Norm(nn.Module):
     """LayerNorms side by side, gain and shift [n, D]; of teachers: [B, n, D] -> [B, n, D]."""
 

@@ -12,7 +12,7 @@ from ..runtime.checks import require_path
 from .config import StudentConfig
 from .files import CARD, TENSORS, read_card, read_weights, write_student
 from .folded import FoldedStudent
-from .layers import Projection, ResidualBlocks, empty_linear, fill_uniform
+from .layers import Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
 from .output import StudentOutput
 
 
@@ -28,6 +28,8 @@ class Student(nn.Module):
     Attributes:
         feature_mean, feature_scale: by which features are standardised, learned on the training split, [sum of dims].
         frozen_targets: fixed random maps that it was distilled from (`targets="frozen"`); None otherwise.
+        teacher_heads: classifiers on each teacher's token (tokens [B, N, D] -> logits [B, N, C]) that it was trained
+            with; None otherwise. They have no part in `forward`.
         training_record: how it was trained, plain values that are saved as JSON.
 
     >>> import torch
@@ -58,6 +60,7 @@ class Student(nn.Module):
             for linear in (self.head[0], self.head[3]):
                 fill_uniform(linear.parameters(), D, generator)
         self.frozen_targets: Projection | None = None
+        self.teacher_heads: TeacherHeads | None = None
         self.training_record: dict[str, Any] = {}
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
@@ -74,14 +77,22 @@ class Student(nn.Module):
         """
         return self.fuse(self.tokens(features, present), present)
 
-    def tokens(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def tokens(
+        self,
+        features: Tensor,
+        present: Tensor | None = None,
+        rows: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         """Standardised features projected to one token per teacher, eq. (1). [B, N, D].
 
         Args:
             features, present: as for `forward`.
             rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
+            scale: what the features are divided by in place of `feature_scale`, [sum of dims]; infinity leaves a column
+                out.
         """
-        tokens = self._project(self.projection, features, present, rows)
+        tokens = self._project(self.projection, features, present, rows, scale)
         return tokens if self.blocks is None else self.blocks.deepen(tokens)
 
     def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:
@@ -107,6 +118,15 @@ class Student(nn.Module):
         """
         self.frozen_targets = Projection(self.dims, self.config.dim, generator).requires_grad_(False)
 
+    def add_teacher_heads(self, generator: torch.Generator | None = None) -> None:
+        """Draw a classifier on each teacher's token, for training with `teacher_heads` above 0.
+
+        Args:
+            generator: draws the initial values; PyTorch's global one by default.
+        """
+        config = self.config
+        self.teacher_heads = TeacherHeads(len(self.dims), config.dim, len(config.classes), generator)
+
     def fold(self) -> FoldedStudent:
         """The same function with all linear maps multiplied out, for scoring. Exact.
 
@@ -121,13 +141,21 @@ class Student(nn.Module):
         """
         write_student(require_path("path", path), self.config, self.state_dict(), self.training_record)
 
-    def _project(self, maps: Projection, features: Tensor, present: Tensor | None, rows: Tensor | None) -> Tensor:
+    def _project(
+        self,
+        maps: Projection,
+        features: Tensor,
+        present: Tensor | None,
+        rows: Tensor | None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         if features.ndim != 2 or features.shape[1] != sum(self.dims):
             raise MismatchError(
                 f"features [B, {sum(self.dims)}] expected for teachers {dict(self.config.teachers)}, "
                 f"found {list(features.shape)}"
             )
-        tokens: Tensor = maps(features, rows, (self.feature_mean, self.feature_scale), present)
+        standard = (self.feature_mean, self.feature_scale if scale is None else scale)
+        tokens: Tensor = maps(features, rows, standard, present)
         return tokens
 
 
@@ -156,6 +184,8 @@ def load(path: str | Path) -> Student:
     student.training_record = card.training
     if any(name.startswith("frozen_targets.") for name in tensors):
         student.freeze_targets()
+    if any(name.startswith("teacher_heads.") for name in tensors):
+        student.add_teacher_heads()
     try:
         student.load_state_dict(tensors)
     except RuntimeError as error:

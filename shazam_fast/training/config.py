@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ShazamError
-from ..runtime.checks import require_count, require_number, require_switch
+from ..runtime.checks import require_choice, require_count, require_number, require_switch
 from ..student.config import StudentConfig, check_shape
-from .choices import check_objective
+from .choices import SCHEDULES, check_objective
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .objective import Objective
 
 MOST_SEED = (1 << 63) - 1  # what PyTorch's generators take
@@ -37,15 +39,23 @@ class TrainConfig:
         epochs: passes over the training split, at most.
         batch_size: patches per step.
         lr, weight_decay: learning rate (> 0) and weight decay (>= 0) of AdamW.
+        schedule: "constant", or "one_cycle": the learning rate rises to `lr` in the first 30% of the steps and falls to
+            almost 0 in the rest, both along a cosine.
         lam: weight of the two distillation losses, lambda of eq. (9); 0 leaves cross-entropy alone.
         delta: distance at which the Huber loss turns from quadratic to linear, > 0.
         huber: "norm", the Huber loss of the distance |t - T_i| (eqs. 6, 7), or "elementwise" (the authors' script).
         targets: what to distil from: "projected", the student's own tokens T_i with their gradient (eqs. 5, 6);
             "detached", the same without gradient; "frozen", fixed random maps (the authors' script).
+        balance: how far classes are made to count alike, >= 0: this times the log of each class's frequency is added
+            to its logit in training alone. 0: patches count alike (the paper); 1: the student predicts as if all
+            classes were equally frequent.
+        teacher_heads: weight, >= 0, of the mean cross-entropy of a linear head on each teacher's token.
         dim: width D of the student.
         depth: number K of its attention layers.
         block: "bare" (the paper) or "residual" (the authors' script).
         teacher_dropout: probability, 0 <= p < 1, that a teacher of a patch is left out in a training step.
+        feature_dropout: probability, 0 <= p < 1, that a column of the features is left out (set to its mean) in a
+            training step; the others are divided by 1 - p.
         standardize: scale every feature to mean 0 and variance 1 of the training split.
         patience: stop after this many epochs without a better validation score.
         seed: random seed, 0 or more; the same seed on the same device gives the same bits.
@@ -65,14 +75,18 @@ class TrainConfig:
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 1e-3
+    schedule: str = "constant"
     lam: float = 0.5
     delta: float = 1.0
     huber: str = "norm"
     targets: str = "projected"
+    balance: float = 0.0
+    teacher_heads: float = 0.0
     dim: int = StudentConfig.dim
     depth: int = StudentConfig.depth
     block: str = StudentConfig.block
     teacher_dropout: float = StudentConfig.teacher_dropout
+    feature_dropout: float = 0.0
     standardize: bool = True
     patience: int = 20
     seed: int = 0
@@ -86,10 +100,13 @@ class TrainConfig:
             **{name: require_count(name, getattr(self, name)) for name in ("epochs", "batch_size", "patience")},
             "lr": require_number("lr", self.lr, above=0.0),
             "weight_decay": require_number("weight_decay", self.weight_decay, 0.0),
+            "schedule": require_choice("schedule", self.schedule, SCHEDULES),
+            "balance": require_number("balance", self.balance, 0.0),
+            "feature_dropout": require_number("feature_dropout", self.feature_dropout, 0.0, 1.0),
             "standardize": require_switch("standardize", self.standardize),
             "seed": require_count("seed", self.seed, 0, MOST_SEED),
             "checkpoint_seconds": require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0),
-            **check_objective(self.lam, self.delta, self.huber, self.targets),
+            **check_objective(self.lam, self.delta, self.huber, self.targets, self.teacher_heads),
             **check_shape(self.dim, self.depth, self.block, self.teacher_dropout),
         }
         for name, value in checked.items():
@@ -112,11 +129,20 @@ class TrainConfig:
             raise ShazamError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[preset], **overrides})
 
-    def objective(self) -> "Objective":
-        """The objective that this configuration trains with."""
+    def objective(self, counts: "Tensor | None" = None) -> "Objective":
+        """The objective that this configuration trains with.
+
+        Args:
+            counts: training patches of every class, at least one each, [C], on the device of the student; with
+                `balance` 0 they are not needed.
+        """
         from .objective import Objective
 
-        return Objective(self.lam, self.delta, self.huber, self.targets)
+        offsets = None
+        if self.balance:
+            assert counts is not None
+            offsets = self.balance * (counts / counts.sum()).log()
+        return Objective(self.lam, self.delta, self.huber, self.targets, self.teacher_heads, offsets)
 
     def student(self, teachers: Mapping[str, int], classes: Sequence[str]) -> StudentConfig:
         """The student that this configuration trains for teachers {name: dim} and class names."""

@@ -22,6 +22,7 @@ from ..student.student import Student
 from .checkpoint import Checkpoint, TrainingState
 from .config import TrainConfig
 from .feed import TrainingFeed, feature_statistics
+from .plan import plan_epoch
 from .step import TrainingStep
 from .validation import Validation
 
@@ -52,6 +53,7 @@ class TrainingRun:
         checkpoint: Checkpoint,
     ) -> None:
         self._config, self._checkpoint, self._teachers = config, checkpoint, list(archive.teachers)
+        self._heads = config.teacher_heads > 0
         self._patches = len(train_rows)
         self._steps = math.ceil(self._patches / config.batch_size)
         self._state = _new_state(archive, config, device, self._steps)
@@ -63,8 +65,12 @@ class TrainingRun:
                 self._state.student.feature_mean.copy_(mean)
                 self._state.student.feature_scale.copy_(scale)
         feed = TrainingFeed(archive, train_rows, device, config.batch_size)
+        counts = np.bincount(archive.labels[train_rows], minlength=len(archive.classes))
+        objective = config.objective(torch.from_numpy(counts).to(device))
         state = self._state
-        self._training_step = TrainingStep(state.student, state.optimizer, config.objective(), feed, state.losses)
+        self._training_step = TrainingStep(
+            state.student, state.optimizer, objective, feed, state.losses, config.feature_dropout
+        )
         self._validate = Validation(archive, val_rows, device)
         self._saved = time.monotonic()
 
@@ -104,7 +110,9 @@ class TrainingRun:
         started, state = time.monotonic(), self._state
         note = self._note()
         state.student.train()
-        self._training_step.begin(self._random(0).permutation(self._patches), self._present_teachers(), state.step)
+        width = len(state.student.feature_scale)
+        plan = plan_epoch(self._config, state.epoch, self._patches, len(self._teachers), width)
+        self._training_step.begin(plan, state.step)
         while state.step < self._steps:
             size = min(self._config.batch_size, self._patches - state.step * self._config.batch_size)
             self._training_step.run(size)
@@ -117,20 +125,6 @@ class TrainingRun:
             if time.monotonic() - self._saved >= self._config.checkpoint_seconds:
                 self._save()
         self._finish_epoch(started)
-
-    def _present_teachers(self) -> NDArray[np.bool_] | None:
-        """Teacher dropout of an epoch: bool [patches, N] of the teachers present, at least one per patch."""
-        p, N = self._config.teacher_dropout, len(self._teachers)
-        if p == 0.0:
-            return None
-        draw = self._random(1).random((self._patches, N))
-        present = draw >= p
-        present[np.arange(self._patches), draw.argmax(axis=1)] = True
-        return present
-
-    def _random(self, purpose: int) -> np.random.Generator:
-        """Of this epoch; on the host, so that every device gets the same batches."""
-        return np.random.default_rng([self._config.seed, purpose, self._state.epoch])
 
     def _finish_epoch(self, started: float) -> None:
         state = self._state
@@ -153,7 +147,8 @@ class TrainingRun:
             "loss": means[0],
             "cross_entropy": means[1],
             "cosine": dict(zip(self._teachers, means[2 : 2 + N], strict=True)),
-            "huber": dict(zip(self._teachers, means[2 + N :], strict=True)),
+            "huber": dict(zip(self._teachers, means[2 + N : 2 + 2 * N], strict=True)),
+            **({"teacher_heads": dict(zip(self._teachers, means[2 + 2 * N :], strict=True))} if self._heads else {}),
         }
 
     def _require_finite_losses(self) -> None:
@@ -162,7 +157,7 @@ class TrainingRun:
         if not finite.all():
             step, term = np.argwhere(~finite)[0]
             parts = np.flatnonzero(~finite[step, 1:]) + 1  # the total is not finite because a part is not
-            name = _term_names(self._teachers)[parts[0] if parts.size else term]
+            name = _term_names(self._teachers, self._heads)[parts[0] if parts.size else term]
             raise NonFiniteError(
                 f"epoch {state.epoch}, step {step}: {name} is not finite; "
                 "lower lr, or check the features with FeatureArchive.verify()"
@@ -205,15 +200,23 @@ def _new_state(archive: FeatureArchive, config: TrainConfig, device: torch.devic
     student = Student(config.student(archive.teachers, archive.classes), generator)
     if config.targets == "frozen":
         student.freeze_targets(generator)
+    if config.teacher_heads:
+        student.add_teacher_heads(generator)
     student = student.to(device)
     trained = [p for p in student.parameters() if p.requires_grad]
+    varies = config.schedule != "constant"  # then a tensor, which a step can set without the host
     optimizer = torch.optim.AdamW(
-        trained, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=device.type == "cuda"
+        trained,
+        lr=torch.tensor(config.lr, device=device) if varies else config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+        capturable=device.type == "cuda",
     )
-    losses = torch.zeros(steps, len(_term_names(list(archive.teachers))), device=device)
+    losses = torch.zeros(steps, len(_term_names(list(archive.teachers), config.teacher_heads > 0)), device=device)
     return TrainingState(student, optimizer, losses)
 
 
-def _term_names(teachers: list[str]) -> list[str]:
+def _term_names(teachers: list[str], heads: bool) -> list[str]:
     losses = [f"the {kind} loss of teacher {name!r}" for kind in ("cosine", "Huber") for name in teachers]
-    return ["the total loss", "the cross-entropy", *losses]
+    single = [f"the cross-entropy of the head of teacher {name!r}" for name in teachers] if heads else []
+    return ["the total loss", "the cross-entropy", *losses, *single]

@@ -1,28 +1,40 @@
-"""The objective of Shazam, eq. (9): cross-entropy plus a cosine and a Huber distillation loss per teacher."""
+"""The objective of Shazam, eq. (9): cross-entropy plus a cosine and a Huber distillation loss per teacher.
+
+Two terms go beyond the paper: offsets of the logits that make classes count alike, and the cross-entropy of a linear
+head on each teacher's token, which keeps every token informative by itself.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import ShazamError
 from ..ops import dispatch as ops
 from ..student.student import Student
 from .choices import check_objective
 
 
 class Losses(NamedTuple):
-    """`total` scalar to minimise; `cross_entropy` scalar; `cosine` and `huber` one value per teacher [N]."""
+    """`total` scalar to minimise; `cross_entropy` scalar; `cosine` and `huber` one value per teacher [N].
+
+    `heads`: cross-entropy of each teacher's head [N]; [0] without heads.
+    """
 
     total: Tensor
     cross_entropy: Tensor
     cosine: Tensor
     huber: Tensor
+    heads: Tensor
 
 
 @dataclass(frozen=True)
 class Objective:
     """L = CE + lam * sum over teachers (L_cos + L_huber), averaged over the batch, eq. (9).
+
+    With `teacher_heads`, + teacher_heads * mean over teachers (CE of the head on T_i), a missing teacher counting 0.
 
     Args:
         lam: weight of the distillation losses; 0 leaves cross-entropy alone.
@@ -30,15 +42,19 @@ class Objective:
         huber: "norm", of the distance |t - T_i| (eqs. 6, 7), or "elementwise" (the authors' script).
         targets: "projected", the student's own tokens T_i with their gradient (eqs. 5, 6); "detached", the same
             without gradient; "frozen", the student's `frozen_targets` (the authors' script).
+        teacher_heads: weight of the loss of the student's `teacher_heads`; 0: it needs none.
+        offsets: added to all logits before a cross-entropy, [C], on the student's device; None: nothing.
     """
 
     lam: float
     delta: float
     huber: str
     targets: str
+    teacher_heads: float = 0.0
+    offsets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_objective(self.lam, self.delta, self.huber, self.targets)
+        check_objective(self.lam, self.delta, self.huber, self.targets, self.teacher_heads)
 
     def __call__(
         self,
@@ -47,19 +63,20 @@ class Objective:
         labels: Tensor,
         present: Tensor | None = None,
         rows: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch.
 
         Args:
             student: the student to train.
-            features, present, rows: as for `Student.tokens`.
+            features, present, rows, scale: as for `Student.tokens`; frozen targets do not depend on `scale`.
             labels: int64 [B].
 
         Returns the losses, means over the batch.
         """
-        tokens = student.tokens(features, present, rows)  # [B, N, D]
+        tokens = student.tokens(features, present, rows, scale)  # [B, N, D]
         output = student.fuse(tokens, present)
-        cross_entropy = F.cross_entropy(output.logits, labels)
+        cross_entropy = F.cross_entropy(self._offset(output.logits), labels)
         if self.targets == "frozen":
             targets = student.fixed_targets(features, present, rows)
         else:
@@ -67,4 +84,20 @@ class Objective:
         distillation, cosine, huber = ops.distillation_loss(
             output.fused, targets, self.lam, self.delta, self.huber, present
         )
-        return Losses(cross_entropy + distillation, cross_entropy, cosine, huber)
+        total = cross_entropy + distillation
+        if not self.teacher_heads:
+            return Losses(total, cross_entropy, cosine, huber, cosine.new_empty(0))
+        heads = self._head_losses(student, tokens, labels, present)
+        return Losses(total + self.teacher_heads * heads.mean(), cross_entropy, cosine, huber, heads)
+
+    def _head_losses(self, student: Student, tokens: Tensor, labels: Tensor, present: Tensor | None) -> Tensor:
+        """Cross-entropy of the head on each teacher's token, mean over the batch. tokens [B, N, D] -> [N]."""
+        if student.teacher_heads is None:
+            raise ShazamError("teacher_heads above 0 needs a student with teacher_heads; train() makes them")
+        B, N, _ = tokens.shape
+        logits = self._offset(student.teacher_heads(tokens)).flatten(0, 1)  # [B*N, C]
+        losses = F.cross_entropy(logits, labels.repeat_interleave(N), reduction="none").view(B, N)
+        return (losses if present is None else torch.where(present, losses, 0.0)).mean(dim=0)
+
+    def _offset(self, logits: Tensor) -> Tensor:
+        return logits if self.offsets is None else logits + self.offsets

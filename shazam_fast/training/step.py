@@ -7,14 +7,13 @@ counter on the device, losses go to a row of a table there.
 
 import warnings
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..student.student import Student
 from .feed import TrainingFeed
 from .objective import Objective
+from .plan import EpochPlan
 
 WARM_UPS = 3  # steps before a CUDA graph is captured
 
@@ -22,12 +21,15 @@ WARM_UPS = 3  # steps before a CUDA graph is captured
 class TrainingStep:
     """Steps over a feed, each leaving its losses [total, cross-entropy, cosine per teacher, Huber per teacher].
 
+    Behind them, with teacher heads, the cross-entropy of each teacher's head.
+
     Args:
         student: the student to train, on the device of `losses`.
-        optimizer: of its parameters.
+        optimizer: of its parameters; its learning rate is a tensor where plans set one for each step.
         objective: what is minimised.
         feed: the batches.
         losses: [steps of an epoch, terms], on the student's device.
+        feature_dropout: the fraction of columns that plans leave out; those kept are divided by 1 minus it.
     """
 
     def __init__(
@@ -37,27 +39,24 @@ class TrainingStep:
         objective: Objective,
         feed: TrainingFeed,
         losses: Tensor,
+        feature_dropout: float = 0.0,
     ) -> None:
         self._student, self._optimizer, self._objective = student, optimizer, objective
-        self._feed, self._losses = feed, losses
+        self._feed, self._losses, self._kept_fraction = feed, losses, 1.0 - feature_dropout
         self._index = torch.zeros(1, dtype=torch.int64, device=losses.device)
-        self._present: Tensor | None = None
+        self._plan: dict[str, Tensor] = {}  # tensors that keep their place on the device from epoch to epoch
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def begin(self, order: NDArray[np.int64], present: NDArray[np.bool_] | None, step: int) -> None:
-        """Start or continue an epoch at `step`.
-
-        Args:
-            order: the rows in the order in which they are taken. [n].
-            present: the teachers that each row keeps, bool [n, N]; None: all.
-            step: the first step.
-        """
-        self._feed.begin(order, step)
+    def begin(self, plan: EpochPlan, step: int) -> None:
+        """Start or continue an epoch at `step`; every plan has the same parts."""
+        self._feed.begin(plan.order, step)
         self._index.fill_(step)
-        if present is not None:
-            if self._present is None:
-                self._present = torch.empty(present.shape, dtype=torch.bool, device=self._losses.device)
-            self._present.copy_(torch.from_numpy(present))
+        for name, values in (("present", plan.present), ("kept", plan.kept), ("rates", plan.rates)):
+            if values is None:
+                continue
+            if name not in self._plan:
+                self._plan[name] = torch.empty_like(torch.from_numpy(values), device=self._losses.device)
+            self._plan[name].copy_(torch.from_numpy(values))
 
     def run(self, size: int) -> None:
         """One step over the next `size` patches. On a GPU it is only enqueued."""
@@ -71,14 +70,25 @@ class TrainingStep:
 
     def _compute(self, size: int) -> None:
         features, rows, labels, positions = self._feed.take(size)
-        present = None if self._present is None else self._present.index_select(0, positions)
-        losses = self._objective(self._student, features, labels, present, rows)
+        present = self._plan["present"].index_select(0, positions) if "present" in self._plan else None
+        losses = self._objective(self._student, features, labels, present, rows, self._scale())
         self._optimizer.zero_grad()
         losses.total.backward()
+        if "rates" in self._plan:
+            for group in self._optimizer.param_groups:
+                group["lr"].copy_(self._plan["rates"].index_select(0, self._index)[0])
         self._optimizer.step()
-        terms = torch.cat([losses.total[None], losses.cross_entropy[None], losses.cosine, losses.huber])
+        terms = torch.cat([losses.total[None], losses.cross_entropy[None], losses.cosine, losses.huber, losses.heads])
         self._losses.index_copy_(0, self._index, terms.detach()[None])
         self._index += 1
+
+    def _scale(self) -> Tensor | None:
+        """What this step divides the features by, infinity for the columns that it leaves out; None: as always."""
+        if "kept" not in self._plan:
+            return None
+        kept = self._plan["kept"]
+        mask = kept.index_select(0, self._index % len(kept))[0]
+        return torch.where(mask, self._student.feature_scale * self._kept_fraction, torch.inf)
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         device = self._losses.device  # need not be the current one

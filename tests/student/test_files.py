@@ -20,6 +20,7 @@ def student(request):
 
 def test_round_trip(tmp_path, student):
     student.freeze_targets()
+    student.add_teacher_heads()
     student.training_record = {"job": {"lr": 0.1}}
     student.save(tmp_path / "s")
     again = sf.load(tmp_path / "s")
@@ -29,6 +30,8 @@ def test_round_trip(tmp_path, student):
     features, _ = make_batch(student)
     assert torch.equal(again(features).logits, student(features).logits)
     assert torch.equal(again.fixed_targets(features), student.fixed_targets(features))
+    tokens = student.tokens(features)
+    assert torch.equal(again.teacher_heads(tokens), student.teacher_heads(tokens))
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["student.json", "student.safetensors"]
     assert torch.equal(load_file(tmp_path / "s" / "student.safetensors")["qkv"], student.qkv)
 

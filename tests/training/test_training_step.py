@@ -6,6 +6,7 @@ import torch
 
 import shazam_fast as sf
 from shazam_fast.training import feed as feeds
+from shazam_fast.training.plan import plan_epoch
 from shazam_fast.training.step import TrainingStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -14,28 +15,36 @@ BATCH = 16
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs an NVIDIA GPU")
 
 
+PLAIN = {"balance": 0.0, "teacher_heads": 0.0, "feature_dropout": 0.0, "schedule": "constant"}
+EVERYTHING = {
+    "teacher_dropout": 0.3, "balance": 0.7, "teacher_heads": 0.4, "feature_dropout": 0.5, "schedule": "one_cycle",
+}  # fmt: skip
+
+
 class Loop:
     """An epoch of training over a split of the archive."""
 
-    def __init__(self, archive, block="bare", dropout=0.0):
-        config = sf.TrainConfig(dim=16, depth=2, block=block)
+    def __init__(self, archive, **options):
+        self.config = sf.TrainConfig(**{"dim": 16, "depth": 2, "batch_size": BATCH, **PLAIN, **options})
         self.n_rows = archive.split("train")
-        self.student = sf.Student(
-            config.student(archive.teachers, archive.classes), torch.Generator().manual_seed(0)
-        ).to(DEVICE)
-        optimizer = torch.optim.AdamW(self.student.parameters(), fused=True, capturable=DEVICE.type == "cuda")
+        generator = torch.Generator().manual_seed(0)
+        self.student = sf.Student(self.config.student(archive.teachers, archive.classes), generator)
+        if self.config.teacher_heads:
+            self.student.add_teacher_heads(generator)
+        self.student = self.student.to(DEVICE)
+        lr = torch.tensor(1e-3, device=DEVICE) if self.config.schedule == "one_cycle" else 1e-3
+        optimizer = torch.optim.AdamW(self.student.parameters(), lr, fused=True, capturable=DEVICE.type == "cuda")
         self.steps = -(-len(self.n_rows) // BATCH)
-        self.losses = torch.zeros(self.steps, 2 + 2 * len(archive.teachers), device=DEVICE)
+        terms = 2 + 2 * len(archive.teachers) + (len(archive.teachers) if self.config.teacher_heads else 0)
+        self.losses = torch.zeros(self.steps, terms, device=DEVICE)
         feed = feeds.TrainingFeed(archive, self.n_rows, DEVICE, BATCH)
-        self.step = TrainingStep(self.student, optimizer, config.objective(), feed, self.losses)
-        random = np.random.default_rng(0)
-        self.order = random.permutation(len(self.n_rows))
-        self.present = random.random((len(self.n_rows), len(archive.teachers))) >= dropout if dropout else None
-        if self.present is not None:
-            self.present[:, 0] = True
+        objective = self.config.objective(torch.bincount(torch.from_numpy(archive.labels[self.n_rows])).to(DEVICE))
+        dropout = self.config.feature_dropout
+        self.step = TrainingStep(self.student, optimizer, objective, feed, self.losses, dropout)
+        self.plan = plan_epoch(self.config, 0, len(self.n_rows), len(archive.teachers), archive.width)
 
     def begin(self):
-        self.step.begin(self.order, self.present, 0)
+        self.step.begin(self.plan, 0)
 
     def run(self, run):
         """All batches through `run`, the last one short; parameters and losses afterwards."""
@@ -53,8 +62,9 @@ def assert_same_bits(left, right):
 
 
 @pytest.mark.parametrize("block", ["bare", "residual"])
-def test_warming_up_leaves_no_trace(archive, block):
-    fresh, warmed = Loop(archive, block, dropout=0.3), Loop(archive, block, dropout=0.3)
+@pytest.mark.parametrize("options", [{"teacher_dropout": 0.3}, EVERYTHING], ids=["dropout", "everything"])
+def test_warming_up_leaves_no_trace(archive, block, options):
+    fresh, warmed = (Loop(archive, block=block, **options) for _ in range(2))
     fresh.begin()
     warmed.begin()
     warmed.step._warm_up(BATCH)
@@ -82,8 +92,9 @@ def test_every_patch_is_seen_once_with_its_label(archive):
 
 @needs_gpu
 @pytest.mark.parametrize("block", ["bare", "residual"])
-def test_a_graph_takes_the_steps_that_plain_calls_take(archive, block):
-    plain, graphed = Loop(archive, block, dropout=0.3), Loop(archive, block, dropout=0.3)
+@pytest.mark.parametrize("options", [{"teacher_dropout": 0.3}, EVERYTHING], ids=["dropout", "everything"])
+def test_a_graph_takes_the_steps_that_plain_calls_take(archive, block, options):
+    plain, graphed = (Loop(archive, block=block, **options) for _ in range(2))
     plain.begin()
     graphed.begin()
     assert_same_bits(graphed.run(graphed.step.run), plain.run(plain.plainly))

@@ -1,0 +1,83 @@
+"""What an epoch draws at random and sets ahead, made on the host so that every device gets the same.
+
+All of it derives from (seed, purpose, epoch): a training that is resumed draws what the interrupted one drew.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import TrainConfig
+
+ORDER, TEACHERS, COLUMNS = range(3)  # purposes of the random numbers
+MASKS = 1024  # different masks of feature dropout in an epoch, at most; later steps take them again
+RISING = 0.3  # fraction of the steps in which one-cycle raises the learning rate
+START, END = 0.04, 1e-4  # its first and last learning rate, relative to the highest
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What the steps of an epoch take from the host.
+
+    Attributes:
+        order: the training rows in the order in which they are taken, int64 [n].
+        present: the teachers that each row keeps, bool [n, N]; None: all.
+        kept: the feature columns that a step keeps, bool [masks, sum of dims]; step s takes mask s % masks; None: all.
+        rates: the learning rate of each step, float32 [steps]; None: it does not change.
+    """
+
+    order: NDArray[np.int64]
+    present: NDArray[np.bool_] | None = None
+    kept: NDArray[np.bool_] | None = None
+    rates: NDArray[np.float32] | None = None
+
+
+def plan_epoch(config: TrainConfig, epoch: int, n_rows: int, n_teachers: int, width: int) -> EpochPlan:
+    """The plan of an epoch.
+
+    Args:
+        config: what decides the training.
+        epoch: its number, from 0.
+        n_rows: training rows.
+        n_teachers, width: teachers, and columns of all of them.
+    """
+    steps = math.ceil(n_rows / config.batch_size)
+    return EpochPlan(
+        order=_random(config, ORDER, epoch).permutation(n_rows),
+        present=_present_teachers(config, epoch, n_rows, n_teachers),
+        kept=_kept_columns(config, epoch, min(steps, MASKS), width),
+        rates=_one_cycle(config, epoch, steps) if config.schedule == "one_cycle" else None,
+    )
+
+
+def _random(config: TrainConfig, purpose: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, purpose, epoch])
+
+
+def _present_teachers(config: TrainConfig, epoch: int, n_rows: int, n_teachers: int) -> NDArray[np.bool_] | None:
+    """Teacher dropout: bool [n_rows, N] of the teachers present, at least one per patch."""
+    p = config.teacher_dropout
+    if p == 0.0:
+        return None
+    draw = _random(config, TEACHERS, epoch).random((n_rows, n_teachers))
+    present = draw >= p
+    present[np.arange(n_rows), draw.argmax(axis=1)] = True
+    return present
+
+
+def _kept_columns(config: TrainConfig, epoch: int, masks: int, width: int) -> NDArray[np.bool_] | None:
+    """Feature dropout: bool [masks, width]."""
+    p = config.feature_dropout
+    if p == 0.0:
+        return None
+    return _random(config, COLUMNS, epoch).random((masks, width), dtype=np.float32) >= np.float32(p)
+
+
+def _one_cycle(config: TrainConfig, epoch: int, steps: int) -> NDArray[np.float32]:
+    """Learning rates of an epoch's steps: up in the first 30% of all steps, down in the rest, each half a cosine."""
+    done = (epoch * steps + np.arange(steps)) / (config.epochs * steps)  # fraction of the training before each step
+    up = START + (1 - START) * (1 - np.cos(np.pi * done / RISING)) / 2
+    down = END + (1 - END) * (1 + np.cos(np.pi * (done - RISING) / (1 - RISING))) / 2
+    return (config.lr * np.where(done < RISING, up, down)).astype(np.float32)
