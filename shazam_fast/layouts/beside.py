@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError
-from ..formats import hdf5, npy
+from ..formats import hdf5, npy, torch_zip
 from ..formats.geometry import Geometry
-from ..formats.pieces import Piece, Source
+from ..formats.pieces import ITEM_BYTES, Piece, Source
 from ..formats.tensors import INTEGERS, read_values
 from ..runtime.files import open_regular
 from ..tables.slide_names import name_slides
@@ -24,6 +24,8 @@ from .unmapped import read_npz
 RecordType = TypeVar("RecordType")
 
 MAX_META_BYTES = 16 << 20  # of a slide's JSON
+# What torch.save's zip format adds to one tensor: bytes and times the file's name, each at least and at most.
+ADDED, NAMES_ADDED = (512, 1408), (6, 16)
 
 
 def _add(source: Source, add: Callable[[Piece], Piece]) -> Source:
@@ -48,23 +50,22 @@ def _names_in(folder: Path) -> frozenset[str]:
 def add_clam(sources: Sequence[Source], home: Path) -> list[Source]:
     """Slides of h5_files with the geometry in patches/, refused where pt_files says that they are not done.
 
-    CLAM appends batches to h5_files/{slide}.h5 and writes pt_files/{slide}.pt at the end.
+    CLAM appends batches to h5_files/{slide}.h5 and writes pt_files/{slide}.pt at the end: the same features again, so
+    both must have as many rows.
     """
-    marks = {name: home / "pt_files" / name for name in _names_in(home / "pt_files") if kind_of(name) == ".pt"}
-    done = {os.path.splitext(name)[0] for name in marks}
+    names = _names_in(home / "pt_files")
+    copies = {os.path.splitext(name)[0]: home / "pt_files" / name for name in names if kind_of(name) == ".pt"}
     marked = (home / "pt_files").is_dir()
     coords = {os.path.splitext(n)[0]: folder / n for folder in (home.parent / "patches", home / "patches")
               for n in _names_in(folder) if kind_of(n) == ".h5"}  # fmt: skip
     found = []
     for source in sources:
         stem = source.file.stem
-        if marked and stem not in done:
+        if marked and stem not in copies:
             found.append(replace(source, read=partial(_refuse_undone, source.file, home / "pt_files")))
-        elif stem in coords:
-            found.append(_add(source, partial(_add_clam_geometry, source.file, coords[stem])))
         else:
-            found.append(source)
-    for stem in sorted(done - {source.file.stem for source in sources}):
+            found.append(_add(source, partial(_complete_clam, source.file, copies.get(stem), coords.get(stem))))
+    for stem in sorted(copies.keys() - {source.file.stem for source in sources}):
         file = home / "h5_files" / f"{stem}.h5"
         found.append(Source(sources[0].teacher, stem, file, partial(_refuse_lost, file)))
     return found
@@ -81,11 +82,37 @@ def _refuse_lost(file: Path) -> Piece:
     raise ArchiveError(f"{file}: not there, though pt_files holds {file.stem}.pt; extract the slide again", "missing")
 
 
-def _add_clam_geometry(file: Path, coords: Path, piece: Piece) -> Piece:
+def _complete_clam(file: Path, copy: Path | None, coords: Path | None, piece: Piece) -> Piece:
+    if copy is not None:
+        _require_same_rows(file, copy, piece)
+    if coords is None:
+        return piece
     n_rows, geometry = hdf5.read_coords_file(coords)
     if n_rows != piece.n_rows:
         raise ArchiveError(f"{file}: {piece.n_rows} rows, but {coords} has {n_rows}: extract the slide again")
     return replace(piece, geometry=piece.geometry if piece.geometry.unit else geometry)
+
+
+def _require_same_rows(file: Path, copy: Path, piece: Piece) -> None:
+    """Raise ArchiveError when the copy of a slide's features in pt_files has another number of rows.
+
+    Its size tells the number where a row is larger than the doubt about what torch.save adds; else its header is read.
+    """
+    row_bytes = piece.columns * ITEM_BYTES[piece.dtype]
+    size, name = os.stat(copy).st_size, len(os.fsencode(copy.name))
+    least, most = (added + times * name for added, times in zip(ADDED, NAMES_ADDED, strict=True))
+    if most - least <= row_bytes and least <= size - piece.n_rows * row_bytes < most:
+        return
+    try:
+        n_rows = torch_zip.read_piece(copy).n_rows
+    except NotInPlaceError:  # the format before torch 1.6, which adds less than any zip file and names no size
+        if row_bytes < ADDED[0]:
+            return
+        n_rows = size // row_bytes
+    if n_rows != piece.n_rows:
+        raise ArchiveError(
+            f"{file}: {piece.n_rows} rows, but {copy} has {n_rows} for the same slide: extract the slide again"
+        )
 
 
 # slide2vec

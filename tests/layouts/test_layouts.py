@@ -192,8 +192,34 @@ def test_clams_marks_of_slides_that_are_done(tmp_path):
 def test_clam_with_fewer_rows_than_coordinates(tmp_path):
     tools.clam(tmp_path / "uni")
     write_h5(tmp_path / "uni" / "h5_files" / "b.h5", GRID[:8])
+    torch = pytest.importorskip("torch")
+    torch.save(torch.zeros(8, 8), tmp_path / "uni" / "pt_files" / "b.pt")
     with pytest.raises(sf.ArchiveError, match=r"b\.h5: 8 rows, but .*patches/b\.h5 has 12"):
         sf.open(tmp_path / "uni")
+
+
+@pytest.mark.parametrize(("dim", "zip_format"), [(8, True), (512, True), (1024, True), (512, False)])
+def test_clam_with_other_rows_in_its_two_files(tmp_path, dim, zip_format, monkeypatch):
+    torch = pytest.importorskip("torch")
+    features = np.ones((10, dim), np.float32)
+
+    def write(rows, name="s" * 40):
+        for folder in ("h5_files", "pt_files"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        with h5py.File(tmp_path / "h5_files" / f"{name}.h5", "w") as file:
+            file["features"] = features
+        copy = tmp_path / "pt_files" / f"{name}.pt"
+        torch.save(torch.ones(rows, dim), copy, _use_new_zipfile_serialization=zip_format)
+
+    for rows in (9, 11, 20):
+        write(rows)
+        with pytest.raises(sf.ArchiveError, match=rf"s\.h5: 10 rows, but .*s\.pt has {rows} for the same slide"):
+            sf.open(tmp_path)
+    write(10)
+    assert sf.open(tmp_path).n_rows == 10
+    if zip_format and dim > 8:  # the sizes say enough
+        monkeypatch.delattr("shazam_fast.formats.torch_zip.read_piece")
+        assert sf.open(tmp_path).n_rows == 10
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other rows", "missing"])
