@@ -8,6 +8,12 @@ from typing import Any, Literal
 import numpy as np
 
 Unit = Literal["pixels", "micrometres"]
+UNITS: Mapping[str, Unit] = {
+    "px": "pixels", "pixel": "pixels", "pixels": "pixels",
+    "um": "micrometres", "\u00b5m": "micrometres", "\u03bcm": "micrometres", "micron": "micrometres",
+    "microns": "micrometres", "micrometre": "micrometres", "micrometres": "micrometres", "micrometer": "micrometres",
+    "micrometers": "micrometres",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,21 @@ class Geometry:
 
 
 NOT_KNOWN = Geometry()
+
+
+def unit_of(text: object) -> Unit:
+    """The unit that a file's attribute names. Raises ValueError for one that is not known: it is never guessed.
+
+    >>> unit_of("um")
+    'micrometres'
+    """
+    unit = UNITS.get(text.strip().lower()) if isinstance(text, str) else None
+    if unit is None:
+        raise ValueError(
+            f"unit {text!r:.50} is not known; 'um' (micrometres) or 'px' (pixels of level 0) expected: write the "
+            "positions in one of them, and name it"
+        )
+    return unit
 
 
 def geometry_of(attributes: Mapping[str, object]) -> Geometry:

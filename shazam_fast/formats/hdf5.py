@@ -12,7 +12,7 @@ Published features may have a leading axis of 1 (UNI2-h), which is dropped.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError, ShazamError
-from .geometry import NOT_KNOWN, Geometry, geometry_of
+from .geometry import NOT_KNOWN, Geometry, geometry_of, unit_of
 from .hdf5_attributes import read_attributes
 from .hdf5_chunks import locate_rows, mapping_obstacle, read_matrix
 from .pieces import DTypeName, Piece
@@ -181,10 +181,11 @@ def _read_geometry(path: Path, file: Any, coords: Any, boxes: NDArray[np.generic
         told = read_attributes(path, coords, SIZES)
         if not told:  # AtlasPatch and STAMP say it of the whole file
             told = read_attributes(path, file, (*SIZES, "unit", "tile_size_um"))
-        if isinstance(unit := told.get("unit"), str) and unit == "um":
+        unit = unit_of(told["unit"]) if "unit" in told else None
+        if unit == "micrometres":
             side_um = told.get("tile_size_um")
             return Geometry("micrometres", None if side_um is None else float(side_um[0]))
-        geometry = geometry_of(told)
+        geometry = replace(geometry_of(told), unit="pixels") if unit else geometry_of(told)
         if boxes is None:
             return geometry
         side, height, level = (int(v[0]) if (v == v[0]).all() else None for v in boxes[:, 2:].T)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, ImageError, MismatchError
-from ..formats.geometry import Geometry
+from ..formats.geometry import UNITS, Geometry
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS
 from ..tables.slide_names import IMAGE_SUFFIXES, match_slides, name_slides
@@ -148,7 +148,13 @@ def _read_patches(name: str, path: Path, file: Path) -> _SlidePatches:
             f"{file}: coords of a slide of {size[0]} x {size[1]} pixels, but {path} has {width} x {height}: they are "
             "another slide's"
         )
-    if len(corners) and (corners.min() < 0 or (corners.max(axis=0) >= (width, height)).any()):
+    if (outside := np.flatnonzero((corners < 0).any(axis=1))).size:
+        raise MismatchError(
+            f"{file}: row {outside[0]}: position {corners[outside[0]].tolist()} lies left of or above the slide; "
+            f"corners are pixels of level 0, counted from 0, 0; leave these {outside.size} patches out of the file, or "
+            "write it anew with the tool that found the tissue"
+        )
+    if len(corners) and (corners.max(axis=0) >= (width, height)).any():
         raise MismatchError(
             f"{file}: positions from {corners.min(axis=0).tolist()} to {corners.max(axis=0).tolist()}, but {path} has "
             f"{width} x {height} pixels: are these the coords of another slide?"
@@ -206,8 +212,9 @@ def _read_coords(file: Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
         attributes, stored = dict(coords.attrs), coords.id.get_storage_size()
         if coords.nbytes > INFLATION * stored:
             raise ArchiveError(f"{file}: corrupt: coords of shape {shape} in {stored} bytes")
-        if {str(content.attrs.get("unit", "")), str(attributes.get("unit", ""))} & {"um", "mm", "micrometres"}:
-            raise ArchiveError(f"{file}: coords in pixels of level 0 expected, found them in another unit (STAMP's?)")
+        units = [told["unit"] for told in (content.attrs, attributes) if "unit" in told]
+        if any(UNITS.get(str(unit)) != "pixels" for unit in units):
+            raise ArchiveError(f"{file}: coords in pixels of level 0 expected, found the unit {units[0]!r} (STAMP's?)")
         values = np.asarray(coords[:])
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values != np.trunc(values)).any():
         raise ArchiveError(f"{file}: whole numbers of pixels expected as coords, found {values.dtype} that are not")

@@ -33,3 +33,27 @@ def test_damaged_geometry_is_refused(tmp_path, damage):
     file.write_text(json.dumps(content))
     with pytest.raises(sf.ArchiveError, match=r"archive\.json.*corrupt"):
         sf.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize("unit", ["furlong", "mm", "", 3])
+def test_units_that_are_not_known_are_errors(tmp_path, unit):
+    h5py = pytest.importorskip("h5py")
+    for name, told in (("a", "um"), ("b", unit)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["feats"], file["coords"] = np.ones((3, 2), np.float16), np.zeros((3, 2), np.float32)
+            file.attrs.update(unit=told, tile_size_um=256.0)
+    with pytest.raises(sf.ArchiveError, match=r"b\.h5: attributes of the coordinates: unit .* is not known; 'um'"):
+        sf.open(tmp_path)
+    assert sf.open(tmp_path, on_error="skip").geometry == {"a": sf.Geometry("micrometres", 256.0)}
+
+
+@pytest.mark.parametrize(
+    ("unit", "known"),
+    [("px", "pixels"), ("Pixels", "pixels"), ("\u00b5m", "micrometres"), ("micrometers", "micrometres")],
+)
+def test_units_in_other_words(tmp_path, unit, known):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["feats"], file["coords"] = np.ones((3, 2), np.float16), np.zeros((3, 2), np.float32)
+        file.attrs["unit"] = unit
+    assert sf.open(tmp_path / "a.h5").geometry[""].unit == known
