@@ -11,11 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import MismatchError
 from ..formats.pieces import SPLITS, Contents, InMemory
-from ..tables.cells import normalise, without_decimals
+from ..tables.cells import category_order, normalise, without_decimals
 from ..tables.reader import Table, counts, is_frame, read_table, table_of_frame, table_of_mapping
 from ..tables.slide_names import show
 from .assigning import Patches, require_all_splits
-from .columns import check_classes, check_indices, encode_labels, encode_names, encode_splits, is_index_name
+from .columns import (
+    are_indices,
+    check_classes,
+    check_indices,
+    check_label_indices,
+    encode_labels,
+    encode_names,
+    encode_splits,
+)
 from .split_tables import split_column, split_table
 from .splits import GroupedSplit, require_whole_groups
 
@@ -51,7 +59,7 @@ def annotate(
         raise MismatchError("label_column: chooses a column of the labels' table, but labels= is no table")
     contents = _with_groups(contents, groups, source)
     if source is not None:
-        contents = _with_labels(contents, source, classes, label_column)
+        contents = _with_labels(contents, source, classes, label_column, category_order(labels))
     elif classes is not None:
         contents = _with_classes(contents, check_classes(classes))
     if splits is not None:
@@ -127,7 +135,11 @@ def _with_groups(contents: Contents, groups: Given, labels: Table | NDArray[Any]
 
 
 def _with_labels(
-    contents: Contents, source: Table | NDArray[Any] | str, classes: Sequence[str] | None, label_column: str | None
+    contents: Contents,
+    source: Table | NDArray[Any] | str,
+    classes: Sequence[str] | None,
+    label_column: str | None,
+    order: Sequence[str] | None,
 ) -> Contents:
     header = source.find_label(label_column) if isinstance(source, Table) else None
     if isinstance(source, Table):
@@ -141,7 +153,8 @@ def _with_labels(
     if isinstance(source, str) and classes is None and len(set(values.tolist())) < 2:
         raise MismatchError(f"{contents.path}: labels='folder' needs one folder per class; all lie in {values[:1]}")
     used = np.unique(rows[rows >= 0])  # rows of the table that belong to patches
-    names, codes = encode_labels(values[used], classes, lambda i: _place(table, int(used[i]), contents))
+    order = source.orders.get(header or "") if isinstance(source, Table) else order
+    names, codes = encode_labels(values[used], classes, lambda i: _place(table, int(used[i]), contents), order)
     of_row = np.full(len(values) + 1, -1, dtype=np.int64)  # the last one for patches without a row
     of_row[used] = codes
     return _with(replace(contents, classes=names), "label", of_row[rows])
@@ -155,8 +168,9 @@ def _with_classes(contents: Contents, classes: tuple[str, ...]) -> Contents:
     labels = contents.columns["label"]().astype(np.int64)
     check_indices(contents.path, "label", labels, len(old))
     used = np.unique(labels[labels >= 0]).tolist()
-    if all(is_index_name(name, code) for code, name in enumerate(old)) and not set(old) & set(classes):
-        _, codes = encode_labels(labels, classes, lambda i: f"{contents.path}: row {i}")
+    if are_indices(old, classes):  # labels were given as numbers without names
+        numbers = np.array([*map(int, old), -1], dtype=np.int64)[labels]
+        codes = check_label_indices(numbers, classes, lambda i: f"{contents.path}: row {i}")
         return _with(replace(contents, classes=classes), "label", codes)
     if absent := [old[code] for code in used if old[code] not in classes]:
         raise MismatchError(f"{contents.path}: its class {absent[0]!r} is not among the classes {list(classes)}")

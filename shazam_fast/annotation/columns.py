@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import COLUMNS, SPLITS
-from ..tables.cells import DIGITS, is_number, natural_key, normalise, without_decimals
+from ..tables.cells import DIGITS, category_order, is_number, natural_key, normalise, require_distinct, without_decimals
 
 logger = logging.getLogger("shazam_fast")
 
-MAX_CLASSES = 65_536  # largest number of classes if labels are indices without names
+MAX_CLASSES = 65_536  # largest number of classes where labels name them
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "validate": "val",
     "tune": "val", "tuning": "val", "dev": "val", "development": "val", "test": "test", "testing": "test",
@@ -56,50 +56,80 @@ def check_lengths(path: str | Path, columns: Mapping[str, NDArray[Any]], rows: i
             raise MismatchError(f"{path}: {name} has {len(column)} entries for {rows} rows of features")
 
 
-# Over 40 lines: every option is documented here.
 def encode_labels(
-    labels: Any, classes: Sequence[str] | None, place: Callable[[int], str] = "labels: row {}".format
+    labels: Any,
+    classes: Sequence[str] | None,
+    place: Callable[[int], str] = "labels: row {}".format,
+    order: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Classes, and the class index of every label.
 
     Args:
-        labels: [n] of any kind, see `normalise`. Whole numbers (not text) are class indices. Text holds names of
-            classes; text of whole numbers holds class indices where `classes` are given and no class is a number.
-        classes: names in label order. Where None they are taken from the labels: the names in natural order, or "0",
-            "1", ... up to the largest index.
+        labels: [n] of any kind, see `normalise`.
+        classes: names in label order. Labels that are whole numbers (not text) are then indices of these names, and so
+            is text of whole numbers where no class is a number. None: the classes are the distinct labels, numbers
+            included, in natural order ("2" before "10"), or in the order of an ordered pandas categorical.
         place: entry -> words for its place, for messages.
+        order: names in the order that classes are to have where `classes` is None.
 
     Returns:
         The names of classes, and int64 [n], -1 for unknown.
 
     Raises MismatchError, naming the value and its place, for a label that is not a class, out of range, a fraction, or
-    negative; for more than 65,536 classes; and for class names that are empty or not distinct.
+    negative; for whole numbers with classes that are numbers in another order, as both readings are possible; for more
+    than 65,536 classes; and for class names that are empty or not distinct.
 
     >>> encode_labels(["grade 10", None, "grade 2"], None)
     (('grade 2', 'grade 10'), array([ 1, -1,  0]))
+    >>> encode_labels([2, 1, -1], None)
+    (('1', '2'), array([ 1,  0, -1]))
     """
     column = normalise(labels, "labels")
-    if classes is not None:
-        classes = check_classes(classes)
-    if column.dtype.kind == "i":
-        return _check_indices(column.astype(np.int64), classes, place)
-    column = without_decimals(column.astype(np.str_))
-    names, first, inverse = np.unique(column, return_index=True, return_inverse=True)
-    known = {name: int(row) for name, row in zip(names.tolist(), first.tolist(), strict=True) if name}
     if classes is None:
-        for name, row in known.items():
-            _require_class_name(name, place(row), all(map(is_number, known)))
-        classes = tuple(sorted(known, key=natural_key))
-        _say_alike(classes, "classes")
-    elif known and not known.keys() <= set(classes) and _are_indices(known, classes):
+        return _encode_distinct(column, place, category_order(labels) if order is None else order)
+    classes = check_classes(classes)
+    if column.dtype.kind == "i":
+        _require_indexable(classes)
+        return classes, check_label_indices(column.astype(np.int64), classes, place)
+    return classes, _encode_names(column.astype(np.str_), classes, place)
+
+
+def _encode_distinct(
+    column: NDArray[Any], place: Callable[[int], str], order: Sequence[str] | None
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The distinct labels as classes, and the class index of every label."""
+    numbers = column.dtype.kind == "i"
+    values, first, inverse = np.unique(
+        column if numbers else without_decimals(column), return_index=True, return_inverse=True
+    )
+    names = ["" if value == -1 else str(value) for value in values.tolist()]
+    known = {name: int(row) for name, row in zip(names, first, strict=True) if name}
+    if len(known) > MAX_CLASSES:
+        raise MismatchError(
+            f"{place(0)}: {len(known)} different labels found, at most {MAX_CLASSES} classes expected; labels are "
+            "classes, not measurements"
+        )
+    _require_class_names(known, place)
+    rank = {name: position for position, name in enumerate(order or ())}
+    classes = tuple(sorted(known, key=lambda name: (rank.get(name, len(rank)), natural_key(name))))
+    _say_alike(classes, "classes")
+    codes = {name: code for code, name in enumerate(classes)} | {"": -1}
+    return classes, np.array([codes[name] for name in names], dtype=np.int64)[inverse.reshape(-1)]
+
+
+def _encode_names(column: NDArray[np.str_], classes: tuple[str, ...], place: Callable[[int], str]) -> NDArray[np.int64]:
+    """The class index of every label given as text: a class's name, or its index where no class is a number."""
+    names, first, inverse = np.unique(without_decimals(column), return_index=True, return_inverse=True)
+    known = {name: int(row) for name, row in zip(names.tolist(), first.tolist(), strict=True) if name}
+    if not known.keys() <= set(classes) and are_indices(known, classes):
         numbers = np.array([int(name or -1) for name in names.tolist()], dtype=np.int64)[inverse.reshape(-1)]
-        return _check_indices(numbers, classes, place)
+        return check_label_indices(numbers, classes, place)
     codes = {name: code for code, name in enumerate(classes)} | {"": -1}
     if unknown := [name for name in known if name not in codes]:
         raise MismatchError(
             f"{place(known[unknown[0]])}: labels {unknown[:5]} are not among the classes {list(classes)}"
         )
-    return classes, np.array([codes[name] for name in names.tolist()], dtype=np.int64)[inverse.reshape(-1)]
+    return np.array([codes[name] for name in names.tolist()], dtype=np.int64)[inverse.reshape(-1)]
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -142,11 +172,6 @@ def split_of(word: str) -> str:
     return SPLIT_WORDS.get(word.casefold(), word)
 
 
-def is_index_name(name: str, code: int) -> bool:
-    """Whether a class has no name but its index."""
-    return name == str(code)
-
-
 def encode_names(names: Any, what: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Distinct names of slides or groups in natural order, and the index of every entry's name [n], -1 for unknown."""
     texts = names_of(names, what)
@@ -157,9 +182,14 @@ def encode_names(names: Any, what: str) -> tuple[tuple[str, ...], NDArray[np.int
     return tuple(ordered), np.array([codes[name] for name in unique.tolist()], dtype=np.int32)[inverse.reshape(-1)]
 
 
-def names_of(names: Any, what: str) -> NDArray[np.str_]:
-    """Names [n] as text, "" for unknown. Numbers are names too; -1 among them is unknown."""
+def names_of(names: Any, what: str, spelt: dict[str, str] | None = None) -> NDArray[np.str_]:
+    """Names [n] as text, "" for unknown. Numbers are names too; -1 among them is unknown.
+
+    `spelt` is for names that come in several calls, see `require_distinct`.
+    """
     column = normalise(names, what)
+    if spelt is not None and column.dtype.kind == "U":
+        require_distinct(np.asarray(names, dtype=object).tolist(), what, spelt)
     return np.where(column == -1, "", column.astype(np.str_)) if column.dtype.kind == "i" else column.astype(np.str_)
 
 
@@ -173,20 +203,27 @@ def check_indices(path: str | Path, name: str, column: NDArray[Any], names: int,
         )
 
 
-def _check_indices(
-    indices: NDArray[np.int64], classes: tuple[str, ...] | None, place: Callable[[int], str]
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    limit = MAX_CLASSES if classes is None else len(classes)
-    wrong = np.flatnonzero((indices < -1) | (indices >= limit))
+def check_label_indices(
+    indices: NDArray[np.int64], classes: tuple[str, ...], place: Callable[[int], str] = "labels: row {}".format
+) -> NDArray[np.int64]:
+    """Labels that are indices of classes, -1 for unknown, as they are. Raises MismatchError for one out of range."""
+    wrong = np.flatnonzero((indices < -1) | (indices >= len(classes)))
     if wrong.size:
-        allowed = f"of the classes {list(classes)[:8]}" if classes else "of a class; give classes= if it is no index"
+        named = f"of the classes {list(classes)[:8]}" if classes else "of a class, and there are none: give classes="
         raise MismatchError(
-            f"{place(int(wrong[0]))}: label {indices[wrong[0]]} found, -1 (unknown) to {limit - 1} allowed: the index "
-            f"{allowed}"
+            f"{place(int(wrong[0]))}: label {indices[wrong[0]]} found, -1 (unknown) to {len(classes) - 1} allowed: the "
+            f"index {named}"
         )
-    if classes is None:
-        classes = tuple(str(code) for code in range(int(indices.max(initial=-1)) + 1))
-    return classes, indices
+    return indices
+
+
+def _require_indexable(classes: Sequence[str]) -> None:
+    """Refuse whole numbers as labels where a class is called as another one's index."""
+    if any(is_number(name) and name != str(code) for code, name in enumerate(classes)):
+        raise MismatchError(
+            f"labels: whole numbers could be names or indices of the classes {list(classes)[:8]}; give them as text, "
+            "such as '1', to mean the names"
+        )
 
 
 def _say_alike(names: Sequence[str], what: str) -> None:
@@ -197,13 +234,16 @@ def _say_alike(names: Sequence[str], what: str) -> None:
             logger.warning("%s %r and %r differ in case alone and are two", what, other, name)
 
 
-def _are_indices(known: Iterable[str], classes: Sequence[str]) -> bool:
+def are_indices(known: Iterable[str], classes: Sequence[str]) -> bool:
+    """Whether labels, whole numbers as text, are indices of the classes: none of these is a number."""
     return not any(map(is_number, classes)) and all(DIGITS.fullmatch(name) and len(name) < 10 for name in known)
 
 
-def _require_class_name(name: str, place: str, all_numbers: bool) -> None:
-    if all_numbers and not DIGITS.fullmatch(name):
+def _require_class_names(known: Mapping[str, int], place: Callable[[int], str]) -> None:
+    """Refuse labels that are all numbers, and not all whole ones from 0."""
+    wrong = next((name for name in known if not DIGITS.fullmatch(name)), None)
+    if wrong is not None and all(map(is_number, known)):
         raise MismatchError(
-            f"{place}: labels are names or whole numbers from 0, found {name!r}; leave the cell empty where a label is "
-            "unknown, or name all classes with classes="
+            f"{place(known[wrong])}: labels are names or whole numbers from 0, found {wrong!r}; leave the cell empty "
+            "where a label is unknown, or name all classes with classes="
         )

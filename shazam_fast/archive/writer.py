@@ -9,7 +9,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..annotation.columns import check_classes, check_column, check_lengths, encode_labels, encode_splits, names_of
+from ..annotation.columns import (
+    check_classes,
+    check_column,
+    check_label_indices,
+    check_lengths,
+    encode_labels,
+    encode_splits,
+    names_of,
+)
 from ..annotation.features import as_features, check_features, interleave, width_of
 from ..annotation.given import as_coords, check_teachers, encode_columns
 from ..errors import ShazamError
@@ -22,6 +30,7 @@ from ..runtime.files import unfinished_path
 from ..runtime.jobs import Part
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
+from ..tables.cells import normalise
 from .parts import ArchiveHead, ArchiveParts, require_dtype
 
 COPY_BYTES = 64 << 20  # bytes of features converted at a time
@@ -70,6 +79,7 @@ class ArchiveWriter:
         self._dtype = np.dtype(dtype)
         self._part_rows = max(1, part_bytes // (self._width * self._dtype.itemsize))
         self._names: dict[str, dict[str, int]] = {"slide": {}, "group": {}}
+        self._spelt: dict[str, dict[str, str]] = {"slide": {}, "group": {}}  # as they were given
         self._part: PartWriter | None = None
         self._claim()
 
@@ -101,7 +111,7 @@ class ArchiveWriter:
         features = {name: as_features(name, block) for name, block in features.items()}
         rows = check_features(features, self.teachers)
         columns = {
-            "label": None if labels is None else encode_labels(labels, self.classes)[1],
+            "label": None if labels is None else self._encode_labels(labels),
             "coords": None if coords is None else as_coords(coords),
             "slide": self._encode_names("slide", slides),
             "group": self._encode_names("group", groups),
@@ -164,10 +174,17 @@ class ArchiveWriter:
         slides, groups = (list(self._names[kind]) for kind in ("slide", "group"))
         return ArchiveHead(self.teachers, self._dtype.name, self.classes, slides, groups, self.geometry)
 
+    def _encode_labels(self, labels: ArrayLike) -> NDArray[np.int64]:
+        column = normalise(labels, "labels")
+        if column.dtype.kind == "i":
+            return check_label_indices(column.astype(np.int64), self.classes)
+        return encode_labels(column, self.classes)[1]
+
     def _encode_names(self, kind: str, names: ArrayLike | None) -> NDArray[np.int32] | None:
         if names is None:
             return None
-        unique, inverse = np.unique(names_of(names, f"{kind}s"), return_inverse=True)
+        texts = names_of(names, f"{kind}s", self._spelt[kind])
+        unique, inverse = np.unique(texts, return_inverse=True)
         known = self._names[kind]
         codes = [known.setdefault(str(name), len(known)) if name else UNKNOWN[kind] for name in unique]
         return np.array(codes, dtype=np.int32)[inverse.reshape(-1)]

@@ -42,9 +42,9 @@ def normalise(values: Any, what: str) -> NDArray[np.str_] | NDArray[np.int64]:
 
     Args:
         values: [n] of any kind. None, NaN, pandas.NA, masked entries and the text that pandas reads as missing
-            ("", "NA", "N/A", "NaN", "None", ...) are unknown. Blanks around text are dropped (and must
-            not be all that two differ in); equal text in different
-            compositions of Unicode becomes one. True and False become text.
+            ("", "NA", "N/A", "NaN", "None", ...) are unknown. Blanks around text are dropped (and must not be
+            all that two differ in); equal text in different compositions of Unicode becomes one. True and False become
+            text.
         what: the column's name for messages, such as "labels".
 
     Returns:
@@ -67,18 +67,31 @@ def normalise(values: Any, what: str) -> NDArray[np.str_] | NDArray[np.int64]:
     if array.dtype.kind in "iu":
         return _whole(array, what)
     if array.dtype.kind == "f":
-        known = ~np.isnan(array)
-        wrong = np.flatnonzero(known & ~(np.isfinite(array) & (array == np.floor(array))))
-        if wrong.size:
-            raise MismatchError(f"{what}: row {wrong[0]}: a whole number expected, found {array[wrong[0]]}")
-        return _whole(np.where(known, array, -1), what)
-    given = array.tolist()
+        return _whole_floats(array, what)
+    return _normalise_cells(array.tolist(), what)
+
+
+def _normalise_cells(given: list[Any], what: str) -> NDArray[np.str_] | NDArray[np.int64]:
     cells = [cell_of(value, f"{what}: row {row}") for row, value in enumerate(given)]
     require_distinct(given, what)
     known_cells = [cell for cell in cells if cell != ""]
     if known_cells and all(isinstance(cell, int) for cell in known_cells):
         return _whole(np.array([-1 if cell == "" else cell for cell in cells], dtype=object), what)
     return np.array([str(cell) for cell in cells], dtype=np.str_)
+
+
+def category_order(values: Any) -> tuple[str, ...] | None:
+    """The names of an ordered pandas categorical's categories, in their order; None for anything else.
+
+    Args:
+        values: a column of any kind; pandas is not imported.
+
+    >>> category_order(["low", "high"])
+    """
+    dtype = getattr(values, "dtype", None)
+    if dtype is None or not getattr(dtype, "ordered", False):
+        return None
+    return tuple(without_decimals(normalise(list(dtype.categories), "categories").astype(np.str_)).tolist())
 
 
 def cell_of(value: Any, place: str) -> str | int:
@@ -115,9 +128,12 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def require_distinct(values: Iterable[Any], what: str) -> None:
-    """Raise MismatchError when two texts differ in the blanks around them alone, and so would become one name."""
-    spelt: dict[str, str] = {}
+def require_distinct(values: Iterable[Any], what: str, spelt: dict[str, str] | None = None) -> None:
+    """Raise MismatchError when two texts differ in the blanks around them alone, and so would become one name.
+
+    `spelt` holds the texts of earlier calls that belong together, by what becomes of them, and gets those of this call.
+    """
+    spelt = {} if spelt is None else spelt
     for value in dict.fromkeys(value for value in values if isinstance(value, str)):
         if (other := spelt.setdefault(value.strip(), value)) != value and value.strip():
             raise MismatchError(
@@ -187,6 +203,14 @@ def _as_array(values: Any, what: str) -> NDArray[Any]:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise MismatchError(f"{what}: one value per row expected, found {type(values).__name__}: {error}") from None
+
+
+def _whole_floats(array: NDArray[np.floating[Any]], what: str) -> NDArray[np.int64]:
+    known = ~np.isnan(array)
+    wrong = np.flatnonzero(known & ~(np.isfinite(array) & (array == np.floor(array))))
+    if wrong.size:
+        raise MismatchError(f"{what}: row {wrong[0]}: a whole number expected, found {array[wrong[0]]}")
+    return _whole(np.where(known, array, -1), what)
 
 
 def _whole(array: NDArray[Any], what: str) -> NDArray[np.int64]:

@@ -8,10 +8,9 @@ says what to do.
 import csv
 import io
 import re
-import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError
 from ..runtime.checks import require_path
-from .cells import cell_of, quote, require_distinct
+from ..runtime.files import open_regular
+from .cells import category_order, cell_of, quote, require_distinct
 
 DELIMITERS = (",", ";", "\t")
 EXCEL_SUFFIXES = (".xlsx", ".xlsm")
@@ -56,11 +56,13 @@ class Table:
         where: the file, or other words for the source ("the DataFrame"), for messages.
         columns: cells by the names in the header, as they stand in the file (text without blanks around it).
         rows: [n] name of each row in messages: its line number in the file, or its key.
+        orders: the order of the categories of columns that are ordered pandas categoricals, by their header.
     """
 
     where: str
     columns: Mapping[str, list[Any]]
     rows: Sequence[object]
+    orders: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -152,13 +154,12 @@ def read_table(path: str | Path) -> Table:
     """
     path = require_path("table", path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ArchiveError(f"{path}: a table expected, found a directory, pipe or device")
-        if path.suffix.lower() in EXCEL_SUFFIXES:
-            from .excel import read_sheet
+        with open_regular(path) as file:
+            if path.suffix.lower() in EXCEL_SUFFIXES:
+                from .excel import read_sheet
 
-            return make_table(str(path), *read_sheet(path))
-        content = path.read_bytes()
+                return make_table(str(path), *read_sheet(path))
+            content = file.readall()
     except OSError as error:
         raise ArchiveError(f"{path}: the table cannot be read: {error.strerror}") from None
     return make_table(str(path), *_read_csv(path, content))
@@ -173,13 +174,14 @@ def table_of_frame(frame: Any) -> Table:
     where = "the DataFrame"
     _require_distinct(headers, where)
     cells = [list(frame[name]) for name in frame.columns]
+    orders = {str(name): order for name in frame.columns if (order := category_order(frame[name])) is not None}
     rows: Sequence[object] = range(len(frame))
     if hasattr(frame, "index"):
         rows = list(frame.index)
         if not counts(frame.index) and str(frame.index.name) not in headers:
             headers = [str(frame.index.name or ""), *headers]
             cells = [list(rows), *cells]
-    return Table(where, dict(zip(headers, cells, strict=True)), rows)
+    return Table(where, dict(zip(headers, cells, strict=True)), rows, orders)
 
 
 def table_of_mapping(values: Mapping[Any, Any], role: str, where: str = "the mapping") -> Table:

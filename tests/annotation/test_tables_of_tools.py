@@ -183,10 +183,48 @@ def test_labels_that_are_no_classes(job, write):
         with pytest.raises(sf.MismatchError, match=message):
             sf.open(job, labels=table)
         assert sf.open(job, labels=table, classes=values).classes == tuple(values)
-    with pytest.raises(sf.MismatchError, match=r"label 1099511627776 found.*give classes= if it is no index"):
-        sf.open(job, labels=[2**40] * 16)
+    assert sf.open(job, labels=[2**40] * 16).classes == ("1099511627776",), "a number is a name like others"
     table = write(f"slide,label\n{SLIDES[0]},0.0\n{SLIDES[1]},10.0\n{SLIDES[2]},2.0\n")
     assert sf.open(job, labels=table).classes == ("0", "2", "10")
+
+
+def test_numbers_are_classes_where_no_others_are_named(job, tmp_path):
+    """No class is made up for a number that nobody gave, per patch as in tables."""
+    features = {"u": np.ones((4, 2))}
+    path = sf.write_archive(tmp_path / "a", features, labels=[10, 2, -1, 2])
+    archive = sf.open(path)
+    assert (archive.classes, archive.labels.tolist()) == (("2", "10"), [1, 0, -1, 0])
+    assert sf.open(job, labels=np.repeat([1, 2], 8)).classes == ("1", "2")
+    with pytest.raises(sf.MismatchError, match=r"row 0: label 10 found, -1 \(unknown\) to 2 allowed"):
+        sf.open(path, classes=["x", "y", "z"])
+    named = sf.open(sf.write_archive(tmp_path / "b", features, labels=[1, 2, -1, 2]), classes=["x", "y", "z"])
+    assert named.labels.tolist() == [1, 2, -1, 2], "numbers are indices of classes that have names"
+    with pytest.raises(sf.MismatchError, match=r"could be names or indices of the classes \['1', '2'\]"):
+        sf.open(job, labels=np.repeat([1, 1], 8), classes=["1", "2"])
+    assert sf.open(job, labels=np.repeat(["1", "2"], 8), classes=["2", "1"]).labels.tolist() == [1] * 8 + [0] * 8
+    with sf.ArchiveWriter(tmp_path / "c", {"u": 2}, classes=["1", "2"]) as writer:
+        writer.append({"u": np.ones((2, 2))}, labels=[1, 0])
+        writer.append({"u": np.ones((2, 2))}, labels=["1", "2"])
+    assert sf.open(tmp_path / "c").labels.tolist() == [1, 0, 0, 1]
+    with pytest.raises(sf.MismatchError, match="70000 different labels found, at most 65536 classes"):
+        sf.write_archive(tmp_path / "d", {"u": np.ones((70_000, 2))}, labels=np.arange(70_000))
+
+
+def test_ordered_categories_are_classes_in_their_order(job, tmp_path):
+    pd = pytest.importorskip("pandas")
+    order = pd.CategoricalDtype(["low", "mid", "high", "unused"], ordered=True)
+    values = ["high", "low", "mid", None] * 2
+    frame = pd.DataFrame({"slide_id": SLIDES, "label": pd.Series(values, dtype=order)})
+    patches = pd.Series(np.repeat(values, 2), dtype=order)
+    written = sf.write_archive(tmp_path / "a", {"u": np.ones((16, 2))}, labels=patches)
+    archives = [sf.open(job, labels=given) for given in (frame, frame.set_index("slide_id")["label"], patches)]
+    for archive in (*archives, sf.open(written)):
+        assert archive.classes == ("low", "mid", "high")
+        assert [None if c < 0 else archive.classes[c] for c in archive.labels[::2]] == values
+    assert sf.open(job, labels=frame, classes=["mid", "high", "low"]).classes == ("mid", "high", "low")
+    assert sf.open(job, labels=patches.astype("category").cat.as_unordered()).classes == ("high", "low", "mid")
+    numbers = pd.Series(np.repeat([2, 3, 1, 2] * 2, 2), dtype=pd.CategoricalDtype([3, 2, 1], ordered=True))
+    assert sf.open(job, labels=numbers).classes == ("3", "2", "1")
 
 
 def test_classes_always_act(job, tmp_path, write):

@@ -107,7 +107,7 @@ def test_other_encodings_and_files_that_are_no_tables(tmp_path):
         read_table(write(tmp_path / "latin.csv", "slide,label\n\xe4,b\n", "latin-1"))
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", tmp_path):
-        with pytest.raises(sf.ArchiveError, match="a table expected, found a directory, pipe or device"):
+        with pytest.raises(sf.ArchiveError, match="a regular file expected, found a directory, pipe or device"):
             read_table(path)
 
 
