@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .annotation.splits import GroupedSplit as GroupedSplit
-    from .archive.archive import Batch as Batch
     from .archive.archive import FeatureArchive as FeatureArchive
     from .archive.conversion import ConversionReport as ConversionReport
     from .archive.conversion import convert as convert
     from .archive.opening import open_archive as open  # noqa: F401 - an alias that renames
+    from .archive.rows import Batch as Batch
     from .archive.writer import ArchiveWriter as ArchiveWriter
     from .archive.writer import write_archive as write_archive
     from .comparison.compare import Comparison as Comparison
@@ -63,10 +63,8 @@ _HOMES = {
         "NonFiniteError",
         "ShazamError",
     ),
-    "archive.archive": (
-        "Batch",
-        "FeatureArchive",
-    ),
+    "archive.archive": ("FeatureArchive",),
+    "archive.rows": ("Batch",),
     "archive.conversion": (
         "ConversionReport",
         "convert",

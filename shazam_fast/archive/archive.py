@@ -1,24 +1,24 @@
 """FeatureArchive: the features of several teachers for the same patches, memory-mapped and aligned."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _core
+from ..annotation.columns import check_column
 from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import SPLITS, Contents, DTypeName, InMemory
-from ..runtime.files import file_checksum
+from ..runtime.checks import require_count
 from ..runtime.progress import Progress
-from .fingerprint import file_status, fingerprint, require_unchanged
-from .rows import as_rows, read_column, require_finite
+from .fingerprint import compare_checksums, file_status, fingerprint, require_unchanged
+from .rows import Batch, as_rows, read_column, require_finite
 
 VERIFY_BYTES = 256 << 20  # bytes of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # batches that `stream` gathers ahead of the one in use
@@ -26,20 +26,11 @@ ANNOUNCED_BYTES = 768 << 10  # bytes per read-ahead request; the core leaves lon
 STREAM_ROWS = 512  # rows per batch; the buffers then stay in the CPU's cache, which is a third faster
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some patches of an archive: `rows` int64 [n], `features` float32 [n, sum of dims], `labels` int64 [n]."""
-
-    rows: NDArray[np.int64]
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
 class FeatureArchive:
     """Features of several teachers for the same patches, opened in place; made by `shazam_fast.open`.
 
     The teachers' features of a patch lie side by side, in the order of `teachers`. Nothing is read until it is asked
-    for; per-patch columns are read whole on first use. An archive can be pickled and sent to other processes.
+    for; per-patch columns are read whole on first use, and cannot be written to. An archive can be pickled.
 
     Attributes:
         path: the path that was opened.
@@ -165,13 +156,18 @@ class FeatureArchive:
         """
         if name not in SPLITS:
             raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
-        codes = self.splits if (start, stop) == (0, None) else self.column("split", start, stop or self.n_rows)
+        stop = self.n_rows if stop is None else stop
+        codes = self.splits if (start, stop) == (0, self.n_rows) else self.column("split", start, stop)
         return start + np.flatnonzero(codes == SPLITS[name])
 
     def with_splits(self, splits: NDArray[np.uint8]) -> "FeatureArchive":
-        """The same archive with other split codes uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none."""
-        columns: dict[str, Callable[[], NDArray[Any]]] = {**self._contents.columns, "split": InMemory(splits)}
-        return FeatureArchive(replace(self._contents, columns=columns))
+        """The same archive with other split codes uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none.
+
+        Raises MismatchError for another length or type.
+        """
+        check_column("split", splits, self.n_rows)
+        column = InMemory(splits.astype(np.uint8))  # a copy: the caller's array may change
+        return FeatureArchive(replace(self._contents, columns={**self._contents.columns, "split": column}))
 
     def columns_of(self, teacher: str) -> slice:
         """The columns of a teacher in what `gather` returns. Raises MismatchError for an unknown teacher."""
@@ -199,13 +195,14 @@ class FeatureArchive:
             ArchiveError: a row does not exist, or a file is missing, truncated, or has shrunk.
         """
         index = as_rows(rows)
+        threads = self._threads if threads is None else require_count("threads", threads)
         if out is None:
             out = np.empty((len(index), self.width), dtype=np.float32)
         if out.shape != (len(index), self.width):
             raise MismatchError(f"out of shape {(len(index), self.width)} expected, found {out.shape}")
         with self._store_errors():
             for store, start in zip(self._stores, self._first_column, strict=False):
-                store.gather(index, out[:, start : start + store.columns], threads or self._threads)
+                store.gather(index, out[:, start : start + store.columns], threads)
         return out
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
@@ -225,6 +222,7 @@ class FeatureArchive:
 
         Raises what `gather` raises.
         """
+        require_count("batch_size", batch_size)
         rows = np.arange(self.n_rows) if rows is None else as_rows(rows)
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
@@ -247,6 +245,7 @@ class FeatureArchive:
 
         Raises what `gather` raises.
         """
+        require_count("batch_size", batch_size)
         rows = np.arange(self.n_rows) if rows is None else as_rows(rows)
         bounds = np.append(np.arange(0, len(rows), batch_size), len(rows))
         size = min(batch_size, len(rows))
@@ -272,15 +271,10 @@ class FeatureArchive:
         """
         require_unchanged(self._contents)
         step = max(1, VERIFY_BYTES // self.row_bytes)
-        total = sum(file_status(file).st_size for file in self._contents.checksums) + self.n_rows * self.row_bytes
+        total = self.n_rows * self.row_bytes + sum(file_status(file).st_size for file in self._contents.checksums)
         with Progress(f"verifying {self.path.name}", total, "bytes") as progress, self._store_errors():
-            for file, expected in self._contents.checksums.items():
-                found = file_checksum(Path(file))
-                if found != expected:
-                    raise ArchiveError(
-                        f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found", "checksum"
-                    )
-                progress.advance(file_status(file).st_size)
+            for n_bytes in compare_checksums(self._contents):
+                progress.advance(n_bytes)
             for start in range(0, self.n_rows, step):
                 stop = min(start + step, self.n_rows)
                 bad = [row for store in self._stores if (row := store.check_finite(start, stop)) >= 0]

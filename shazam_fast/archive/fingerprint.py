@@ -1,7 +1,7 @@
 """Digests of an archive's content, by which a resumed job recognises its source whatever its path."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ from ..errors import ArchiveError
 from ..formats.geometry import describe_geometry
 from ..formats.native import MANIFEST, StoredColumn
 from ..formats.pieces import Contents, FileStamp
+from ..runtime.files import file_checksum
 
 STORED = b"as stored"  # digest input for columns stored in the parts, whose checksums cover them
 
@@ -93,3 +94,15 @@ def require_unchanged(contents: Contents) -> None:
         return
     if now != stamp:
         raise ArchiveError(f"{contents.path}: written anew after it was opened; open it again", "changed")
+
+
+def compare_checksums(contents: Contents) -> Iterator[int]:
+    """Compare the files of a native archive with their checksums, one after another; yields the bytes of each.
+
+    Raises ArchiveError naming the file that differs.
+    """
+    for file, expected in contents.checksums.items():
+        found = file_checksum(Path(file))
+        if found != expected:
+            raise ArchiveError(f"{file}: checksum mismatch: xxh3 {expected} expected, {found} found", "checksum")
+        yield file_status(file).st_size

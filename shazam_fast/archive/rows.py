@@ -1,6 +1,7 @@
 """Rows of an archive: check row numbers, read columns, and describe where a row comes from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,15 @@ from ..annotation.columns import check_indices
 from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.native import StoredColumn
 from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some patches of an archive: `rows` int64 [n], `features` float32 [n, sum of dims], `labels` int64 [n]."""
+
+    rows: NDArray[np.int64]
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
 
 
 def as_rows(rows: ArrayLike) -> NDArray[np.int64]:
@@ -29,7 +39,7 @@ def as_rows(rows: ArrayLike) -> NDArray[np.int64]:
 
 
 def read_column(contents: Contents, name: str, rows: range, n_rows: int) -> NDArray[Any]:
-    """Some rows of a per-patch column, as stored and checked.
+    """Some rows of a per-patch column, as stored and checked; read-only, as archives keep what they give out.
 
     Args:
         contents: what the archive is made of.
@@ -46,10 +56,12 @@ def read_column(contents: Contents, name: str, rows: range, n_rows: int) -> NDAr
     if not 0 <= start <= stop <= n_rows:
         raise MismatchError(f"{contents.path}: rows {start} to {stop} of {n_rows} rows")
     stored = contents.columns.get(name)
-    if stored is None:
-        return np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
+    column: NDArray[Any]
     try:
-        column = stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
+        if stored is None:
+            column = np.full((stop - start, *COLUMNS[name][1]), UNKNOWN[name], dtype=COLUMNS[name][0])
+        else:
+            column = stored.read(start, stop) if isinstance(stored, StoredColumn) else stored()[start:stop]
     except OSError as error:
         raise ArchiveError(f"{contents.path}: column {name!r} cannot be read: {error}") from error
     names = {"label": contents.classes, "slide": contents.slides, "group": contents.groups}
@@ -58,6 +70,7 @@ def read_column(contents: Contents, name: str, rows: range, n_rows: int) -> NDAr
     elif name == "split" and not (known := np.isin(column, list(SPLITS.values()))).all():
         row = int(np.argmin(known))
         raise ArchiveError(f"{contents.path}: split {column[row]} in row {start + row} is none of {SPLITS}")
+    column.flags.writeable = False
     return column
 
 

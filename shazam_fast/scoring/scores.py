@@ -26,8 +26,8 @@ class Scores:
     `probability_<class>` and `share_<teacher>` (float32), and `fused` (float32 lists of length D) if it was asked for.
     A teacher's share is its exact part in the patch's fused feature; residual students have none.
 
-    The properties read one column of all patches into memory on first use; `tables` goes part by part. A part on disk
-    is compared with its checksum when it is first read.
+    The properties read one column of all patches into memory on first use, read-only; `tables` goes part by part. A
+    part on disk is compared with its checksum when it is first read.
 
     Attributes:
         path: directory of the scores; None in memory.
@@ -109,7 +109,7 @@ class Scores:
     @cached_property
     def prediction(self) -> NDArray[np.int64]:
         """The most probable class of every patch, an index into `classes`. int64 [n]."""
-        return np.concatenate([self._codes(table["prediction"]) for table in self.tables(["prediction"])])
+        return _frozen(np.concatenate([self._codes(table["prediction"]) for table in self.tables(["prediction"])]))
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
@@ -130,7 +130,7 @@ class Scores:
         import pyarrow.compute as pc
 
         chunks = [table["fused"] for table in self.tables(["fused"])]
-        return np.concatenate([pc.list_flatten(c).to_numpy().reshape(len(c), -1) for c in chunks])
+        return _frozen(np.concatenate([pc.list_flatten(c).to_numpy().reshape(len(c), -1) for c in chunks]))
 
     @cached_property
     def _slides_of_parts(self) -> list[list[str]]:
@@ -144,7 +144,7 @@ class Scores:
         for table in self.tables(columns):
             arrays = [table[c] if unknown is None else pc.fill_null(table[c], unknown) for c in columns]
             parts.append(np.stack([array.to_numpy() for array in arrays], axis=1))
-        return np.concatenate(parts)
+        return _frozen(np.concatenate(parts))
 
     def _codes(self, column: "pa.ChunkedArray") -> NDArray[np.int64]:
         code = {name: index for index, name in enumerate(self.classes)}
@@ -165,7 +165,7 @@ class Scores:
             stored = {self._names_0_1.get(name, name): name for name in pq.read_schema(file).names}
             wanted = _choose(columns, list(stored))
             table = pq.read_table(file, columns=[stored[name] for name in wanted], partitioning=None)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise ArchiveError(f"{file}: cannot be read: {error}; score into another directory") from None
         return table.rename_columns(wanted)
 
@@ -220,6 +220,12 @@ def open_scores(path: str | Path) -> Scores:
                 "missing" if size is None else "truncated" if size < part.bytes else "changed",
             )
     return Scores(manifest, manifest.parts, path)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, read-only: `Scores` keeps it and gives it out again."""
+    array.flags.writeable = False
+    return array
 
 
 def _choose(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:

@@ -543,3 +543,54 @@ def test_teachers_need_names(tmp_path, name):
     with pytest.raises(sf.ShazamError, match="teachers: a name expected"):
         sf.ArchiveWriter(tmp_path / "a", {name: 3})
     assert not (tmp_path / "a").exists()
+
+
+def test_what_an_archive_keeps_cannot_be_written_to(tmp_path, trained):
+    """A user who changes an array that was handed out would change all later results."""
+    path = sf.write_archive(tmp_path / "a", **make_patches(rows=20))
+    given = np.arange(20) % 2
+    scores = sf.score(*trained)
+    labelled = sf.open(path, labels=given)
+    for archive in (sf.open(path), labelled, pickle.loads(pickle.dumps(labelled))):
+        arrays = [getattr(archive, n) for n in ("labels", "splits", "slide_index", "group_index", "coords")]
+        for array in (*arrays, archive.column("label", 2, 9)):
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+    for name in ("rows", "coords", "prediction", "probabilities", "shares"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(scores, name)[:] = 0
+    given[:] = 1
+    assert sf.open(path, labels=np.arange(20) % 2).labels.tolist() == archive.labels.tolist()
+
+
+def test_other_splits_are_checked_and_copied(tmp_path):
+    archive = sf.open(sf.write_archive(tmp_path / "a", **make_patches(rows=20)))
+    for wrong in (np.zeros(19, np.uint8), np.zeros(20), np.full(20, 300)):
+        with pytest.raises(sf.MismatchError, match="split: "):
+            archive.with_splits(wrong)
+    splits = np.zeros(20, np.uint8)
+    other = archive.with_splits(splits)
+    splits[:] = 1
+    assert len(other.split("train")) == 20
+
+
+def test_arguments_of_reading_are_checked(tmp_path):
+    archive = sf.open(sf.write_archive(tmp_path / "a", **make_patches(rows=20)))
+    assert archive.split("train", 0, 0).size == 0
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(sf.ShazamError, match="threads: a whole number from 1 expected"):
+            archive.gather([0], threads=wrong)
+        for read in (archive.batches, archive.stream):
+            with pytest.raises(sf.ShazamError, match="batch_size: a whole number from 1 expected"):
+                next(read(batch_size=wrong))
+
+
+@pytest.mark.parametrize("name", ["slides", "groups"])
+def test_names_that_differ_in_blanks_alone_over_several_chunks(tmp_path, name):
+    chunk = {"u": np.ones((1, 2))}
+    with sf.ArchiveWriter(tmp_path / "a", {"u": 2}) as writer:
+        for given in (["a"], np.array(["a"])):
+            writer.append(chunk, **{name: given})
+        with pytest.raises(sf.MismatchError, match=f"{name}: 'a' and 'a ' differ in the blanks around them alone"):
+            writer.append(chunk, **{name: ["a "]})
+    assert getattr(sf.open(tmp_path / "a"), name) == ("a",)
