@@ -83,7 +83,7 @@ def stamp(root, extractor="uni2", dim=8):
     for slide in SLIDES:
         _h5(
             root / f"{extractor}-49b04e14" / f"{slide}.h5",
-            {"feats": (make(slide, dim, np.float16), None), "coords": ((corners(slide) / 4).astype(np.float32), None)},
+            {"feats": (make(slide, dim, np.float16), None), "coords": ((corners(slide) // 4).astype(np.float32), None)},
             None,
             extractor=extractor, tile_size_um=SIDE / 4, tile_size_px=224, unit="um", stamp_version="2.4.0",
             feat_type="tile",

@@ -125,8 +125,8 @@ def convert(
     Raises:
         NonFiniteError: a feature is NaN, infinite or too large for float16, or all of a patch are too small for it;
             names teacher and row. Nothing is kept.
-        MismatchError: slides or rows of the teachers differ; a position does not fit 32 bits; or `out` was written with
-            other arguments or from another source.
+        MismatchError: slides or rows of the teachers differ; a position is not whole, or does not fit 32 bits; or `out`
+            was written with other arguments or from another source.
         ArchiveError: a file is missing or damaged, or reading it could execute code (pickle).
         ShazamError: the disk is full (finished parts are kept); or `out` holds other files.
 

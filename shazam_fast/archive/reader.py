@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from .. import _core
 from ..annotation.annotations import Given, annotate
 from ..annotation.splits import GroupedSplit
-from ..errors import ArchiveError
-from ..formats.pieces import ITEM_BYTES, UNKNOWN, Extents
+from ..errors import ArchiveError, MismatchError
+from ..formats.pieces import ITEM_BYTES, UNKNOWN, Contents, Extents
 from ..layouts.unmapped import Matrix, reading
 from .archive import FeatureArchive
 from .matrices import Loads
 from .opening import OnError, read_features
+from .rows import describe_row
+
+FLOAT_STEPS = 4  # steps between neighbouring float32 numbers that a position may be away from a whole one
 
 
 class Readable:
@@ -41,6 +44,7 @@ class Readable:
         contents = read_features(source, teachers, slides, on_error, loads)
         self._contents = contents = annotate(contents, labels, splits, groups, classes, label_column)
         self.archive = FeatureArchive(contents)
+        _require_whole_positions(contents, self.archive.coords)
         names = list(contents.teachers) if loads else [""] * len(contents.blocks)
         self._readers = [
             BlockReader(block, {file: load for (teacher, file), load in loads.items() if teacher == name})
@@ -61,7 +65,7 @@ class Readable:
     def columns(self, start: int, stop: int) -> dict[str, NDArray[Any] | None]:
         """Labels, splits and positions of the patches [start, stop), as archives store them.
 
-        Positions are rounded to whole pixels or micrometres; one that is no number is unknown (-1, -1).
+        Positions are whole numbers; one that is no number is unknown (-1, -1).
         """
         archive = self.archive
         return {
@@ -69,6 +73,21 @@ class Readable:
             "split": archive.splits[start:stop],
             "coords": _whole_positions(archive.coords[start:stop]),
         }
+
+
+def _require_whole_positions(contents: Contents, coords: NDArray[Any]) -> None:
+    """Raise MismatchError unless all positions are whole numbers, but for the rounding of float32."""
+    if coords.dtype.kind != "f":
+        return
+    known = np.where(np.isfinite(coords), coords, 0)
+    away = np.abs(known - np.rint(known)) > FLOAT_STEPS * np.spacing(np.maximum(np.abs(known), 1))
+    if len(rows := np.flatnonzero(away.any(axis=1))):
+        row, first = int(rows[0]), next(iter(contents.teachers))
+        raise MismatchError(
+            f"{contents.path}: row {row} ({describe_row(contents, first, row)}): its position is not whole, as that of "
+            f"{len(rows)} of {len(coords)} patches, and archives hold whole numbers; open these features in place with "
+            "shazam_fast.open, or round the positions in their files if that is what you want"
+        )
 
 
 def _whole_positions(coords: NDArray[Any]) -> NDArray[np.int64]:

@@ -626,6 +626,19 @@ def test_positions_that_are_no_numbers_are_unknown(tmp_path):
     assert sf.open(tmp_path / "out").coords.tolist() == [[0, 0], [-1, -1], [-1, -1]]
 
 
+def test_positions_that_are_not_whole_are_refused(tmp_path):
+    """Rounded, they would be other positions; what float32 makes of whole ones is whole."""
+    coords = np.array([[0, 0], [0.1 * 2560, 5], [512, 7]], np.float32)
+    for slide, shift in (("a", 0.0), ("b", 0.25)):
+        coords[2, 1] += shift
+        np.savez(tmp_path / f"{slide}.npz", features=np.ones((3, 4), np.float32), coords=coords)
+    with pytest.raises(sf.MismatchError, match=r"row 5 \(slide 'b', file .*\(512.0, 7.25\)\): its position is not"):
+        sf.convert(tmp_path, tmp_path.parent / "out")
+    assert not (tmp_path.parent / "out").exists()
+    sf.convert(tmp_path, tmp_path.parent / "one", slides=["a"])
+    assert sf.open(tmp_path.parent / "one").coords.tolist() == [[0, 0], [256, 5], [512, 7]]
+
+
 def test_an_archive_inside_its_own_source_is_refused(tmp_path):
     (tmp_path / "uni").mkdir()
     np.save(tmp_path / "uni" / "a.npy", np.ones((3, 2), np.float32))
