@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_number, require_path
+from ..runtime.foreign import refuse_occupied
+from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from ..scoring.scores import Scores, open_scores
 from .canvas import missing_glyphs_logged, new_page, save_png
@@ -39,7 +41,8 @@ def heatmap(
     Raises:
         MismatchError: patches without slide or positions; a slide whose patch size or mpp is not known.
         ArchiveError: the scores are missing or damaged.
-        ShazamError: matplotlib is missing, or a file cannot be written; patch_size or mpp is not above 0.
+        ShazamError: matplotlib is missing, or a file cannot be written; `out` holds an archive, scores or a student;
+            patch_size or mpp is not above 0.
 
     >>> import tempfile, numpy as np, shazam_fast as sf
     >>> folder = tempfile.mkdtemp()
@@ -54,6 +57,8 @@ def heatmap(
         if value is not None:
             require_number(name, value, above=0)
     out = require_path("out", out)
+    require_writable(out)
+    refuse_occupied(out)
     scores = scores if isinstance(scores, Scores) else open_scores(scores)
     if not scores.slides:
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
@@ -95,6 +100,12 @@ def _write(slide: SlideScores, out: Path, stem: str) -> Path:
         raise ShazamError(f"{out}: slide {slide.name!r} could not be written: {error}") from error
     if slide.without_position:
         logger.warning("slide %r: %d patches without position are left out", slide.name, slide.without_position)
+    if slide.n_repeated:
+        logger.warning(
+            "slide %r: %d of %d patches lie at the position of another one, the first at (%g, %g), and are drawn over "
+            "it; check the coords of its features",
+            slide.name, slide.n_repeated, len(slide.coords), *slide.coords[0],
+        )  # fmt: skip
     return out / f"{stem}.png"
 
 

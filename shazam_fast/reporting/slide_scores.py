@@ -38,6 +38,11 @@ class SlideScores:
     teachers: tuple[str, ...]
     without_position: int = 0
 
+    @property
+    def n_repeated(self) -> int:
+        """How many patches lie at the position of another one before them."""
+        return len(self.coords) - len(np.unique(self.coords, axis=0))
+
 
 def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> SlideScores | None:
     """Read the scores of one slide, with positions in level-0 pixels.
@@ -54,7 +59,7 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
     """
     table = scores.of_slide(name)
     coords = _stack(table, ["x", "y"]).astype(np.float64)
-    known = ((coords >= 0) & np.isfinite(coords)).all(axis=1)
+    known = np.isfinite(coords).all(axis=1) & (coords != -1).any(axis=1)  # version 0.1 wrote -1, -1 for unknown
     if not known.any():
         return None
     scale, size = _level0(scores, name, patch_size, mpp)

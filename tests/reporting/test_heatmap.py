@@ -243,12 +243,40 @@ def test_what_cannot_be_drawn(trained, tmp_path, monkeypatch):
             with pytest.raises(sf.ShazamError, match=f"{name}: a number more than 0 expected, found"):
                 sf.heatmap(make_scores({"s": GRID}), tmp_path, **{name: value})
     (tmp_path / "file").write_text("")
-    with pytest.raises(sf.ShazamError, match="slide 's' could not be written"):
+    with pytest.raises(sf.ShazamError, match="is a file; choose another --out"):
         sf.heatmap(make_scores({"s": GRID}), tmp_path / "file" / "maps", patch_size=224)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(sf.ShazamError, match=r"pip install 'shazam_fast\[heatmap\]'"):
         sf.heatmap(make_scores({"s": GRID}), tmp_path / "maps", patch_size=224)
     assert not (tmp_path / "maps").exists()
+
+
+def test_directories_that_hold_something_else(trained, tmp_path):
+    student, archive = trained
+    student.save(tmp_path / "student")
+    scores = sf.score(student, archive, tmp_path / "scores")
+    sf.write_archive(tmp_path / "archive", **make_patches(rows=30))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "_job.json").write_text("")
+    for name in ("student", "scores", "archive", "begun"):
+        before = sorted((tmp_path / name).iterdir())
+        with pytest.raises(sf.ShazamError, match=rf"{name}: it holds .* already; choose another --out"):
+            sf.heatmap(scores, tmp_path / name, patch_size=256)
+        assert sorted((tmp_path / name).iterdir()) == before
+
+
+def test_patches_at_one_position_are_said(tmp_path, caplog):
+    sf.heatmap(make_scores({"s": [(256, 0)] * 4, "t": GRID}), tmp_path, patch_size=256)
+    assert "slide 's': 3 of 4 patches lie at the position of another one, the first at (256, 0)" in caplog.text
+    assert "'t'" not in caplog.text
+
+
+def test_negative_positions_are_positions(tmp_path, caplog):
+    sf.heatmap(make_scores({"s": [(-224, -1), (0, -1), (-1, -1)]}), tmp_path, patch_size=224)
+    content = json.loads((tmp_path / "s.geojson").read_text())
+    corners = [f["geometry"]["coordinates"][0][0] for f in content["features"]]
+    assert corners == [[-224, -1], [0, -1]]
+    assert "1 patches without position are left out" in caplog.text, "-1, -1 means unknown"
 
 
 def test_no_module_hides_a_public_function():

@@ -1,8 +1,9 @@
-"""Refuse scores, students and checkpoints where features are expected; the message names the right function."""
+"""Refuse directories that hold something else of this package: to be read as features, or to be written to."""
 
 from pathlib import Path
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, ShazamError
+from .jobs import CLAIM
 
 # a file in the directory -> what the directory is, and what takes it
 PRODUCTS = {
@@ -24,3 +25,13 @@ def refuse_foreign(path: Path) -> None:
         if (place / name).exists():
             what, remedy = PRODUCTS[name]
             raise ArchiveError(f"{path}: it belongs to {what}; {remedy.format(place=place)}", "foreign")
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise ShazamError when a directory for pictures or tables holds an archive, scores, a student or a training.
+
+    >>> refuse_occupied(Path("/nowhere"))
+    """
+    for name, (what, _) in {**PRODUCTS, CLAIM: ("an unfinished job", "")}.items():
+        if (out / name).exists():
+            raise ShazamError(f"{out}: it holds {what} ({name}) already; choose another --out")
