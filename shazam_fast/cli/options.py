@@ -78,6 +78,7 @@ FEATURE_OPTIONS = (
     ),
     _option("groups", str, "CSV with columns slide_id and patient. A patient stays in one split.", "CSV"),
     _option("label_column", str, "Column of the labels' CSV that holds the label.", "NAME"),
+    _option("classes", list[str], "A class; repeat for all, in label order. Default: natural order.", "NAME"),
     _option(
         "teacher",
         list[str],
@@ -151,7 +152,7 @@ def _collect_features(values: Mapping[str, Any], *, seeded: bool) -> Features:
     """The features that were asked for; `seeded`: the command has a --seed of its own that is also the splits'."""
     teachers = values["teacher"] or []
     given: dict[str, Any] = {
-        name: values[name] for name in ("labels", "groups", "label_column", "on_error") if values[name]
+        name: values[name] for name in ("labels", "groups", "label_column", "classes", "on_error") if values[name]
     }
     if splits := _splits(values, seeded):
         given["splits"] = splits

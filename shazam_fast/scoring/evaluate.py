@@ -1,5 +1,6 @@
 """Metrics of a trained student on a labelled split."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,15 @@ def require_same_classes(config: StudentConfig, archive: FeatureArchive) -> None
     """Raise MismatchError when the archive has no classes or others than the student's."""
     if not archive.classes:
         raise no_labels(archive)
-    if tuple(config.classes) != archive.classes:
-        raise MismatchError(
-            f"{archive.path}: its classes {list(archive.classes)} are not the student's {list(config.classes)}"
-        )
+    if tuple(config.classes) == archive.classes:
+        return
+    labels = archive.labels
+    strange = [name for code, name in enumerate(archive.classes) if name not in config.classes and code in labels]
+    if strange:
+        remedy = f"the student does not know {strange[0]!r}: leave its patches out, or train a student on these classes"
+    else:
+        options = " ".join(f"--classes {shlex.quote(name)}" for name in config.classes)
+        remedy = f"open the features with classes={list(config.classes)} ({options})"
+    raise MismatchError(
+        f"{archive.path}: its classes {list(archive.classes)} are not the student's {list(config.classes)}; {remedy}"
+    )

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import h5py
@@ -105,6 +106,26 @@ def test_teachers_that_are_missing(tmp_path, monkeypatch):
     accepted("train", "all", "--out", "run", *QUICK)
     assert "--allow-missing-teachers" in refused("score", "run", "fewer", "--out", "scores")
     accepted("score", "run", "fewer", "--out", "scores", "--allow-missing-teachers")
+
+
+def test_classes_in_another_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    patches = make_patches(rows=60)
+    classes = list(patches["classes"])
+    sf.write_archive("a", **patches)
+    sf.write_archive("b", **{**patches, "labels": len(classes) - 1 - patches["labels"], "classes": classes[::-1]})
+    accepted("train", "a", "--out", "run", *QUICK)
+    error = refused("evaluate", "run", "b")
+    options = shlex.split(error[error.index("(--classes") + 1 : error.rindex(")")])
+    accepted("evaluate", "run", "b", *options)
+    with pytest.raises(sf.MismatchError, match="open the features with classes=") as caught:
+        sf.evaluate("run", "b")
+    assert f"classes={classes}" in str(caught.value)
+    metrics = [sf.evaluate("run", archive) for archive in ("a", sf.open("b", classes=classes))]
+    assert metrics[0].to_dict() == metrics[1].to_dict()
+    sf.write_archive("c", **{**patches, "classes": [*classes[:-1], "else"]})
+    with pytest.raises(sf.MismatchError, match="the student does not know 'else'"):
+        sf.evaluate("run", "c")
 
 
 def test_values_beyond_float16(tmp_path, monkeypatch):
