@@ -30,7 +30,7 @@ RecordType = TypeVar("RecordType", bound=msgspec.Struct)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all records. Unknown fields are ignored, since documents of later versions may have more."""
+    """Base of all records. Unknown fields are ignored in documents with a checksum: later versions may have more."""
 
 
 class _Head(Record, frozen=True, kw_only=True):
@@ -81,6 +81,8 @@ def decode_document(
                 f"{path}: format version {head.version}; this release reads version {version}: update shazam_fast",
                 "unsupported",
             )
+    if body is content:
+        _require_known_fields(content, record, path)
     return _decode(body, record, path)
 
 
@@ -118,7 +120,7 @@ _CHECKSUM = re.compile(rb',\n "%s": "([0-9a-f]{16})"\n}\s*\Z' % CHECKSUM_FIELD.e
 
 
 def _without_checksum(content: bytes, path: Path) -> bytes:
-    """The document without its checksum. Documents of version 0.1 have none."""
+    """The document without its checksum, which is compared; `content` itself if it has none."""
     found = _CHECKSUM.search(content, max(0, len(content) - 128))
     if found is None:
         if CHECKSUM_FIELD.encode() in content:
@@ -128,6 +130,23 @@ def _without_checksum(content: bytes, path: Path) -> bytes:
     if xxhash.xxh3_64_hexdigest(body).encode() != found[1]:
         raise _edited(path)
     return body + b"\n}"
+
+
+def _require_known_fields(content: bytes, record: type[msgspec.Struct], path: Path) -> None:
+    """Refuse unknown fields in a document without a checksum: one may be the checksum under a damaged name.
+
+    Version 0.1 wrote no checksums, and those who edit a document remove it.
+    """
+    try:
+        found = msgspec.json.decode(_nan_as_null(content), type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return  # decoding it will say why
+    if unknown := found.keys() - {field.encode_name for field in msgspec.structs.fields(record)}:
+        raise ArchiveError(
+            f"{path}: corrupt document: unknown field {sorted(unknown)[0]!r:.60} and no checksum ({CHECKSUM_FIELD!r}), "
+            "which this release writes; copy the file again",
+            "checksum",
+        )
 
 
 def _edited(path: Path) -> ArchiveError:

@@ -38,7 +38,7 @@ class Part(Record, frozen=True, kw_only=True):
     xxh3: Digest
 
 
-class PartRecord(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PartRecord(Record, frozen=True, kw_only=True):
     """The record of a finished part, kept until all are finished. `part` is None for a part without rows."""
 
     job: Digest
@@ -46,7 +46,7 @@ class PartRecord(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     notes: Json = None
 
 
-class Claim(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Claim(Record, frozen=True, kw_only=True):
     """Which job a directory is for."""
 
     format: str

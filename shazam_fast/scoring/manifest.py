@@ -87,7 +87,7 @@ def _document(file: Path) -> bytes:
     content = read_whole(file, DOCUMENT_BYTES)
     try:
         metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
-    except (OSError, ValueError) as error:  # pyarrow's errors are children of these
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ArchiveError(f"{file}: corrupt: {error}") from None
     if METADATA_KEY not in metadata:
         raise ArchiveError(f"{file}: corrupt: its metadata holds no manifest")

@@ -1,5 +1,6 @@
 """Documents that are read back: limits, kinds of errors, and mutated documents."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from synthetic import make_patches
 
 import shazam_fast as sf
+from shazam_fast.formats.native import read_manifest
 from shazam_fast.runtime.documents import Count, Json, Name, Ratio, Record, encode_document, read_document
+from shazam_fast.runtime.jobs import Claim, PartRecord
+from shazam_fast.scoring.manifest import read_manifest as open_manifest
+from shazam_fast.student.files import read_card
 
 
 class Note(Record, frozen=True, kw_only=True):
@@ -167,6 +172,44 @@ def test_mutated_part_records_and_claims(tmp_path):
     finish()
     fuzz(tmp_path / "a" / "part-00001.json", finish)
     fuzz(tmp_path / "a" / "_job.json", finish)
+
+
+def test_every_byte_of_every_document(tmp_path, trained):
+    """A byte that is changed, cut out or doubled anywhere is noticed, or changes nothing."""
+    student, archive = trained
+    student.save(tmp_path / "student")
+    sf.score(student, archive, tmp_path / "scores")
+    path = sf.write_archive(tmp_path / "a", **make_patches(rows=5))
+    record, claim = PartRecord(job="0" * 16, part=None, notes={"n": 1}), Claim(format="c", version=1, job={"n": 2})
+    (tmp_path / "record").write_bytes(encode_document(record))
+    (tmp_path / "claim").write_bytes(encode_document(claim))
+    documents = {
+        path / "archive.json": lambda: read_manifest(path),
+        tmp_path / "student" / "student.json": lambda: read_card(tmp_path / "student"),
+        tmp_path / "record": lambda: read_document(tmp_path / "record", PartRecord),
+        tmp_path / "claim": lambda: read_document(tmp_path / "claim", Claim, format="c"),
+        tmp_path / "scores" / "_scores.parquet": lambda: open_manifest(tmp_path / "scores"),
+    }
+    rng = np.random.default_rng(0)
+    for file, read in documents.items():
+        right, expected = file.read_bytes(), read()
+        text = right.find(b'"document_xxh3"')
+        places = range(len(right)) if len(right) < 3000 else rng.choice(len(right), 1500, replace=False)
+        for at in {*places, *range(max(0, text - 4), min(len(right), text + 40))}:
+            other = bytes([right[at] ^ 1 << int(rng.integers(8))])
+            for new in (other, b"", right[at : at + 1] * 2):
+                file.write_bytes(right[:at] + new + right[at + 1 :])
+                with contextlib.suppress(sf.ShazamError):
+                    assert read() == expected, (file, at)
+        file.write_bytes(right)
+
+
+def test_a_checksum_under_a_damaged_name_is_noticed(tmp_path):
+    path = tmp_path / "note"
+    path.write_bytes(encode_document(Note(name="a")).replace(b"document_xxh3", b"documents_xxh"))
+    with pytest.raises(sf.ArchiveError, match="unknown field 'documents_xxh' and no checksum") as caught:
+        read_document(path, Note)
+    assert caught.value.kind == "checksum"
 
 
 def test_mutated_scores(tmp_path):
