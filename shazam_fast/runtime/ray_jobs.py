@@ -2,12 +2,15 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import ShazamError
+
+ANSWER_SECONDS = 10  # in which a cluster must accept a connection
 
 
 def require_cluster(name: str | None) -> None:
@@ -40,6 +43,7 @@ def ray_cluster(out: Path) -> Iterator[Any]:
 
 
 def _start(ray: Any) -> None:
+    require_answer(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ValueError, RuntimeError, OSError) as error:  # no address, no answer, no connection
@@ -47,3 +51,21 @@ def _start(ray: Any) -> None:
             f"cluster='ray': Ray does not start: {error}; RAY_ADDRESS expected as 'host:port' of a running cluster, "
             f"or unset for this machine, found {os.environ.get('RAY_ADDRESS')!r}"
         ) from error
+
+
+def require_answer(address: str) -> None:
+    """Raise ShazamError when no program answers at "host:port" or "ray://host:port"; Ray itself waits for minutes.
+
+    Args:
+        address: a value of RAY_ADDRESS. Others, such as "auto", are left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ShazamError(
+            f"cluster='ray': no cluster answers at RAY_ADDRESS={address} ({error}); start one there, correct "
+            "the address, or unset RAY_ADDRESS to work on this machine"
+        ) from None
