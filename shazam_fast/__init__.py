@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .images.datasets import load_dataset as load_dataset
     from .images.table import ImageTable as ImageTable
     from .reporting.heatmaps import heatmap as heatmap
+    from .reporting.report.report import report as report
     from .scoring.evaluate import evaluate as evaluate
     from .scoring.metrics import Metrics as Metrics
     from .scoring.score import score as score
@@ -111,6 +112,7 @@ _HOMES = {
         "finetune",
     ),
     "reporting.heatmaps": ("heatmap",),
+    "reporting.report.report": ("report",),
 }
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _HOME["open"] = ("archive.opening", "open_archive")

@@ -13,6 +13,7 @@ from .archives import convert, inspect, verify
 from .comparison import compare
 from .extraction import extract, teachers
 from .printing import console
+from .reporting import report
 from .scoring import heatmap, score
 from .training import evaluate, train
 
@@ -54,7 +55,7 @@ def demo(
     run_demo(out, console)
 
 
-for command in (demo, teachers, extract, convert, inspect, verify, train, evaluate, compare, score, heatmap):
+for command in (demo, teachers, extract, convert, inspect, verify, train, evaluate, compare, score, heatmap, report):
     app.command()(command)
 
 

@@ -10,8 +10,8 @@ FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores)"')
 SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
 CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
 HOLDS = {
-    "archive": ("features", "inspect, verify, convert, train, evaluate and score"),
-    "student": ("a student", "evaluate and score"),
+    "archive": ("features", "inspect, verify, convert, train, evaluate, score and report"),
+    "student": ("a student", "evaluate, score and report"),
     "scores": ("scores", "heatmap"),
     "checkpoint": ("an unfinished training", "train, with the same options, which resumes it"),
 }

@@ -49,12 +49,8 @@ class Fold:
         return self.archive.labels[self.archive.split(part)]
 
     def groups(self, part: str) -> NDArray[np.int64]:
-        """Group of every row of a part, int64 [n]: its patient, else its slide, else the row alone."""
-        rows = self.archive.split(part)
-        patients = self.archive.group_index[rows].astype(np.int64)
-        slides = self.archive.slide_index[rows].astype(np.int64)
-        alone = -1 - rows - len(self.archive.slides)
-        return np.where(patients >= 0, patients, np.where(slides >= 0, -1 - slides, alone))
+        """Group of every row of a part, int64 [n], see `bootstrap_groups`."""
+        return bootstrap_groups(self.archive, self.archive.split(part))
 
     def features(self, part: str, teachers: Sequence[str] | None = None) -> NDArray[np.float32]:
         """Features of a part, the given teachers (default: all) side by side, float32 [n, sum of dims]."""
@@ -62,3 +58,11 @@ class Fold:
         if teachers is None:
             return gathered
         return np.concatenate([gathered[:, self.archive.columns_of(name)] for name in teachers], axis=1)
+
+
+def bootstrap_groups(archive: FeatureArchive, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What the bootstrap draws, of every row: its patient, else its slide, else the row alone. int64 [n]."""
+    patients = archive.group_index[rows].astype(np.int64)
+    slides = archive.slide_index[rows].astype(np.int64)
+    alone = -1 - rows - len(archive.slides)
+    return np.where(patients >= 0, patients, np.where(slides >= 0, -1 - slides, alone))

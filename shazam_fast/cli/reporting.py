@@ -1,0 +1,73 @@
+"""`shazam-fast report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ArchiveError
+from .kinds import require_kind
+from .options import Device, Features, StudentPath, opens_features, parse_pairs
+from .printing import say
+
+
+@opens_features(seeded=True)
+def report(
+    student: StudentPath,
+    features: Features,
+    out: Annotated[Path, typer.Option(help="HTML file for the report.")] = Path("report.html"),
+    comparison: Annotated[
+        Path | None, typer.Option(help="JSON file that compare --out wrote.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Patches to judge by: train, val, test or none.")] = "test",
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=CSV",
+            help="What else might confound, such as site=sites.csv: a table with columns slide_id and NAME. "
+            "Repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed, also of --val and --test.")] = 0,
+    device: Device = None,
+) -> None:
+    """Write one HTML file: metrics with intervals, calibration, teachers, confounding check, hardest patches."""
+    from ..reporting.report.report import report as run
+
+    require_kind(student, "student")
+    attributes = {
+        name: _by_slide(name, Path(file)) for name, file in parse_pairs(attribute or [], "--attribute").items()
+    }
+    path = run(
+        student,
+        features.open(),
+        out,
+        comparison=comparison,
+        split=split,
+        attributes=attributes,
+        seed=seed,
+        device=device,
+    )
+    say(f"report: {path}")
+
+
+def _by_slide(name: str, file: Path) -> dict[str, str]:
+    """{slide: value} of the column `name` of a table."""
+    from ..tables.reader import read_table
+
+    table = read_table(file)
+    slide = table.find("slide")
+    if slide is None:
+        raise ArchiveError(
+            f"--attribute {file}: a column slide_id (or slide, filename) expected, found {table.headers}"
+        )
+    values = table.texts(table.require(name, "--attribute"))
+    found: dict[str, str] = {}
+    for row, (key, value) in enumerate(zip(table.texts(slide).tolist(), values.tolist(), strict=True)):
+        if found.setdefault(key, value) != value:
+            raise ArchiveError(
+                f"--attribute {table.place(row)}: slide {key!r} has {name} {value!r}, before it had {found[key]!r}; "
+                "one value per slide expected"
+            )
+    return found
