@@ -112,7 +112,8 @@ def test_probes_are_fitted_on_train_and_judged_on_test(archive):
     found = probe_teachers(archive, seed=0)
     assert (found.rows == archive.split("test")).all()
     assert found.n_train == len(archive.split("train"))
-    assert found.wrong.shape == (3, len(found.rows))
+    assert found.predicted.shape == (3, len(found.rows))
+    assert 0 <= found.chosen < 3
     for wrong, accuracy in zip(found.wrong, found.accuracy, strict=True):
         recall = [1 - wrong[found.labels == c].mean() for c in range(3)]
         assert accuracy == pytest.approx(np.mean(recall))

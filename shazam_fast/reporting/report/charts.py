@@ -109,10 +109,10 @@ def draw_comparison(
     methods: Sequence[str], values: Sequence[Interval], gains: Sequence[Interval | None], reference: str
 ) -> str:
     """A row per method: its balanced accuracy, and its difference to a reference, with intervals."""
-    height = 0.95 + ROW * len(methods)
+    height = 0.6 + ROW * len(methods)
     figure = new_page(WIDE, height, "report")
     panels = [
-        figure.add_axes((left / WIDE, 0.55 / height, 3.75 / WIDE, ROW * len(methods) / height)) for left in (2.6, 6.65)
+        figure.add_axes((left / WIDE, 0.5 / height, 3.75 / WIDE, ROW * len(methods) / height)) for left in (2.6, 6.65)
     ]
     places = np.arange(len(methods))
     for axes, found in zip(panels, (values, gains), strict=True):
@@ -166,7 +166,7 @@ def _for_page(root: ElementTree.Element, name: str) -> str:
 
 def _axes(width: float, height: float) -> "Axes":
     figure = new_page(width, height, "report")
-    axes = figure.add_axes((0.62 / width, 0.52 / height, 1 - 0.72 / width, 1 - 0.6 / height))
+    axes = figure.add_axes((0.6 / width, 0.45 / height, 1 - 0.68 / width, 1 - 0.52 / height))
     _style(axes)
     axes.grid(color=RULE, lw=0.6)
     return axes

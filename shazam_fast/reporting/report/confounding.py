@@ -20,7 +20,7 @@ from ...archive.archive import FeatureArchive
 from ...errors import MismatchError
 from ...tables.slide_names import match_slides
 from .evidence import Evidence
-from .page import Cell, Section, Table, Text, cells, number, span
+from .page import Section, Table, Text, cells, number, span
 
 MOST_ROWS = 2000  # patches in the check
 FEWEST_ROWS = 10  # patches of an attribute's value that is kept
@@ -137,12 +137,12 @@ def _shuffle(values: Codes, units: Codes, classes: Codes, rng: np.random.Generat
 def known_attributes(archive: FeatureArchive, rows: Codes, groups: Codes, given: Attributes) -> list[Attribute]:
     """What the archive, and the caller, know of the patches `rows` [n]; `groups` [n] are their patients or slides."""
     slides, patients = archive.slide_index[rows].astype(np.int64), archive.group_index[rows].astype(np.int64)
-    within = "patches of one slide lie close to one another, so that some recognition is expected"
+    within = "from other patches, those of the same slide too"
     found = [Attribute("slide", slides, None, within)] if (slides >= 0).any() else []
     if (patients >= 0).any() and (slides >= 0).any():
         found.append(Attribute("patient", patients, slides, "from the patient's other slides"))
     elif (patients >= 0).any():
-        found.append(Attribute("patient", patients, None, "slides are not known: from the patient's other patches"))
+        found.append(Attribute("patient", patients, None, "from other patches (slides are not known)"))
     other = "from other patients" if (patients >= 0).all() else "from other patients, slides or patches"
     for name, values in (*_derived(archive, rows), *((n, _codes(archive, n, v)[rows]) for n, v in given.items())):
         found.append(Attribute(name, values, groups, other))
@@ -213,15 +213,15 @@ def _table(told: Sequence[Told]) -> Table:
     for one in told:
         counts = (f"{one.n_values:,}", f"{one.n_rows:,}")
         figures = (number(one.found), number(one.chance), span(one.low, one.high), f"{one.p:.3f}")
-        rows.append([*cells((one.name, *counts, *figures)), Cell(one.note)])
+        rows.append(cells((one.name, one.note, *counts, *figures)))
     return Table(
-        f"How well an attribute is told from the fused feature: balanced accuracy of the {NEIGHBOURS} nearest "
-        "neighbours. "
-        f"Chance: the same after shuffling the attribute within each class, mean and 95% range of {SHUFFLES} "
-        "shuffles, and "
-        "how often a shuffle does as well (p). It is a lower limit: a larger model may tell more.",
-        ("attribute", "values", "patches", "balanced accuracy", "chance", "95% range", "p", "how"),
+        "How well an attribute is told from the fused feature: balanced accuracy of a vote of the "
+        f"{NEIGHBOURS} nearest patches. Chance: the same after shuffling the attribute within each class, mean and 95% "
+        f"range of {SHUFFLES} shuffles, and how often a shuffle does as well (p). It is a lower limit: a larger model "
+        "may tell more.",
+        ("attribute", "how", "values", "patches", "balanced accuracy", "chance", "95% range", "p"),
         rows,
+        names=2,
     )  # fmt: skip
 
 

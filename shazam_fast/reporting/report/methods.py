@@ -13,7 +13,7 @@ from ...comparison.methods import CONCATENATION, SINGLE_TEACHER
 from ...errors import ShazamError
 from ...runtime.documents import Count, Json, Name, Record, Text, read_document
 from . import charts
-from .page import ABSENT, Block, Cell, Figure, Section, Table, cells, number, span
+from .page import ABSENT, Block, Cell, Figure, Section, Table, cells, minus, number, span
 from .page import Text as Paragraph
 
 
@@ -87,8 +87,8 @@ def comparison_section(found: Compared) -> Section:
         blocks.append(_table(found, methods))
     blocks += [Paragraph(f"{name} could not run: {reason}", "note") for name, reason in found.failed.items()]
     said = (
-        f"{found.conclusion} ({found.repeats:,} splits of {found.n_rows:,} patches in {found.n_groups:,} patients, "
-        "slides or patches.)"
+        f"{found.conclusion} From {found.repeats:,} random splits of {found.n_rows:,} patches in {found.n_groups:,} "
+        "groups (patients where they are known)."
     )
     return Section("comparison", "Comparison of methods", blocks, [said])
 
@@ -131,6 +131,7 @@ def _table(found: Compared, methods: list[str]) -> Table:
         "the comparison.",
         headings,
         rows,
+        stacked=True,
     )  # fmt: skip
 
 
@@ -143,4 +144,4 @@ def _gain(given: Range | None) -> Cell:
     if given is None:
         return Cell(ABSENT)
     i = given.interval()
-    return Cell(f"{i.value:+.3f}", small=f"{i.low:+.3f} to {i.high:+.3f}")
+    return Cell(minus(f"{i.value:+.3f}"), small=minus(f"{i.low:+.3f} to {i.high:+.3f}"))

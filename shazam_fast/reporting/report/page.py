@@ -65,6 +65,7 @@ class Table:
     names: int = 1
     corner: str = ""
     grid: bool = False  # shaded cells that touch
+    stacked: bool = False  # small texts below, not beside
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def number(value: float | None, digits: int = 3) -> str:
     >>> number(0.5), number(float("nan")) == ABSENT
     ('0.500', True)
     """
-    return ABSENT if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return ABSENT if value is None or math.isnan(value) else minus(f"{value:.{digits}f}")
 
 
 def span(low: float, high: float, digits: int = 3) -> str:
@@ -163,7 +164,12 @@ def span(low: float, high: float, digits: int = 3) -> str:
     >>> span(0.25, 0.5, 2)
     '0.25 to 0.50'
     """
-    return "" if math.isnan(low) or math.isnan(high) else f"{low:.{digits}f} to {high:.{digits}f}"
+    return "" if math.isnan(low) or math.isnan(high) else minus(f"{low:.{digits}f} to {high:.{digits}f}")
+
+
+def minus(text: str) -> str:
+    """Numbers with a minus sign in place of a hyphen."""
+    return text.replace("-", "\u2212")
 
 
 def shorten(name: str, most: int = 26) -> str:

@@ -107,7 +107,7 @@ def _metric_findings(evidence: Evidence, found: Performance, draws: Resampling) 
     if wrong.sum():
         taken = int(wrong.argmax())
         said.append(
-            f"{classes[worst]} is found least often: recall {in_words(found.by_class[worst]['recall'])}; "
+            f"The class {classes[worst]} is found least often: recall {in_words(found.by_class[worst]['recall'])}; "
             f"{wrong[taken]:,}"
             f" of its {found.confusion[worst].sum():,} patches are taken for {classes[taken]}."
         )
@@ -149,10 +149,11 @@ def curves_section(evidence: Evidence, draws: Resampling) -> Section | str:
         Figure(bars, f"How often each probability of the predicted class occurs; n = {n:,} patches."),
     ]  # fmt: skip
     gap = 100 * (sure - right)
-    trend = "too sure of itself" if gap > 0 else "less sure than it could be"
+    trend = "high" if gap > 0 else "low"
     finding = (
         f"The student gives its predictions a probability of {100 * sure:.0f}% on average, and {100 * right:.0f}% are "
-        f"right: on average it is {trend} by {abs(gap):.1f} points. Expected calibration error: {in_words(error)}."
+        f"right: its probabilities are on average {abs(gap):.1f} points too {trend}. Expected calibration error: "
+        f"{in_words(error)}."
     )
     return Section("curves", "Discrimination and calibration", [Beside(figures)], [finding])
 

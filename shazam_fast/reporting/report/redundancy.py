@@ -12,17 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...archive.archive import FeatureArchive
-from ...comparison.fold import Fold
+from ...comparison.fold import Fold, bootstrap_groups
+from ...comparison.intervals import Tally, bootstrap_metrics, interval
 from ...comparison.products import single_probes
 from ...errors import MismatchError
 from ...formats.pieces import SPLITS
 from ...scoring.metrics import compute_metrics
 from .evidence import Evidence, sample
-from .page import Block, Cell, Section, Table, cells, number
+from .page import Beside, Block, Cell, Section, Table, cells, minus, number
 
 SIMILARITY_ROWS = 1000  # patches that CKA is computed on
 FEWEST_ROWS = 20  # for CKA and for the correlation of errors
 PROBE_ROWS = {"train": 5000, "val": 2000, "test": 5000}  # patches that the probes are fitted on, chosen and judged by
+MOST_BESIDE = 4  # teachers in two matrices side by side
 KEPT_PER_CLASS = 20  # patches of each class that a sample keeps at least
 ALIKE, DIFFERENT = 0.9, 0.5  # CKA that is called alike, and different
 
@@ -36,16 +38,23 @@ class Probed:
     Attributes:
         rows: int64 [k], rows of the archive.
         labels: int64 [k].
-        wrong: bool [N, k], whether a teacher's probe is wrong.
+        predicted: int64 [N, k], class that a teacher's probe predicts.
         accuracy: [N] balanced accuracy.
+        chosen: the teacher with the best score on val.
         n_train: number of patches that the probes were fitted on.
     """
 
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
-    wrong: NDArray[np.bool_]
+    predicted: NDArray[np.int64]
     accuracy: list[float]
+    chosen: int
     n_train: int
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Whether a teacher's probe is wrong, bool [N, k]."""
+        return self.predicted != self.labels
 
 
 def linear_cka(features: Sequence[NDArray[np.floating]]) -> Array:
@@ -101,8 +110,9 @@ def probe_teachers(archive: FeatureArchive, seed: int) -> Probed:
     return Probed(
         fold.archive.split("test"),
         labels,
-        np.stack([p.argmax(axis=1) != labels for p in found]),
+        np.stack([p.argmax(axis=1) for p in found]),
         [compute_metrics(p, labels, archive.classes).balanced_accuracy for p in found],
+        int(np.argmax([probes[name].score for name in fold.teachers])),
         len(fold.labels("train")),
     )
 
@@ -135,8 +145,8 @@ def redundancy_section(archive: FeatureArchive, rows: NDArray[np.int64], seed: i
     )
     pairs = [(float(cka[i, j]), teachers[i], teachers[j]) for i in range(len(teachers)) for j in range(i)]
     (high, *alike), (low, *unlike) = max(pairs), min(pairs)
-    word = "nearly the same" if high > ALIKE else "partly the same" if high > DIFFERENT else "different"
-    finding = f"The two most similar teachers, {alike[1]} and {alike[0]}, see {word} (CKA {high:.2f})"
+    word = "nearly the same" if high > ALIKE else "partly the same" if high > DIFFERENT else "mostly different"
+    finding = f"The features of the two most similar teachers, {alike[1]} and {alike[0]}, are {word} (CKA {high:.2f})"
     finding += f"; the least similar are {unlike[1]} and {unlike[0]} ({low:.2f})." if len(pairs) > 1 else "."
     return Section("redundancy", "How similar the teachers are", [table], [finding])
 
@@ -150,30 +160,33 @@ def rescue_section(archive: FeatureArchive, evidence: Evidence | None, seed: int
     try:
         found = probe_teachers(archive, seed)
     except MismatchError as error:
-        return str(error)
+        return str(error).removeprefix(f"{archive.path}: ")
     if len(found.rows) < FEWEST_ROWS:
         return f"{FEWEST_ROWS} labelled test patches needed, there are {len(found.rows)}"
-    student = _student_wrong(found, evidence)
-    blocks: list[Block] = [
-        _alone_table(list(archive.teachers), found, student),
-        _matrix(
-            "Correlation of errors of the single-teacher models (phi coefficient): 1 where two fail on the same "
-            "patches, "
-            "0 where they fail independently of one another. Low values leave room for fusion.",
-            list(archive.teachers),
-            error_correlation(found.wrong),
-            "teacher",
-        ),
-        _matrix(
-            "Of the patches that the model of the column's teacher gets wrong, the part that the row's teacher gets "
-            "right.",
-            list(archive.teachers),
-            rescued(found.wrong),
-            "wrong",
-            "right",
-        ),
-    ]
-    return Section("rescue", "Which teacher is right where others fail", blocks, _rescue_findings(archive, found))
+    student = _student_says(found, evidence)
+    teachers = list(archive.teachers)
+    correlation = _matrix(
+        "Correlation of errors of the single-teacher models (phi coefficient): 1 where two fail on the same patches, 0 "
+        "where they fail independently of one another. Low values leave room for fusion.",
+        teachers,
+        error_correlation(found.wrong),
+        "teacher",
+    )
+    rescue = _matrix(
+        "Of the patches that the model of the column's teacher gets wrong, the part that the row's teacher gets right.",
+        teachers,
+        rescued(found.wrong),
+        "wrong",
+        "right",
+    )
+    matrices: list[Block] = [correlation, rescue]
+    if len(teachers) <= MOST_BESIDE:
+        matrices = [Beside(matrices)]
+    findings = _rescue_findings(teachers, found)
+    if student is not None:
+        findings.insert(0, _gain_finding(teachers, found, student, archive, seed))
+    blocks = [_alone_table(teachers, found, None if student is None else student != found.labels), *matrices]
+    return Section("rescue", "Which teacher is right where others fail", blocks, findings)
 
 
 def error_correlation(wrong: NDArray[np.bool_]) -> Array:
@@ -189,13 +202,11 @@ def rescued(wrong: NDArray[np.bool_]) -> Array:
         return np.asarray((right @ wrong.T.astype(np.float64)) / counts)
 
 
-def _student_wrong(found: Probed, evidence: Evidence | None) -> NDArray[np.bool_] | None:
-    """Whether the student is wrong, of every probed patch; None where it was scored on other patches."""
+def _student_says(found: Probed, evidence: Evidence | None) -> NDArray[np.int64] | None:
+    """The class that the student predicts of every probed patch; None where it was scored on other patches."""
     if evidence is None or not np.isin(found.rows, evidence.rows).all():
         return None
-    places = np.searchsorted(evidence.rows, found.rows)
-    wrong: NDArray[np.bool_] = evidence.prediction[places] != found.labels
-    return wrong
+    return evidence.prediction[np.searchsorted(evidence.rows, found.rows)]
 
 
 def _alone_table(teachers: Sequence[str], found: Probed, student: NDArray[np.bool_] | None) -> Table:
@@ -229,13 +240,31 @@ def _matrix(caption: str, names: Sequence[str], values: Array, across: str, down
     return Table(caption, (down, *names), rows, corner=across, grid=True)
 
 
-def _rescue_findings(archive: FeatureArchive, found: Probed) -> list[str]:
-    teachers, n = list(archive.teachers), len(found.rows)
+def _gain_finding(
+    teachers: Sequence[str], found: Probed, student: NDArray[np.int64], archive: FeatureArchive, seed: int
+) -> str:
+    """The student against the single teacher that validation would have chosen, on the same patches."""
+    groups = bootstrap_groups(archive, found.rows)
+    said = {"student": student, "teacher": found.predicted[found.chosen]}
+    tallies = {name: [Tally(found.labels, predicted, groups)] for name, predicted in said.items()}
+    accuracy, _ = bootstrap_metrics(tallies, len(archive.classes), seed)
+    gain = interval(accuracy["student"] - accuracy["teacher"])
+    verdict = "is better than" if gain.low > 0 else "is worse than" if gain.high < 0 else "is not told apart from"
+    points = minus(f"{100 * gain.value:+.1f} points of balanced accuracy, 95% interval {100 * gain.low:+.1f} to ")
+    points += minus(f"{100 * gain.high:+.1f}")
+    return (
+        f"On these patches the student {verdict} a logistic regression on the single teacher that was best on val, "
+        f"{teachers[found.chosen]}: {points}."
+    )
+
+
+def _rescue_findings(teachers: Sequence[str], found: Probed) -> list[str]:
+    n = len(found.rows)
     best = int(np.argmax(found.accuracy))
     everyone, someone = int(found.wrong.all(axis=0).sum()), int((~found.wrong).any(axis=0).sum())
     right = int((~found.wrong[best]).sum())
     return [
         f"Of the teachers alone, {teachers[best]} is the best on these patches (balanced accuracy "
         f"{found.accuracy[best]:.2f}, chosen in hindsight): right on {right:,} of {n:,}. On {someone:,} at least one "
-        f"teacher is right, which no fusion can be counted on to reach; on {everyone:,} none is."
+        f"teacher is right, more than a fusion can hope for; on {everyone:,} none is."
     ]
