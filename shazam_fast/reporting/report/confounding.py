@@ -26,7 +26,6 @@ MOST_ROWS = 2000  # patches in the check
 FEWEST_ROWS = 10  # patches of an attribute's value that is kept
 NEIGHBOURS = 10
 SHUFFLES = 199
-SURE = 0.05  # p up to which an attribute counts as told
 TCGA = re.compile(r"TCGA-([A-Z0-9]{2})-")  # barcode; the two characters are the tissue source site
 
 Codes = NDArray[np.int64]
@@ -229,7 +228,7 @@ def _finding(one: Told) -> str:
     figures = (
         f"balanced accuracy {one.found:.2f} over {one.n_values:,} values, {one.low:.2f} to {one.high:.2f} by chance"
     )
-    if one.p <= SURE:
+    if one.found > one.high:
         return (
             f"The {one.name} can be told from the fused feature ({figures}). If it goes along with the class, part "
             "of the "

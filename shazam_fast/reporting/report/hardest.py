@@ -32,34 +32,59 @@ def hardest_section(evidence: Evidence) -> Section:
     loss = losses(evidence)
     chosen = choose_hardest(loss, evidence.groups if evidence.unit != "patches" else None)
     archive, classes, rows = evidence.archive, evidence.classes, evidence.rows[chosen]
-    slides, coords = archive.slide_index[rows], archive.coords[rows]
-    names = [archive.slides[s] if s >= 0 else ABSENT for s in slides]
-    lines = []
-    for place, name, (x, y) in zip(chosen, names, coords.tolist(), strict=True):
-        true, said = evidence.labels[place], evidence.prediction[place]
-        p = evidence.probabilities[place]
-        position = (ABSENT, ABSENT) if (x, y) == (-1, -1) else (f"{x:,}", f"{y:,}")
-        lines.append(
-            (name, *position, f"{evidence.rows[place]:,}", classes[true], classes[said], number(float(p[said])),
-             number(float(p[true])), number(float(loss[place]), 2))
-        )  # fmt: skip
+    p, true, said = evidence.probabilities[chosen], evidence.labels[chosen], evidence.prediction[chosen]
+    columns = _places(archive, rows)
+    names = len(columns) + 2
+    columns |= {"true class": [classes[c] for c in true], "predicted class": [classes[c] for c in said]}
+    columns |= _positions(archive, rows)
+    columns |= {
+        "row": [f"{row:,}" for row in rows],
+        "its probability": [number(float(one[c])) for one, c in zip(p, said, strict=True)],
+        "true class's": [number(float(one[c])) for one, c in zip(p, true, strict=True)],
+        "loss": [number(float(one), 2) for one in loss[chosen]],
+    }
     unit = f", at most {MOST_PER_GROUP} per {evidence.unit[:-1]}" if evidence.unit != "patches" else ""
     table = Table(
-        f"The {len(lines)} labelled patches of {evidence.split!r} with the largest loss (\u2212log of the true class's "
+        f"The {len(rows)} labelled patches of {evidence.split!r} with the largest loss (\u2212log of the true class's "
         f"probability){unit}. Wrong labels gather here, as do artefacts and borders: look at them before trusting "
         "either.",
-        ("slide", "x", "y", "row", "true class", "predicted class", "its probability", "true class's", "loss"),
-        [cells(line) for line in lines],
-    )  # fmt: skip
+        tuple(columns),
+        [cells(line) for line in zip(*columns.values(), strict=True)],
+        names=names,
+    )
     blocks: list[Block] = [table]
     captions = [
-        [shorten(f"{classes[evidence.labels[p]]}", 20), f"taken for {shorten(classes[evidence.prediction[p]], 20)}",
-         f"p = {evidence.probabilities[p].max():.2f}", f"row {evidence.rows[p]:,}"]
-        for p in chosen
-    ]  # fmt: skip
+        (f"true: {shorten(classes[t], 20)}", f"predicted: {shorten(classes[s], 20)}", f"row {row:,}")
+        for t, s, row in zip(true, said, rows, strict=True)
+    ]
     if gallery := _gallery(archive, rows, captions):
         blocks.append(gallery)
     return Section("hardest", "Hardest patches", blocks)
+
+
+def _places(archive: FeatureArchive, rows: NDArray[np.int64]) -> dict[str, list[str]]:
+    """Slide and patient of each of `rows`, where any is known."""
+    found = {}
+    known = (
+        ("slide", archive.slides, archive.slide_index[rows]),
+        ("patient", archive.groups, archive.group_index[rows]),
+    )
+    for what, names, index in known:
+        if (index >= 0).any():
+            found[what] = [names[i] if i >= 0 else ABSENT for i in index]
+    return found
+
+
+def _positions(archive: FeatureArchive, rows: NDArray[np.int64]) -> dict[str, list[str]]:
+    """x and y of each of `rows`, where any is known."""
+    coords = archive.coords[rows]
+    unknown = (coords == -1).all(axis=1)
+    if unknown.all():
+        return {}
+    texts = [
+        (ABSENT, ABSENT) if u else (f"{x:,}", f"{y:,}") for u, (x, y) in zip(unknown, coords.tolist(), strict=True)
+    ]
+    return {name: [text[axis] for text in texts] for axis, name in enumerate("xy")}
 
 
 def losses(evidence: Evidence) -> NDArray[np.float64]:

@@ -87,7 +87,8 @@ def comparison_section(found: Compared) -> Section:
         blocks.append(_table(found, methods))
     blocks += [Paragraph(f"{name} could not run: {reason}", "note") for name, reason in found.failed.items()]
     said = (
-        f"{found.conclusion} From {found.repeats:,} random splits of {found.n_rows:,} patches in {found.n_groups:,} "
+        f"{minus(found.conclusion)} From {found.repeats:,} random splits of {found.n_rows:,} patches in "
+        f"{found.n_groups:,} "
         "groups (patients where they are known)."
     )
     return Section("comparison", "Comparison of methods", blocks, [said])

@@ -6,6 +6,7 @@ policy that forbids scripts and every request.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BLUE = (0, 114, 178)  # of the darkest cell
-DARKEST = 0.85  # how much of it the darkest cell takes
+DARKEST = 0.7  # how much of it the darkest cell takes; black text stays readable on it
+NEGATIVE = re.compile(r"(?<![\w.])-(?=\d)")
+WIDEST = 60  # characters of all headings of a matrix
 ABSENT = "\u2013"  # an en dash
-LIGHT_TEXT = 0.5  # from this value on a cell's text is white
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Cell:
             return ""
         part = DARKEST * min(max(self.shade, 0.0), 1.0)
         background = "".join(f"{round(255 + (channel - 255) * part):02x}" for channel in BLUE)
-        return f"background:#{background};color:{'#fff' if self.shade > LIGHT_TEXT else 'inherit'}"
+        return f"background:#{background}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Table:
     corner: str = ""
     grid: bool = False  # shaded cells that touch
     stacked: bool = False  # small texts below, not beside
+    narrow: bool = False  # narrow columns
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,25 @@ def span(low: float, high: float, digits: int = 3) -> str:
 
 
 def minus(text: str) -> str:
-    """Numbers with a minus sign in place of a hyphen."""
-    return text.replace("-", "\u2212")
+    """A text with minus signs before its negative numbers, in place of hyphens.
+
+    >>> minus("lr-2: -0.5") == "lr-2: \u22120.5"
+    True
+    """
+    return NEGATIVE.sub("\u2212", text)
+
+
+def number_columns(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of rows, and headings of as many columns: numbers, where the names would make the table too wide.
+
+    >>> number_columns(["uni", "a-very-long-name-of-a-teacher"])
+    (['1 uni', '2 a-very-long-name-of-a-teacher'], ['1', '2'])
+    """
+    if sum(map(len, names)) <= WIDEST and max(map(len, names)) <= WIDEST // 3:
+        return list(names), list(names)
+    return [f"{place} {name}" for place, name in enumerate(names, 1)], [
+        f"{place}" for place in range(1, len(names) + 1)
+    ]
 
 
 def shorten(name: str, most: int = 26) -> str:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...comparison.intervals import Interval
 from . import charts
 from .evidence import FEW_GROUPS, Evidence, Performance, Resampling, calibration
-from .page import Beside, Cell, Figure, Section, Table, Text, cells, number, shorten, span
+from .page import Beside, Block, Cell, Figure, Section, Table, Text, cells, number, number_columns, span
 
+MOST_BESIDE = 5  # classes of a confusion matrix beside the metrics
+MOST_INLINE = 6  # columns of shares with the range beside the mean
 SHARES_DIFFER = 0.02  # shares that lie within it of an equal one are called equal
 
 
@@ -23,10 +26,11 @@ def metrics_section(evidence: Evidence, found: Performance, draws: Resampling) -
         ("metric", "value", "95% interval"),
         [cells((name, number(i.value), span(i.low, i.high))) for name, i in found.overall.items()],
     )
+    pair: list[Block] = [overall, _confusion_table(found.confusion, classes)]
     return Section(
         "metrics",
         f"Results on {evidence.split}",
-        [overall, _class_table(evidence, found), _confusion_table(found.confusion, classes)],
+        [*(pair if len(classes) > MOST_BESIDE else [Beside(pair)]), _class_table(evidence, found)],
         _metric_findings(evidence, found, draws),
     )
 
@@ -75,8 +79,9 @@ def _class_table(evidence: Evidence, found: Performance) -> Table:
 
 def _confusion_table(confusion: Any, classes: Sequence[str]) -> Table:
     totals = confusion.sum(axis=1)
+    names, headings = number_columns(classes)
     rows = []
-    for c, name in enumerate(classes):
+    for c, name in enumerate(names):
         part = confusion[c] / totals[c] if totals[c] else np.zeros(len(classes))
         entries = [
             Cell(f"{n:,}", float(p), f"{100 * p:.0f}%" if n else "") for n, p in zip(confusion[c], part, strict=True)
@@ -85,7 +90,7 @@ def _confusion_table(confusion: Any, classes: Sequence[str]) -> Table:
     return Table(
         "Confusion matrix: patches of each true class (row) by predicted class (column), in number and in percent of "
         "the true class.",
-        ("true class", *classes, "n"),
+        ("true class", *headings, "n"),
         rows,
         corner="predicted class",
         grid=True,
@@ -97,7 +102,8 @@ def _metric_findings(evidence: Evidence, found: Performance, draws: Resampling) 
     said = [
         f"On {len(evidence.labels):,} patches of {draws.n_groups:,} {evidence.unit} in {evidence.split!r} the balanced "
         f"accuracy is {in_words(accuracy)}, the AUROC {in_words(found.overall['AUROC'])}. Guessing gives "
-        f"{1 / _classes_present(found):.2f} and 0.5. The intervals cover the choice of {evidence.unit} for this split, "
+        f"{1 / _classes_present(found):.2f} and 0.50. The intervals cover the choice of {evidence.unit} for this "
+        "split, "
         "not another split or another training."
     ]
     recall = [i["recall"].value for i in found.by_class]
@@ -167,26 +173,18 @@ def shares_section(evidence: Evidence) -> Section | str:
         return "the student has one teacher, whose share is always 1"
     labelled = bool((evidence.labels >= 0).all())
     codes = evidence.labels if labelled else evidence.prediction
+    chosen = {"all": np.ones(len(codes), bool), **{name: codes == c for c, name in enumerate(classes)}}
+    chosen = {name: where for name, where in chosen.items() if where.any()}
+    columns = [_share_cells(shares[where]) for where in chosen.values()]
+    rows = [[Cell(name), *(column[t] for column in columns)] for t, name in enumerate(teachers)]
     most, equal = float(shares.mean(axis=0).max()), 1 / len(teachers)
-    rows = []
-    for name, chosen in [("all", np.ones(len(codes), bool)), *((n, codes == c) for c, n in enumerate(classes))]:
-        if not chosen.any():
-            continue
-        low, high = np.quantile(shares[chosen], [0.1, 0.9], axis=0)
-        mean = shares[chosen].mean(axis=0)
-        shaded = [
-            Cell(number(float(m)), float(m) * 0.7, span(float(lo), float(hi), 2))
-            for m, lo, hi in zip(mean, low, high, strict=True)
-        ]
-        rows.append([Cell(name), Cell(f"{chosen.sum():,}"), *shaded])
     table = Table(
-        f"Mean attention share of each teacher in the fused feature, by {'true' if labelled else 'predicted'} class; "
-        f"beside it the range from the 10th to the 90th percentile of patches. Equal shares would be {equal:.3f}.",
-        ("class", "patches", *teachers),
+        f"Mean attention share of each teacher in the fused feature, by {'true' if labelled else 'predicted'} class, "
+        f"and the range from the 10th to the 90th percentile of patches. Equal shares would be {equal:.3f}.",
+        ("teacher", *(f"{name}, n = {where.sum():,}" for name, where in chosen.items())),
         rows,
-        names=1,
-        corner="",
         grid=True,
+        stacked=len(chosen) > MOST_INLINE,
     )
     caution = Text(
         "A share is the exact part of a teacher's feature in the fused feature. It does not measure how useful the "
@@ -200,6 +198,13 @@ def shares_section(evidence: Evidence) -> Section | str:
     return Section(
         "shares", "Teacher shares", [caution, table], [f"{finding}; a share does not measure usefulness."]
     )  # fmt: skip
+
+
+def _share_cells(shares: NDArray[np.float32]) -> list[Cell]:
+    """Mean and range of each teacher's shares [n, N]."""
+    low, high = np.quantile(shares, [0.1, 0.9], axis=0).tolist()
+    mean = shares.mean(axis=0).tolist()
+    return [Cell(number(m), m, span(one, other, 2)) for m, one, other in zip(mean, low, high, strict=True)]
 
 
 def training_section(record: Mapping[str, Any]) -> Section | str:
@@ -220,8 +225,3 @@ def training_section(record: Mapping[str, Any]) -> Section | str:
     if best == len(history) - 1 and len(history) > 1:
         finding = ["The last epoch of the training was the best: longer training may give a better student."]
     return Section("training", "Training", [Beside(figures)], finding)
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Names for headings of narrow columns."""
-    return [shorten(name, 22) for name in names]

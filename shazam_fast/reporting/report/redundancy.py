@@ -19,12 +19,12 @@ from ...errors import MismatchError
 from ...formats.pieces import SPLITS
 from ...scoring.metrics import compute_metrics
 from .evidence import Evidence, sample
-from .page import Beside, Block, Cell, Section, Table, cells, minus, number
+from .page import Beside, Block, Cell, Section, Table, cells, minus, number, number_columns
 
 SIMILARITY_ROWS = 1000  # patches that CKA is computed on
 FEWEST_ROWS = 20  # for CKA and for the correlation of errors
 PROBE_ROWS = {"train": 5000, "val": 2000, "test": 5000}  # patches that the probes are fitted on, chosen and judged by
-MOST_BESIDE = 4  # teachers in two matrices side by side
+MOST_BESIDE = 8  # teachers in two matrices side by side
 KEPT_PER_CLASS = 20  # patches of each class that a sample keeps at least
 ALIKE, DIFFERENT = 0.9, 0.5  # CKA that is called alike, and different
 
@@ -233,11 +233,12 @@ def _alone_table(teachers: Sequence[str], found: Probed, student: NDArray[np.boo
 
 
 def _matrix(caption: str, names: Sequence[str], values: Array, across: str, down: str = "teacher") -> Table:
+    names, headings = number_columns(names)
     rows = [
         [Cell(name), *(Cell("", None) if i == j else Cell(number(float(v), 2), float(v)) for j, v in enumerate(row))]
         for i, (name, row) in enumerate(zip(names, values, strict=True))
     ]
-    return Table(caption, (down, *names), rows, corner=across, grid=True)
+    return Table(caption, (down, *headings), rows, corner=across, grid=True, narrow=True)
 
 
 def _gain_finding(

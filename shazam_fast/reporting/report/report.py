@@ -31,6 +31,7 @@ from .redundancy import redundancy_section, rescue_section
 
 logger = logging.getLogger("shazam_fast")
 
+DIGESTS = ("features", "labels", "splits", "groups", "slides")  # of what a student was trained on
 NO_STUDENT, NO_ARCHIVE = "no student was given", "no archive was given"
 Step = tuple[str, Callable[[], "Section | str"]]  # what a section is about, and what makes it, or says why not
 
@@ -232,15 +233,29 @@ def _facts(
 
 def _about(student: Student, seed: int) -> Section:
     config, record = student.config, student.training_record
-    rows = [("teachers", ", ".join(f"{name} ({dim})" for name, dim in config.teachers.items()))]
-    rows += [(name, f"{getattr(config, name)}") for name in ("classes", "dim", "depth", "block", "teacher_dropout")]
-    rows[1] = ("classes", ", ".join(config.classes))
+    shape = {name: getattr(config, name) for name in ("block", "dim", "depth", "teacher_dropout")}
+    rows = [
+        ("teachers (dim)", ", ".join(f"{name} ({dim})" for name, dim in config.teachers.items())),
+        ("classes", ", ".join(config.classes)),
+        ("student", _listed(shape)),
+    ]
     job = record.get("job")
     if isinstance(job, dict):
-        rows += [(str(name), f"{value}") for name, value in job.items() if isinstance(value, str | int | float)]
+        options = {name: value for name, value in job.items() if name not in shape and name not in DIGESTS}
+        rows.append(("training", _listed(options)))
+        rows.append(("trained on", _listed({name: job[name] for name in DIGESTS if name in job})))
     versions = record.get("versions")
     if isinstance(versions, dict):
         rows.append(("trained with", ", ".join(f"{name} {version}" for name, version in versions.items())))
     rows.append(("report", f"shazam_fast {__version__}, seed {seed}"))
-    table = Table("Configuration of the student and of its training.", ("what", "value"), [cells(r) for r in rows], 2)
+    table = Table(
+        "Configuration of the student and of its training. Trained on: digests of the archive's content.",
+        ("what", "value"),
+        [cells(row) for row in rows],
+        names=2,
+    )
     return Section("about", "How it was made", [table])
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
