@@ -22,13 +22,12 @@ from ..errors import ImageError, MismatchError
 from ..images.decoding import decode
 from ..images.slide_reader import SlideReader
 from ..images.table import ImageTable
+from ..runtime.levels import LEVELS, name_level
 from ..teachers.models import Teacher, autocast_of, prepare
 from ..teachers.transform import Transform
 
 logger = logging.getLogger("shazam_fast")
 
-
-LEVELS = ("low", "mid", "high")
 BATCHES_AHEAD = 2  # batches that are decoded while the models run on another
 MIRAX = ".mrxs"  # slides that keep their pixels in a folder of the same name
 LAUNCHED = 2  # batches on the GPU: one is computed while the features of the other are copied back
@@ -211,7 +210,7 @@ class Extractor:
             geometry: torch.zeros(1, 3, t.size, t.size, dtype=torch.uint8, device=self._device)
             for geometry, t in self._transforms.items()
         }
-        names = [column_block(t.spec.name, level) for t in self._teachers for level in self._levels]
+        names = [name_level(t.spec.name, level) for t in self._teachers for level in self._levels]
         return {name: block.shape[1] for name, block in zip(names, self._run(blank), strict=True)}
 
 
@@ -264,8 +263,3 @@ def stamp_of(path: Path) -> Stamp | None:
     except OSError:
         return None
     return sum(file.st_size for file in found), max(file.st_mtime_ns for file in found)
-
-
-def column_block(teacher: str, level: str) -> str:
-    """The name, in archives, of a teacher's feature of a level."""
-    return teacher if level == "high" else f"{teacher}:{level}"

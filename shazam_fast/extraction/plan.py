@@ -18,9 +18,10 @@ from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.geometry import describe_geometry
 from ..images.slide_reader import reader_name, reader_packages
 from ..images.table import ImageTable, some_of
+from ..runtime.levels import LEVELS
 from ..teachers.models import Teacher, load_teacher
 from ..teachers.spec import TeacherSpec
-from .pipeline import LEVELS, Stamp, stamp_of
+from .pipeline import Stamp, stamp_of
 
 PART_ROWS = 2048  # images per part; at most one part's work is lost when a process is killed
 UNREADABLE = ("stop", "exclude")

@@ -21,6 +21,7 @@ from ..formats.pieces import Piece, Source
 from ..tables.slide_names import name_slides, show
 from . import beside, tools
 from .discovery import KINDS, MAPPED_KINDS, File, Listing, kind_of, walk
+from .several import select_teacher, split_teachers
 from .unmapped import read_unmapped
 
 READERS: Mapping[str, Callable[[Path], Piece]] = {
@@ -53,19 +54,7 @@ def find_features(path: Path, teacher: str | None = None) -> list[Source]:
         sources = tools.find_stores(path, [path]) if path.suffix.lower() == ".zarr" else _find_in(walk(path))
     else:
         sources = _find_file(path)
-    return _select(path, sources, teacher)
-
-
-def _select(path: Path, sources: list[Source], teacher: str | None) -> list[Source]:
-    """A name from the user chooses a teacher, or renames the only one, or gives its levels another name."""
-    found = list(dict.fromkeys(source.teacher for source in sources))
-    if teacher is None or teacher in found:
-        return [source for source in sources if teacher in (None, source.teacher)]
-    if len(found) == 1:
-        return [replace(source, teacher=teacher) for source in sources]
-    if len({name.rpartition(":")[0] for name in found}) == 1 and ":" in found[0]:
-        return [replace(source, teacher=f"{teacher}:{source.teacher.rpartition(':')[2]}") for source in sources]
-    raise MismatchError(f"{path}: teacher {teacher!r} not found; it holds {', '.join(found)}")
+    return select_teacher(path, sources, teacher)
 
 
 def _find_file(path: Path) -> list[Source]:
@@ -75,7 +64,7 @@ def _find_file(path: Path) -> list[Source]:
     file = File("", path.name, kind, path)
     if kind == ".h5":
         return _find_hdf5([file], {path: ""}, path.stem)
-    return _split_levels([_source(path.stem, "", file)])
+    return split_teachers([_source(path.stem, "", file)])
 
 
 def _find_in(listing: Listing) -> list[Source]:
@@ -185,7 +174,7 @@ def _find_kind(root: Path, files: Sequence[File], teacher: str) -> list[Source]:
     named = {file.path: slide for file, slide in zip(files, slides, strict=True)}
     if kinds[0] == ".h5":
         return _find_hdf5(files, named, teacher)
-    return _split_levels(_in_order([_source(teacher, named[file.path], file) for file in files]))
+    return split_teachers(_in_order([_source(teacher, named[file.path], file) for file in files]))
 
 
 def _find_hdf5(files: Sequence[File], slides: Mapping[Path, str], teacher: str) -> list[Source]:
@@ -262,38 +251,3 @@ def _refuse_locked(path: Path) -> Piece:
 
 def _refuse_mapping(path: Path) -> Piece:
     raise NotInPlaceError(f"{path}: {path.suffix} files are not opened in place, but shazam_fast.convert can read them")
-
-
-def _split_levels(sources: list[Source]) -> list[Source]:
-    """Files of Shazam's encoders hold three levels of one teacher: three teachers then, all others as they are."""
-    kind = kind_of(sources[0].file.name)
-    if kind == ".safetensors":
-        return _split_matrices(sources)
-    if kind != ".pt":
-        return sources
-    try:
-        levels = list(torch_zip.read_levels(sources[0].file))
-    except ArchiveError:  # another content, or a file that reading the piece will refuse with better words
-        return sources
-    return [
-        replace(source, teacher=f"{source.teacher}:{level}", read=partial(_read_level, source.file, level), load=None)
-        for level in levels
-        for source in sources
-    ]
-
-
-def _split_matrices(sources: list[Source]) -> list[Source]:
-    """Files with several matrices of other names than features hold as many teachers."""
-    try:
-        names = safetensors_file.list_teachers(sources[0].file)
-    except ArchiveError:
-        return sources
-    return [
-        replace(source, teacher=name, read=partial(safetensors_file.read_piece, source.file, name), load=None)
-        for name in names
-        for source in sources
-    ] or sources
-
-
-def _read_level(file: Path, level: str) -> Piece:
-    return torch_zip.read_levels(file)[level]

@@ -104,9 +104,31 @@ def test_shazams_three_levels_are_three_teachers(tmp_path):
     levels = [torch.from_numpy(matrix(i, 6, 4)) for i in range(3)]
     torch.save((*levels, torch.arange(6) % 2), tmp_path / "uni.pt")
     archive = sf.open(tmp_path / "uni.pt")
-    assert archive.teachers == {"uni:low": 4, "uni:mid": 4, "uni:high": 4}
+    assert archive.teachers == {"uni:low": 4, "uni:mid": 4, "uni": 4}
     np.testing.assert_array_equal(archive.gather([5]), np.concatenate([level[5:].numpy() for level in levels], axis=1))
     assert archive.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uni", ["uni:low", "uni:mid", "uni"]),
+        ("virchow2", ["virchow2:low", "virchow2:mid", "virchow2"]),
+        ("uni:mid", ["uni:mid"]),
+        ("virchow2:low", ["virchow2:low"]),
+        ("uni:high", ["uni"]),
+    ],
+)
+def test_a_name_takes_all_levels_or_one(tmp_path, name, expected):
+    levels = [torch.from_numpy(matrix(i, 6, 4)) for i in range(3)]
+    torch.save(tuple(levels), tmp_path / "uni.pt")
+    archive = sf.open({name: tmp_path / "uni.pt"})
+    assert list(archive.teachers) == expected
+    of = {"low": levels[0], "mid": levels[1]}
+    for found in expected:
+        np.testing.assert_array_equal(
+            archive.gather([3, 1])[:, archive.columns_of(found)], of.get(found.partition(":")[2], levels[2])[[3, 1]]
+        )
 
 
 def test_clam_prefers_the_files_with_coordinates(tmp_path):

@@ -31,7 +31,7 @@ class Tool:
 
 
 UNI = {"uni": 8}
-LEVELS = {"uni:low": 8, "uni:mid": 6, "uni:high": 4}
+LEVELS = {"uni:low": 8, "uni:mid": 6, "uni": 4}
 TOOLS = {
     "trident": Tool({"uni_v1": 8}, side=512, unit="pixels"),
     "clam": Tool({"clam": 8}, side=512, unit="pixels"),
