@@ -6,8 +6,9 @@ from typing import Any
 
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_count, require_number
+from ..teachers.levels import group_levels
 
-BLOCKS = ("bare", "residual")
+BLOCKS = ("bare", "residual", "levels")
 MOST_DIM = 16384  # a square map of that width takes 1 GB
 MOST_DEPTH = 1000  # attention layers
 LEAST_CLASSES = 2
@@ -21,12 +22,14 @@ class StudentConfig:
         teachers: name -> feature dim, in the order in which features lie side by side.
         classes: class names, in label order.
         dim: model width D.
-        depth: number K of attention layers.
-        block: "bare" (the paper, eqs. 1-4) or "residual" (the authors' released script).
+        depth: number K of attention layers; with "levels", of those of each level.
+        block: "bare" (the paper, eqs. 1-4), "residual" (the authors' released script), or "levels" (the paper's later
+            versions) for teachers with features of three levels: "uni:low", "uni:mid" and "uni".
         teacher_dropout: probability that a teacher of a patch is left out in a training step, 0 <= p < 1; above 0
             the student can be scored with any non-empty subset of its teachers.
 
-    Raises ShazamError naming the first option that is out of range or unknown.
+    Raises ShazamError naming the first option that is out of range or unknown; MismatchError when a teacher lacks a
+    level that the block "levels" needs.
 
     >>> StudentConfig({"uni": 1024, "gigapath": 1536}, ("normal", "tumor")).dim
     128
@@ -44,6 +47,20 @@ class StudentConfig:
         object.__setattr__(self, "classes", _class_names(self.classes))
         for name, value in check_shape(self.dim, self.depth, self.block, self.teacher_dropout).items():
             object.__setattr__(self, name, value)
+        if self.block == "levels":
+            group_levels(self.teachers)
+
+    @property
+    def encoders(self) -> list[int]:
+        """The number of the encoder that each of `teachers` comes from: its levels are there or missing together.
+
+        >>> StudentConfig({"uni:low": 8, "uni:mid": 8, "uni": 8}, ("normal", "tumor"), block="levels").encoders
+        [0, 0, 0]
+        """
+        if self.block != "levels":
+            return list(range(len(self.teachers)))
+        encoder = {n: number for number, names in enumerate(group_levels(self.teachers).values()) for n in names}
+        return [encoder[name] for name in self.teachers]
 
 
 def check_shape(dim: object, depth: object, block: object, teacher_dropout: object) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Matching the teachers of an archive to those of a student."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from ..errors import MismatchError
+from ..runtime.levels import split_level
 from .config import StudentConfig
 
 
 class TeacherMatch:
-    """Selects and orders an archive's columns as a student needs them, by teacher name.
+    """Selects and orders an archive's columns as a student needs them, by teacher name ("uni:high" is "uni").
 
     Raises MismatchError naming the teachers that differ. Teachers may be missing from the archive only if the
-    student was trained with teacher dropout, or with `allow_missing`. The student ignores extra teachers.
+    student was trained with teacher dropout, or with `allow_missing`, and only with all their levels. The student
+    ignores extra teachers.
 
     Args:
         archive: what messages call the archive.
@@ -29,9 +31,12 @@ class TeacherMatch:
     def __init__(
         self, archive: str | Path, teachers: Mapping[str, int], config: StudentConfig, allow_missing: bool = False
     ) -> None:
+        teachers = _as_the_student_spells(teachers, config)
         missing = [name for name in config.teachers if name not in teachers]
         widths = {n: d for n, d in config.teachers.items() if teachers.get(n, d) != d}
         problems = [f"{n!r} has {teachers[n]} columns, the student needs {d}" for n, d in widths.items()]
+        partly = _partly_missing(missing, config)
+        problems += [f"{name!r} is missing, other levels of that teacher are not" for name in partly]
         untrained = config.teacher_dropout == 0.0 and not allow_missing
         if missing and (untrained or len(missing) == len(config.teachers)):
             problems.append(f"missing {missing}; found {list(teachers)}")
@@ -61,6 +66,19 @@ class TeacherMatch:
         ]
         present = torch.tensor([c is not None for c in self._columns], device=features.device)
         return torch.cat(blocks, dim=1), present.expand(len(features), -1) if self.missing else None
+
+
+def _as_the_student_spells(teachers: Mapping[str, int], config: StudentConfig) -> dict[str, int]:
+    """The archive's teachers, of which "uni" is called "uni:high", or the other way round, where the student does."""
+    wanted = {split_level(name): name for name in config.teachers if name not in teachers}
+    return {n if n in config.teachers else wanted.get(split_level(n), n): dim for n, dim in teachers.items()}
+
+
+def _partly_missing(missing: Sequence[str], config: StudentConfig) -> list[str]:
+    """Those of the missing names whose encoder is there with other levels."""
+    pairs = list(zip(config.teachers, config.encoders, strict=True))
+    there = {encoder for name, encoder in pairs if name not in missing}
+    return [name for name, encoder in pairs if name in missing and encoder in there]
 
 
 def require_same_features(

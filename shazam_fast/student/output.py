@@ -14,13 +14,18 @@ class StudentOutput:
     Args:
         logits: [B, C].
         fused: [B, D], or a function that computes it.
-        shares: [B, N], a function that computes them, or None where there are none (the residual block).
+        shares: [B, N], a function that computes them, or None where there are none (all blocks but "bare").
+        outputs: of the block "levels", what is distilled: one tensor [B, D] per level, the last is `fused`.
     """
 
     def __init__(
-        self, logits: Tensor, fused: Tensor | Callable[[], Tensor], shares: Tensor | Callable[[], Tensor] | None
+        self,
+        logits: Tensor,
+        fused: Tensor | Callable[[], Tensor],
+        shares: Tensor | Callable[[], Tensor] | None,
+        outputs: tuple[Tensor, ...] = (),
     ) -> None:
-        self.logits = logits
+        self.logits, self.outputs = logits, outputs
         self._fused, self._shares = fused, shares
 
     @cached_property
@@ -30,5 +35,5 @@ class StudentOutput:
 
     @cached_property
     def shares(self) -> Tensor | None:
-        """Exact share of each teacher in the fused feature [B, N], rows summing to 1; None for the residual block."""
+        """Exact share of each teacher in the fused feature [B, N], rows summing to 1; None but for "bare"."""
         return self._shares if self._shares is None or isinstance(self._shares, Tensor) else self._shares()

@@ -13,6 +13,7 @@ from .config import StudentConfig
 from .files import CARD, TENSORS, read_card, read_weights, write_student
 from .folded import FoldedStudent
 from .layers import Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
+from .levels import L, LevelTrunk
 from .output import StudentOutput
 
 
@@ -51,11 +52,14 @@ class Student(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(sum(self.dims)))
         self.register_buffer("feature_scale", torch.ones(sum(self.dims)))
         self.projection = Projection(self.dims, D, generator)
-        self.qkv = nn.Parameter(torch.empty(K, D, 3 * D))  # x W: query, key and value side by side
+        layers = L * K if config.block == "levels" else K
+        self.qkv = nn.Parameter(torch.empty(layers, D, 3 * D))  # x W: query, key and value side by side
         with torch.no_grad():
             fill_uniform([self.qkv], D, generator)
         self.blocks = ResidualBlocks(len(self.dims), D, K, generator) if config.block == "residual" else None
-        self.head = nn.Sequential(empty_linear(D, D), nn.ReLU(), nn.LayerNorm(D), empty_linear(D, len(config.classes)))
+        self.levels = LevelTrunk(config.teachers, D, K, generator) if config.block == "levels" else None
+        bend = nn.ReLU() if self.levels is None else nn.GELU()
+        self.head = nn.Sequential(empty_linear(D, D), bend, nn.LayerNorm(D), empty_linear(D, len(config.classes)))
         with torch.no_grad():
             for linear in (self.head[0], self.head[3]):
                 fill_uniform(linear.parameters(), D, generator)
@@ -68,10 +72,10 @@ class Student(nn.Module):
 
         Args:
             features: [B, sum of dims], any float dtype, as stored (they are standardised here).
-            present: bool [B, N], which teachers a patch has (at least one each); None when it has all.
+            present: bool [B, N], which teachers a patch has (at least one, of each level); None when it has all.
                 Features of missing teachers have no influence, whatever they hold, NaN included.
 
-        Returns logits [B, C], fused [B, D] and shares [B, N] (None for residual students).
+        Returns logits [B, C], fused [B, D] and shares [B, N] (None but for bare students).
 
         Raises MismatchError when the features have another width.
         """
@@ -97,6 +101,9 @@ class Student(nn.Module):
 
     def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:
         """Attention over `tokens` [B, N, D], their mean and the head; `present` as for `forward`."""
+        if self.levels is not None:
+            outputs = self.levels(tokens, self.qkv, present)
+            return StudentOutput(self.head(outputs[-1]), outputs[-1], None, outputs)
         if self.blocks is None:
             fused, shares = ops.bare_stack(tokens, self.qkv, present)
             return StudentOutput(self.head(fused), fused, shares)
@@ -130,7 +137,7 @@ class Student(nn.Module):
     def fold(self) -> FoldedStudent:
         """The same function with all linear maps multiplied out, for scoring. Exact.
 
-        Raises ShazamError for residual students, which cannot be folded.
+        Raises ShazamError for all but bare students, which cannot be folded.
         """
         return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
 

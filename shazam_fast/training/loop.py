@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -111,7 +112,10 @@ class TrainingRun:
         note = self._note()
         state.student.train()
         width = len(state.student.feature_scale)
-        plan = plan_epoch(self._config, state.epoch, self._patches, len(self._teachers), width)
+        encoders = state.student.config.encoders
+        plan = plan_epoch(self._config, state.epoch, self._patches, max(encoders) + 1, width)
+        if plan.present is not None:  # drawn per encoder: the levels of a teacher are left out together
+            plan = replace(plan, present=plan.present[:, encoders])
         self._training_step.begin(plan, state.step)
         while state.step < self._steps:
             size = min(self._config.batch_size, self._patches - state.step * self._config.batch_size)

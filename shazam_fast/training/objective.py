@@ -81,9 +81,11 @@ class Objective:
             targets = student.fixed_targets(features, present, rows)
         else:
             targets = tokens if self.targets == "projected" else tokens.detach()
-        distillation, cosine, huber = ops.distillation_loss(
-            output.fused, targets, self.lam, self.delta, self.huber, present
-        )
+        options = self.lam, self.delta, self.huber, present
+        if student.levels is None:
+            distillation, cosine, huber = ops.distillation_loss(output.fused, targets, *options)
+        else:
+            distillation, cosine, huber = student.levels.distil(output.outputs, targets, *options)
         total = cross_entropy + distillation
         if not self.teacher_heads:
             return Losses(total, cross_entropy, cosine, huber, cosine.new_empty(0))

@@ -185,6 +185,10 @@ def _checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDA
             f"{archive.path}: batch_size {config.batch_size} is larger than the training split, "
             f"{len(rows['train'])} patches; give a smaller batch_size (--batch-size)"
         )
+    try:
+        config.student(archive.teachers, archive.classes)
+    except MismatchError as error:
+        raise MismatchError(f"{archive.path}: {error}") from None
     return rows
 
 
