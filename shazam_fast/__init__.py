@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .archive.writer import write_archive as write_archive
     from .comparison.compare import Comparison as Comparison
     from .comparison.compare import compare as compare
-    from .comparison.finetuning import FinetuneResult as FinetuneResult
-    from .comparison.finetuning import finetune as finetune
+    from .comparison.finetuning.config import FinetuneConfig as FinetuneConfig
+    from .comparison.finetuning.run import FinetuneResult as FinetuneResult
+    from .comparison.finetuning.run import finetune as finetune
     from .errors import ArchiveError as ArchiveError
     from .errors import ImageError as ImageError
     from .errors import MismatchError as MismatchError
@@ -107,7 +108,8 @@ _HOMES = {
         "train",
     ),
     "comparison.compare": ("Comparison", "compare"),
-    "comparison.finetuning": (
+    "comparison.finetuning.config": ("FinetuneConfig",),
+    "comparison.finetuning.run": (
         "FinetuneResult",
         "finetune",
     ),

@@ -12,6 +12,7 @@ from ..errors import ShazamError
 from .archives import convert, inspect, verify
 from .comparison import compare
 from .extraction import extract, teachers
+from .finetuning import finetune
 from .printing import console
 from .reporting import report
 from .scoring import heatmap, score
@@ -55,7 +56,11 @@ def demo(
     run_demo(out, console)
 
 
-for command in (demo, teachers, extract, convert, inspect, verify, train, evaluate, compare, score, heatmap, report):
+COMMANDS = (
+    demo, teachers, extract, convert, inspect, verify,
+    train, evaluate, compare, finetune, score, heatmap, report,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -6,20 +6,22 @@ from pathlib import Path
 from ..errors import MismatchError
 
 HEAD_BYTES = 4096  # of a JSON document, among which its format is named
-FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores)"')
+FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|finetuned)"')
 SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
 CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
 HOLDS = {
     "archive": ("features", "inspect, verify, convert, train, evaluate, score and report"),
     "student": ("a student", "evaluate, score and report"),
     "scores": ("scores", "heatmap"),
-    "checkpoint": ("an unfinished training", "train, with the same options, which resumes it"),
+    "finetuned": ("a fine-tuned teacher", "extract, with its teacher.safetensors as --weights"),
+    "checkpoint": ("an unfinished training", "train or finetune, with the same options, which resumes it"),
 }
 EXPECTED = {"archive": "features", "student": "a student", "scores": "scores"}
+CHECKPOINTED = ("student", "finetuned")  # results of a training
 
 
 def kind_of(path: Path) -> str | None:
-    """ "archive", "student", "scores" or "checkpoint" where this package wrote the directory, else None.
+    """ "archive", "student", "scores", "finetuned" or "checkpoint" where this package wrote the directory, else None.
 
     >>> kind_of(Path("/nowhere"))
     """
@@ -56,8 +58,8 @@ def require_place_for(out: Path, wanted: str) -> None:
 
     Args:
         out: what the user typed for --out.
-        wanted: "archive", "student" or "scores". An unfinished training is where its student goes.
+        wanted: "archive", "student", "scores" or "finetuned". An unfinished training is where its result goes.
     """
     found = kind_of(out)
-    if found not in (None, wanted, "checkpoint" if wanted == "student" else wanted):
+    if found not in (None, wanted, "checkpoint" if wanted in CHECKPOINTED else wanted):
         raise MismatchError(f"--out {out} holds {HOLDS[found][0]} already; choose another directory")

@@ -2,9 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -134,6 +134,27 @@ def add_options(
         return run
 
     return decorate
+
+
+def config_options(config: type[Any], help: Mapping[str, str]) -> list[inspect.Parameter]:
+    """One option per field of a dataclass, with its type and default, for `add_options`.
+
+    Args:
+        config: the dataclass; every field has a default.
+        help: field -> its help.
+    """
+    kinds = get_type_hints(config)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                kinds[field.name], typer.Option(help=help.get(field.name), show_default=field.default is not None)
+            ],
+        )
+        for field in fields(config)
+    ]
 
 
 def parse_pairs(given: Sequence[str], option: str) -> dict[str, str]:

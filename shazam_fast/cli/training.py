@@ -1,16 +1,14 @@
 """`shazam-fast train` and `evaluate`."""
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..training.config import PRESETS, TrainConfig
 from .kinds import require_kind, require_place_for
-from .options import Device, Features, StudentPath, add_options, opens_features
+from .options import Device, Features, StudentPath, add_options, config_options, opens_features
 from .printing import print_table, say
 
 if TYPE_CHECKING:
@@ -45,22 +43,6 @@ HELP = {
 }
 
 
-def _training_options() -> list[inspect.Parameter]:
-    """One option per field of TrainConfig, with its type and default."""
-    kinds = get_type_hints(TrainConfig)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[
-                kinds[field.name], typer.Option(help=HELP.get(field.name), show_default=field.default is not None)
-            ],
-        )
-        for field in fields(TrainConfig)
-    ]
-
-
 def _typed(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the user typed: one left at its default must not undo what the preset says."""
     sources = {name: context.get_parameter_source(name) for name in options}
@@ -68,7 +50,7 @@ def _typed(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 @opens_features(seeded=True)
-@add_options(_training_options(), "options", dict)
+@add_options(config_options(TrainConfig, HELP), "options", dict)
 def train(
     context: typer.Context,
     features: Features,

@@ -16,7 +16,7 @@ from ..annotation.columns import split_of
 from ..errors import ImageError, MismatchError
 from ..runtime.checks import require_path
 from ..tables.cells import clean_text
-from ..tables.reader import Table, read_table
+from ..tables.reader import TABLE_SUFFIXES, Table, read_table
 from .table import ImageTable, make_table
 
 logger = logging.getLogger("shazam_fast")
@@ -113,6 +113,15 @@ def manifest(path: str | Path, classes: Sequence[str] | None = None, label_colum
     return make_table(
         paths, splits, texts(label), classes, texts(groups), texts(slides), _positions(table), table.place
     )
+
+
+def labelled_images(path: str | Path) -> ImageTable:
+    """Images with labels: what `manifest` reads of a table (CSV or .xlsx), else what `class_folders` finds in a folder.
+
+    Raises what these raise.
+    """
+    source = require_path("images", path)
+    return manifest(source) if source.suffix.lower() in TABLE_SUFFIXES else class_folders(source)
 
 
 def _positions(table: Table) -> NDArray[np.int32] | None:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..runtime.documents import Count, Json, Record, Text, decode_document
@@ -17,17 +17,18 @@ from ..runtime.jobs import require_same_job
 from ..runtime.locks import LOCK, DirectoryLock
 from ..runtime.tensors import read_tensors, write_tensors
 from ..student.files import CARD, TENSORS
-from ..student.student import Student
 
 CHECKPOINT = "checkpoint.safetensors"
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @dataclass
-class TrainingState:
+class TrainingState(Generic[Network]):
     """A training after some step of some epoch.
 
     Attributes:
-        student: the student at that step.
+        student: the student, or another network, at that step.
         optimizer: its optimizer, with the moments.
         losses: of the current epoch, [steps, terms].
         best: the student's tensors after the epoch with the best validation score; empty before the first.
@@ -35,7 +36,7 @@ class TrainingState:
         history: one record per finished epoch.
     """
 
-    student: Student
+    student: Network
     optimizer: torch.optim.Optimizer
     losses: Tensor
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Checkpoint:
         """Whether there is a file to save to."""
         return self._path is not None
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState[Any]) -> None:
         """Write a state, complete or not at all.
 
         Raises ShazamError when the disk is full; the checkpoint before stays as it was.
@@ -94,7 +95,7 @@ class Checkpoint:
                 "command again: it continues from the checkpoint before"
             ) from error
 
-    def load(self, state: TrainingState) -> bool:
+    def load(self, state: TrainingState[Any]) -> bool:
         """Fill a fresh `state` from the file; False when there is none.
 
         Raises ArchiveError when the file is corrupt or another file, MismatchError when it belongs to another job.
@@ -147,13 +148,13 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _fill(state: TrainingState, note: _Note, flat: Mapping[str, Tensor]) -> None:
+def _fill(state: TrainingState[Any], note: _Note, flat: Mapping[str, Tensor]) -> None:
     """Raises KeyError, ValueError or RuntimeError when a tensor is missing or of another shape."""
     groups: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "optimizer": {}, "run": {}}
     for name, tensor in flat.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor
-    if note.epoch != len(note.history) or note.step >= len(state.losses) or bool(groups["best"]) != bool(note.epoch):
+    if note.epoch != len(note.history) or note.step > len(state.losses) or bool(groups["best"]) != bool(note.epoch):
         raise ValueError(f"epoch {note.epoch}, step {note.step} with {len(note.history)} records")
     state.student.load_state_dict(groups["student"])
     state.losses.copy_(_like({"losses": state.losses}, groups["run"])["losses"])

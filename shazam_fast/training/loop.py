@@ -199,7 +199,9 @@ def stop_on_interrupt(enabled: bool) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _new_state(archive: FeatureArchive, config: TrainConfig, device: torch.device, steps: int) -> TrainingState:
+def _new_state(
+    archive: FeatureArchive, config: TrainConfig, device: torch.device, steps: int
+) -> TrainingState[Student]:
     generator = torch.Generator().manual_seed(config.seed)
     student = Student(config.student(archive.teachers, archive.classes), generator)
     if config.targets == "frozen":

@@ -1,13 +1,24 @@
 """The fine-tuned teacher baseline, on images that the test makes, with a tiny random ViT."""
 
+import contextlib
 import dataclasses
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from program import call, run_program
 
 import shazam_fast as sf
-from shazam_fast.comparison import finetuning
+from shazam_fast.comparison.finetuning import loop, model
+from shazam_fast.comparison.finetuning import run as finetuning
+from shazam_fast.comparison.fold import Fold
 from shazam_fast.images.table import ImageTable
 from shazam_fast.teachers import registry as teacher_registry
 
@@ -66,7 +77,7 @@ def test_the_best_epoch_is_what_comes_back(table, result):
 def test_later_epochs_that_are_worse_are_undone(table, monkeypatch):
     first = run(table, epochs=1).model.state_dict()
     scores = iter([0.9, 0.8, 0.7])
-    monkeypatch.setattr("shazam_fast.comparison.finetuning.selection_score", lambda *_: next(scores))
+    monkeypatch.setattr(loop, "selection_score", lambda *_: next(scores))
     result = run(table, epochs=3)
     assert [record["val_score"] for record in result.history] == [0.9, 0.8, 0.7]
     assert all(torch.equal(tensor, first[name]) for name, tensor in result.model.state_dict().items())
@@ -119,8 +130,17 @@ def test_tables_that_cannot_be_trained_on(table):
         run(changed(classes=(*CLASSES, "green")))
     with pytest.raises(sf.MismatchError, match="write the slides' patches out as images"):
         run(changed(sides=np.full((60, 2), 32, dtype=np.int32), coords=np.zeros((60, 2), dtype=np.int32)))
-    with pytest.raises(sf.ShazamError, match="learning rates > 0"):
+    with pytest.raises(sf.MismatchError, match="the split leaks: group 'p' has patches in train, val"):
+        run(changed(groups=("p",) * 60))
+
+
+def test_options_out_of_range_or_unknown(table):
+    with pytest.raises(sf.ShazamError, match="head_lr: a number more than 0 expected"):
         run(table, head_lr=0.0)
+    with pytest.raises(sf.ShazamError, match=r"no option lr; options are epochs, .*backbone_lr"):
+        run(table, lr=0.1)
+    with pytest.raises(sf.ShazamError, match="config: a FinetuneConfig expected"):
+        sf.finetune(table, TINY, {"epochs": 1}, weights="random")
 
 
 def test_an_image_that_cannot_be_read(table, tmp_path):
@@ -131,13 +151,13 @@ def test_an_image_that_cannot_be_read(table, tmp_path):
 
 
 def test_logits_that_are_not_finite_name_the_image(table, monkeypatch):
-    forward = finetuning.FinetunedTeacher.forward
+    forward = model.FinetunedTeacher.forward
 
     def overflowing(self, images):
         logits = forward(self, images)
         return logits if self.training else logits * torch.inf
 
-    monkeypatch.setattr(finetuning.FinetunedTeacher, "forward", overflowing)
+    monkeypatch.setattr(model.FinetunedTeacher, "forward", overflowing)
     with pytest.raises(sf.NonFiniteError, match=r"30\.png: its logits are NaN or infinite"):
         run(table, epochs=1)
 
@@ -145,3 +165,195 @@ def test_logits_that_are_not_finite_name_the_image(table, monkeypatch):
 def test_a_loss_that_explodes_is_named(table):
     with pytest.raises(sf.NonFiniteError, match="epoch 0: the loss is nan"):
         run(table, backbone_lr=1e30, head_lr=1e30)
+
+
+SCRIPT = """
+import sys, shazam_fast as sf
+sys.path += [sys.argv[1], sys.argv[1] + "/comparison"]  # of the tests
+from test_finetuning import TINY
+sf.finetune(sys.argv[2], TINY, out=sys.argv[3], weights="random", epochs=int(sys.argv[4]), batch_size=10, device="cpu",
+            backbone_lr=1e-4, patience=10_000, checkpoint_seconds=0.0)
+"""
+
+
+@pytest.fixture(scope="module")
+def listed(table, tmp_path_factory):
+    """The table as a CSV."""
+    file = tmp_path_factory.mktemp("tables") / "images.csv"
+    names = ("train", "val", "test")
+    rows = zip(table.paths, table.labels.tolist(), table.splits.tolist(), strict=True)
+    file.write_text("path,label,split\n" + "\n".join(f"{p},{CLASSES[y]},{names[s]}" for p, y, s in rows) + "\n")
+    return file
+
+
+def assert_same(left, right):
+    assert left.history == right.history
+    assert {name: m.to_dict() for name, m in left.metrics.items()} == {
+        name: m.to_dict() for name, m in right.metrics.items()
+    }
+    theirs = right.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in left.model.state_dict().items())
+
+
+def stopping_after(steps):
+    """In place of `stop_on_interrupt`: Ctrl-C during step number `steps`."""
+    calls = itertools.count(1)
+
+    @contextlib.contextmanager
+    def stop(enabled):
+        yield lambda: next(calls) == steps
+
+    return stop
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])  # three steps are an epoch
+def test_interrupted_and_continued_gives_the_same_bits(table, result, tmp_path, monkeypatch, steps):
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "stop_on_interrupt", stopping_after(steps))
+        with pytest.raises(KeyboardInterrupt):
+            run(table, out=tmp_path / "run")
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["checkpoint.safetensors"]
+    assert_same(run(table, out=tmp_path / "run"), result)
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == [
+        "finetuned.json", "head.safetensors", "teacher.safetensors"
+    ]  # fmt: skip
+
+
+def start(listed, out, epochs):
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(listed), str(out), str(epochs)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_killed_and_continued_gives_the_same_bits(listed, tmp_path):
+    out = tmp_path / "run"
+    process = start(listed, out, 60)
+    wait_for(out / "checkpoint.safetensors", process)
+    with pytest.raises(sf.ShazamError, match=f"process {process.pid} on .* is writing there"):
+        run(listed, out=out, epochs=60, patience=10_000)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "finetuned.json").exists(), "it was killed too late for this test"
+    assert_same(run(listed, out=out, epochs=60, patience=10_000), run(listed, epochs=60, patience=10_000))
+
+
+def test_a_finished_one_is_loaded_and_another_refused(table, result, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run(table, out=out)
+    (out / "checkpoint.safetensors").write_bytes(b"left by a process that was killed")
+    monkeypatch.setattr(finetuning, "FinetuningRun", None)
+    assert_same(run(table, out=out), result)
+    assert not (out / "checkpoint.safetensors").exists()
+    with pytest.raises(sf.MismatchError, match=r"written with another head_lr \(0.001, now 0.1\)"):
+        run(table, out=out, head_lr=0.1)
+    labels = table.labels.copy()
+    labels[[0, 1]] = labels[[1, 0]]
+    with pytest.raises(sf.MismatchError, match="written with other labels"):
+        run(dataclasses.replace(table, labels=labels), out=out)
+    with pytest.raises(sf.MismatchError, match="written with other images"):
+        run(dataclasses.replace(table, paths=table.paths[::-1]), out=out)
+    weights = {name: tensor + 1 for name, tensor in sf.load_teacher(TINY, "random").model.state_dict().items()}
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(sf.MismatchError, match="written with other weights"):
+        run(table, out=out, weights=tmp_path / "other.pth")
+
+
+def test_a_checkpoint_of_another_one(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "stop_on_interrupt", stopping_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        run(table, out=tmp_path / "run")
+    with pytest.raises(sf.MismatchError, match="written with another seed"):
+        run(table, out=tmp_path / "run", seed=3)
+
+
+def test_damaged_results(table, tmp_path):
+    out = tmp_path / "run"
+    run(table, out=out, epochs=1)
+    content = (out / "head.safetensors").read_bytes()
+    (out / "head.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(sf.ArchiveError, match="checksum mismatch"):
+        run(table, out=out, epochs=1)
+    (out / "head.safetensors").unlink()
+    with pytest.raises(sf.ArchiveError, match=r"head\.safetensors"):
+        run(table, out=out, epochs=1)
+    card = json.loads((out / "finetuned.json").read_text())
+    del card["document_xxh3"], card["metrics"]["val"]["classes"]
+    (out / "finetuned.json").write_text(json.dumps(card))
+    (out / "head.safetensors").write_bytes(content)
+    with pytest.raises(sf.ArchiveError, match=r"finetuned\.json: corrupt: not the metrics"):
+        run(table, out=out, epochs=1)
+
+
+def test_parameters_without_a_gradient(table, tmp_path, monkeypatch):
+    """A pooler that no feature depends on has no moments; the checkpoint resumes all the same."""
+
+    class WithPooler(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.used, self.pooler = torch.nn.Linear(3, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, images):
+            return self.used(images.mean(dim=(2, 3)))
+
+    spec = sf.TeacherSpec("pooler", dim=4, library="torch", pooling="model", arguments={"create": WithPooler})
+    options = {"epochs": 2, "batch_size": 10, "device": "cpu"}
+    whole = sf.finetune(table, spec, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "stop_on_interrupt", stopping_after(4))
+        with pytest.raises(KeyboardInterrupt):
+            sf.finetune(table, spec, out=tmp_path / "run", **options)
+    assert_same(sf.finetune(table, spec, out=tmp_path / "run", **options), whole)
+
+
+def test_the_teacher_can_be_extracted_with(table, result, tmp_path):
+    run(table, out=tmp_path / "run")
+    loaded = sf.load_teacher(TINY, tmp_path / "run" / "teacher.safetensors").state_dict()
+    trained = result.model.teacher.state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.items())
+
+
+def test_as_a_method_of_a_comparison(table, tmp_path):
+    splits = np.roll(table.splits, 15)
+    archive = sf.open(sf.write_archive(
+        tmp_path / "features", {"a": np.ones((60, 2))}, labels=table.labels, splits=splits, classes=CLASSES
+    ))  # fmt: skip
+    options = {"weights": "random", "epochs": 4, "batch_size": 10, "backbone_lr": 1e-4, "device": "cpu"}
+    found = finetuning.finetune_fold(Fold(archive, seed=2), table, TINY, **options)
+    alone = run(dataclasses.replace(table, splits=splits), seed=2)
+    for name in ("val", "test"):
+        labels = table.labels[archive.split(name)]
+        assert found[name].shape == (15, 3)
+        assert np.allclose(found[name].sum(axis=1), 1)
+        assert (found[name].argmax(axis=1) == labels).mean() == alone.metrics[name].accuracy
+    with pytest.raises(sf.MismatchError, match="images with the archive's classes and labels expected"):
+        finetuning.finetune_fold(Fold(archive), dataclasses.replace(table, labels=table.labels[::-1].copy()), TINY)
+
+
+def test_on_the_command_line(listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_registry, "_registry", dict(teacher_registry._registry))
+    sf.register_teacher(dataclasses.replace(TINY, name="tiny-by-name"))
+    options = ("--teacher", "tiny-by-name", "--weights", "random", "--batch-size", "10", "--device", "cpu")
+    command = ("finetune", listed, *options, "--epochs", "2", "--backbone-lr", "1e-4", "--out", tmp_path / "run")
+    first = call(*command)
+    assert first.returncode == 0, first.stderr
+    assert "the best of 2 epochs is number" in first.stdout
+    assert "confusion, test" in first.stdout
+    assert call(*command).stdout == first.stdout
+    other = call(*command, "--seed", "1")
+    assert other.returncode == 1
+    assert "written with another seed (0, now 1)" in other.stderr
+    refused = call("train", listed, "--out", tmp_path / "run")
+    assert "holds a fine-tuned teacher already" in refused.stderr
+
+
+def test_help_of_the_command():
+    text = run_program("finetune", "--help", width=200).stdout
+    for field in dataclasses.fields(sf.FinetuneConfig):
+        assert f"--{field.name.replace('_', '-')} " in text

@@ -1,5 +1,7 @@
 """Trainings that are killed, interrupted and continued, and what their directory may hold."""
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -49,6 +51,25 @@ def test_ctrl_c_keeps_a_checkpoint(tmp_path, archive):
     assert (out / "checkpoint.safetensors").exists()
     assert not (out / "student.json").exists()
     assert not list(out.glob("*.unfinished"))
+
+
+def test_a_checkpoint_after_any_step(tmp_path, archive, monkeypatch):
+    """After the last step of an epoch too, when the epoch is not validated yet."""
+    whole = tensors(sf.train(archive, **QUICK).student)
+    steps = -(-len(sf.open(archive).split("train")) // QUICK["batch_size"])
+    for stop in (1, steps - 1, steps, steps + 1):
+        calls = itertools.count(1)
+
+        @contextlib.contextmanager
+        def stopping(enabled, calls=calls, stop=stop):
+            yield lambda: next(calls) == stop
+
+        out = tmp_path / f"stopped-{stop}"
+        with monkeypatch.context() as patch:
+            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                sf.train(archive, out=out, **QUICK)
+        assert_same_bits(tensors(sf.train(archive, out=out, **QUICK).student), whole)
 
 
 def test_a_finished_training_is_loaded(tmp_path, archive, caplog):
