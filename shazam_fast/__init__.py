@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import MismatchError as MismatchError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import ShazamError as ShazamError
+    from .estimator import ShazamClassifier as ShazamClassifier
     from .extraction.extract import extract as extract
     from .extraction.run import ExtractionReport as ExtractionReport
     from .formats.geometry import Geometry as Geometry
@@ -115,6 +116,7 @@ _HOMES = {
     ),
     "reporting.heatmaps": ("heatmap",),
     "reporting.report.report": ("report",),
+    "estimator": ("ShazamClassifier",),
 }
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _HOME["open"] = ("archive.opening", "open_archive")

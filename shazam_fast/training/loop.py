@@ -40,8 +40,11 @@ class TrainingRun:
         archive: where the features and labels are.
         config: what decides the training.
         device: where the student computes.
-        train_rows, val_rows: the labelled rows of the two splits, int64.
+        train_rows, val_rows: the labelled rows of the two splits, int64. Without `val_rows` nothing is validated, and
+            the last epoch counts as the best.
         checkpoint: where the state is saved; if it holds one, the training resumes from it.
+        class_weights: weight of a patch by its class, in the cross-entropy and in the validation score, float64 [C];
+            None: patches count alike.
     """
 
     def __init__(
@@ -50,8 +53,9 @@ class TrainingRun:
         config: TrainConfig,
         device: torch.device,
         train_rows: NDArray[np.int64],
-        val_rows: NDArray[np.int64],
+        val_rows: NDArray[np.int64] | None,
         checkpoint: Checkpoint,
+        class_weights: NDArray[np.float64] | None = None,
     ) -> None:
         self._config, self._checkpoint, self._teachers = config, checkpoint, list(archive.teachers)
         self._heads = config.teacher_heads > 0
@@ -68,11 +72,13 @@ class TrainingRun:
         feed = TrainingFeed(archive, train_rows, device, config.batch_size)
         counts = np.bincount(archive.labels[train_rows], minlength=len(archive.classes))
         objective = config.objective(torch.from_numpy(counts).to(device))
+        if class_weights is not None:
+            objective = replace(objective, class_weights=torch.from_numpy(class_weights).float().to(device))
         state = self._state
         self._training_step = TrainingStep(
             state.student, state.optimizer, objective, feed, state.losses, config.feature_dropout
         )
-        self._validate = Validation(archive, val_rows, device)
+        self._validate = None if val_rows is None else Validation(archive, val_rows, device, class_weights)
         self._saved = time.monotonic()
 
     @property
@@ -104,6 +110,8 @@ class TrainingRun:
         return self._state.epoch >= self._config.epochs or stale >= self._config.patience
 
     def _best_epoch(self) -> int:
+        if self._validate is None:
+            return len(self.history) - 1
         scores = [record["val_score"] for record in self.history]
         return scores.index(max(scores))
 
@@ -133,7 +141,8 @@ class TrainingRun:
     def _finish_epoch(self, started: float) -> None:
         state = self._state
         self._require_finite_losses()
-        record = {"epoch": state.epoch, **self._mean_losses(), **self._validate(state.student)}
+        found = {} if self._validate is None else self._validate(state.student)
+        record = {"epoch": state.epoch, **self._mean_losses(), **found}
         self.history.append({**record, "seconds": time.monotonic() - started})
         if self._best_epoch() == state.epoch:
             state.best = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
@@ -168,7 +177,8 @@ class TrainingRun:
             )
 
     def _note(self) -> str:
-        best = f", best val score {self.history[self._best_epoch()]['val_score']:.3f}" if self.history else ""
+        validated = self.history and self._validate is not None
+        best = f", best val score {self.history[self._best_epoch()]['val_score']:.3f}" if validated else ""
         return f"epoch {self._state.epoch + 1}/{self._config.epochs}{best}"
 
     def _save(self) -> None:

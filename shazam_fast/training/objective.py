@@ -44,6 +44,8 @@ class Objective:
             without gradient; "frozen", the student's `frozen_targets` (the authors' script).
         teacher_heads: weight of the loss of the student's `teacher_heads`; 0: it needs none.
         offsets: added to all logits before a cross-entropy, [C], on the student's device; None: nothing.
+        class_weights: by which the cross-entropy of a patch of each class is multiplied, [C], on the student's device;
+            None: by 1.
     """
 
     lam: float
@@ -52,6 +54,7 @@ class Objective:
     targets: str
     teacher_heads: float = 0.0
     offsets: Tensor | None = None
+    class_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_objective(self.lam, self.delta, self.huber, self.targets, self.teacher_heads)
@@ -76,7 +79,7 @@ class Objective:
         """
         tokens = student.tokens(features, present, rows, scale)  # [B, N, D]
         output = student.fuse(tokens, present)
-        cross_entropy = F.cross_entropy(self._offset(output.logits), labels)
+        cross_entropy = self._cross_entropy(output.logits, labels)
         if self.targets == "frozen":
             targets = student.fixed_targets(features, present, rows)
         else:
@@ -97,9 +100,14 @@ class Objective:
         if student.teacher_heads is None:
             raise ShazamError("teacher_heads above 0 needs a student with teacher_heads; train() makes them")
         B, N, _ = tokens.shape
-        logits = self._offset(student.teacher_heads(tokens)).flatten(0, 1)  # [B*N, C]
-        losses = F.cross_entropy(logits, labels.repeat_interleave(N), reduction="none").view(B, N)
+        logits = student.teacher_heads(tokens).flatten(0, 1)  # [B*N, C]
+        losses = self._cross_entropy(logits, labels.repeat_interleave(N), "none").view(B, N)
         return (losses if present is None else torch.where(present, losses, 0.0)).mean(dim=0)
 
-    def _offset(self, logits: Tensor) -> Tensor:
-        return logits if self.offsets is None else logits + self.offsets
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        """Weighted by class. The mean is over rows; PyTorch's would divide by the sum of the batch's weights."""
+        shifted = logits if self.offsets is None else logits + self.offsets
+        if self.class_weights is None:
+            return F.cross_entropy(shifted, labels, reduction=reduction)
+        losses = F.cross_entropy(shifted, labels, self.class_weights, reduction="none")
+        return losses.mean() if reduction == "mean" else losses

@@ -1,9 +1,10 @@
 """Training a student: one call from an archive to a student with its history and metrics."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from .. import __version__
 from ..annotation.splits import require_whole_groups
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
+from ..archive.writer import write_archive
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
@@ -121,6 +123,49 @@ def train(
         return _train(archive, config, device, rows, folder, job)
 
 
+def train_arrays(
+    features: Mapping[str, NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    splits: NDArray[np.uint8],
+    classes: Sequence[str],
+    config: TrainConfig,
+    class_weights: NDArray[np.float64] | None = None,
+) -> TrainResult:
+    """Train a student on features in memory. They are stored, as float32, in a temporary directory meanwhile.
+
+    Args:
+        features: {teacher: float32 [n, dim]}, finite.
+        labels: int64 [n], index into `classes`; every class has a row in "train".
+        splits: uint8 [n], 0 train, 1 val. Without a row in "val" nothing is validated, and the student is that of the
+            last epoch.
+        classes: C class names.
+        config: what decides the training; its `batch_size` is at most the number of training rows.
+        class_weights: weight of a row by its class, in the cross-entropy and in the validation score, float64 [C];
+            None: rows count alike.
+
+    Returns the student, with its history and no metrics.
+
+    Raises ShazamError when the device is not there; NonFiniteError for a loss that is NaN or infinite.
+    """
+    device = choose_device(config.device)
+    ops.require_available(config.backend, config.precision, device)
+    numbers = [str(code) for code in range(len(classes))]  # any text may be the name of a class here
+    with TemporaryDirectory(prefix="shazam-") as folder:
+        place = Path(folder) / "features"
+        write_archive(place, features, labels=labels, splits=splits, classes=numbers, dtype="float32")
+        archive = open_archive(place)
+        val = archive.split("val")
+        run = TrainingRun(
+            archive, config, device, archive.split("train"), val if len(val) else None,
+            Checkpoint(None, {}, ""), class_weights,
+        )  # fmt: skip
+        run.train(lambda: False)
+    student = run.best_student()
+    student.config = replace(student.config, classes=tuple(classes))
+    student.training_record = {"job": asdict(config), "history": run.history, **_circumstances(device)}
+    return TrainResult(student, run.history, {})
+
+
 def _train(
     archive: FeatureArchive,
     config: TrainConfig,
@@ -141,13 +186,18 @@ def _train(
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
         "archive": archive.path.name,
         "teachers": archive.records,
-        "device": describe_device(device),
-        "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        **_circumstances(device),
     }
     if out is not None:
         student.save(out)
         remove_leftovers(out)
     return TrainResult(student, run.history, metrics)
+
+
+def _circumstances(device: torch.device) -> dict[str, Any]:
+    """Where and with what a student was trained, for its record."""
+    versions = {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+    return {"device": describe_device(device), "versions": versions}
 
 
 def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:

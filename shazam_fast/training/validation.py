@@ -25,10 +25,17 @@ class Validation:
         archive: where the features are.
         rows: the labelled rows of the validation split, int64 [n].
         device: where the student computes.
+        class_weights: float64 [C]; then the selection score is the accuracy with patches weighted by their class.
     """
 
-    def __init__(self, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> None:
-        self._archive, self._rows, self._device = archive, rows, device
+    def __init__(
+        self,
+        archive: FeatureArchive,
+        rows: NDArray[np.int64],
+        device: torch.device,
+        class_weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        self._archive, self._rows, self._device, self._class_weights = archive, rows, device, class_weights
         self._features = resident_features(archive, rows, device)
 
     def __call__(self, student: Student) -> dict[str, Any]:
@@ -49,11 +56,18 @@ class Validation:
         confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
         balanced_accuracy, weighted_f1 = selection_metrics(confusion)
         return {
-            "val_score": selection_score(balanced_accuracy, weighted_f1),
+            "val_score": self._score(confusion),
             "val_balanced_accuracy": balanced_accuracy,
             "val_weighted_f1": weighted_f1,
             **(_describe_shares(torch.cat(shares), list(self._archive.teachers)) if shares else {}),
         }
+
+    def _score(self, confusion: NDArray[np.int64]) -> float:
+        """What the best epoch is chosen by, of the counts of true class (row) and predicted class [C, C]."""
+        if self._class_weights is None:
+            return selection_score(*selection_metrics(confusion))
+        weighted = self._class_weights[:, None] * confusion
+        return float(np.trace(weighted) / weighted.sum()) if weighted.any() else 0.0
 
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
         """Position of the first row and features [B, width] on the device, batch after batch."""

@@ -104,7 +104,7 @@ class FinetuningRun:
             torch.manual_seed(int(seed.generate_state(1)[0]))
             loss = F.cross_entropy(state.student.classify(pixels), labels.to(state.losses.device))
             state.optimizer.zero_grad(set_to_none=True)
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(loss).backward()
             self._scaler.step(state.optimizer)
             self._scaler.update()
             state.losses[state.step] = loss.detach()
