@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from .archive.rows import Batch as Batch
     from .archive.writer import ArchiveWriter as ArchiveWriter
     from .archive.writer import write_archive as write_archive
-    from .comparison.compare import Comparison as Comparison
     from .comparison.compare import compare as compare
     from .comparison.finetuning.config import FinetuneConfig as FinetuneConfig
     from .comparison.finetuning.run import FinetuneResult as FinetuneResult
     from .comparison.finetuning.run import finetune as finetune
+    from .comparison.result import Comparison as Comparison
+    from .comparison.table import open_comparison as open_comparison
     from .errors import ArchiveError as ArchiveError
     from .errors import ImageError as ImageError
     from .errors import MismatchError as MismatchError
@@ -108,7 +109,9 @@ _HOMES = {
         "TrainResult",
         "train",
     ),
-    "comparison.compare": ("Comparison", "compare"),
+    "comparison.compare": ("compare",),
+    "comparison.result": ("Comparison",),
+    "comparison.table": ("open_comparison",),
     "comparison.finetuning.config": ("FinetuneConfig",),
     "comparison.finetuning.run": (
         "FinetuneResult",

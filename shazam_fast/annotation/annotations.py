@@ -1,6 +1,7 @@
 """Labels, splits and groups for archives whose files hold none: from tables, mappings, arrays or folder names."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from .splits import GroupedSplit, require_whole_groups
 logger = logging.getLogger("shazam_fast")
 
 FOLDER = "folder"
+SITE_HEADERS = ("site", "siteid", "center", "centre", "hospital", "institution")  # of a column of sites, as letters
 
 Given = str | Path | Mapping[str, Any] | ArrayLike | None
 Column = tuple[NDArray[Any], Table | None, NDArray[np.int64]]  # values; their table; row of the values per patch
@@ -69,6 +71,34 @@ def annotate(
         logger.info("%s: splits from its column %r", source.where, header)
         return _with_column_of_splits(contents, source, header, required=False)
     return contents
+
+
+def encode_sites(contents: Contents, sites: Given) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The sites that were given for the patches of an archive: their names, and the index of every patch's site.
+
+    Args:
+        contents: the archive.
+        sites: as groups in `annotate`; a table has a column of SITE_HEADERS.
+
+    Returns the names, and int32 [n_rows], -1 unknown.
+
+    Raises MismatchError when slides or counts do not fit, no site is known, or a table has no such column.
+    """
+    source, header = _source(sites, "site"), None
+    if source is None or isinstance(source, str):
+        raise MismatchError(f"sites: a table, a mapping or one name per patch expected, found {sites!r}")
+    if isinstance(source, Table):
+        found = [name for name in source.columns if re.sub("[^a-z]", "", name.lower()) in SITE_HEADERS]
+        if len(found) != 1:
+            raise MismatchError(
+                f"{source.where}: one column of sites ({', '.join(SITE_HEADERS)}) expected, found {source.headers}"
+            )
+        header = found[0]
+    values, _, rows = _column(contents, source, header, "sites")
+    names, codes = encode_names(_spread(values, rows), "sites")
+    if not names:
+        raise MismatchError(f"{contents.path}: sites: no patch has a known site")
+    return names, codes
 
 
 def _source(given: Any, role: str) -> Table | NDArray[Any] | str | None:

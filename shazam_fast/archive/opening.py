@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..annotation.annotations import Given, annotate
+import numpy as np
+from numpy.typing import NDArray
+
+from ..annotation.annotations import Given, annotate, encode_sites
 from ..annotation.splits import GroupedSplit
 from ..errors import ArchiveError, MismatchError
 from ..formats.native import is_native, read_contents
@@ -79,6 +82,34 @@ def open_archive(
         return path
     contents = read_features(path, teachers, slides, on_error)
     return FeatureArchive(annotate(contents, labels, splits, groups, classes, label_column))
+
+
+def choose_of(archive: FeatureArchive, teachers: Sequence[str]) -> FeatureArchive:
+    """An open archive with some of its teachers, in this order; its labels, splits and groups stay.
+
+    Raises MismatchError for another name.
+    """
+    return FeatureArchive(take_teachers(archive._contents, teachers))
+
+
+def read_sites(archive: FeatureArchive, sites: Given) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The site (hospital, scanner) of every patch of an open archive.
+
+    Args:
+        archive: the archive.
+        sites: a table with a column of sites and one of slides or patients, {slide: site} or one name per patch.
+
+    Returns the names of sites, and int32 [n_rows]: the index of every patch's site, -1 unknown.
+
+    Raises what `open_archive` raises for groups.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/s1.npy", np.ones((3, 8), np.float32))
+    >>> read_sites(open_archive({"uni": folder}), {"s1": "Basel"})
+    (('Basel',), array([0, 0, 0], dtype=int32))
+    """
+    return encode_sites(archive._contents, sites)
 
 
 def read_features(

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import MismatchError
 
 HEAD_BYTES = 4096  # of a JSON document, among which its format is named
-FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|finetuned)"')
+FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|finetuned|comparison)"')
 SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
 CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
 HOLDS = {
@@ -14,14 +14,15 @@ HOLDS = {
     "student": ("a student", "evaluate, score and report"),
     "scores": ("scores", "heatmap"),
     "finetuned": ("a fine-tuned teacher", "extract, with its teacher.safetensors as --weights"),
+    "comparison": ("a comparison", "compare, with the same options, which prints it, and report"),
     "checkpoint": ("an unfinished training", "train or finetune, with the same options, which resumes it"),
 }
-EXPECTED = {"archive": "features", "student": "a student", "scores": "scores"}
+EXPECTED = {"archive": "features", "student": "a student", "scores": "scores", "comparison": "a comparison"}
 CHECKPOINTED = ("student", "finetuned")  # results of a training
 
 
 def kind_of(path: Path) -> str | None:
-    """ "archive", "student", "scores", "finetuned" or "checkpoint" where this package wrote the directory, else None.
+    """A key of HOLDS where this package wrote the directory, else None.
 
     >>> kind_of(Path("/nowhere"))
     """
@@ -58,7 +59,7 @@ def require_place_for(out: Path, wanted: str) -> None:
 
     Args:
         out: what the user typed for --out.
-        wanted: "archive", "student", "scores" or "finetuned". An unfinished training is where its result goes.
+        wanted: a key of HOLDS. An unfinished training is where its result goes.
     """
     found = kind_of(out)
     if found not in (None, wanted, "checkpoint" if wanted in CHECKPOINTED else wanted):

@@ -106,6 +106,7 @@ FEATURE_OPTIONS = (
     _option("test", float, "Make splits: fraction of the patches for the test. Default, with --val: 0.15; 0 for none."),
     _option("seed", int, "Random seed of --val and --test. Default: 0."),
 )
+SPLIT_OPTIONS = ("val", "test", "seed")
 
 
 def add_options(
@@ -234,10 +235,14 @@ def _slides_of_table(path: Path) -> list[str]:
     return list(dict.fromkeys(name for name in table.texts(column).tolist() if name))
 
 
-def opens_features(*, seeded: bool = False) -> Callable[[Command], Command]:
+def opens_features(*, seeded: bool = False, splits_itself: bool = False) -> Callable[[Command], Command]:
     """Give a command ARCHIVE and all options that say which features, labels and splits; it gets a `Features`.
 
     Args:
         seeded: the command has a --seed of its own, which makes the splits too.
+        splits_itself: the command has --val, --test and --seed of its own, for splits that it makes itself.
     """
-    return add_options(FEATURE_OPTIONS, "features", lambda values: _collect_features(values, seeded=seeded))
+    own = SPLIT_OPTIONS if splits_itself else ()
+    options = [option for option in FEATURE_OPTIONS if option.name not in own]
+    unset = dict.fromkeys(own)
+    return add_options(options, "features", lambda values: _collect_features({**values, **unset}, seeded=seeded))

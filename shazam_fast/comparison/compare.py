@@ -1,111 +1,56 @@
 """Comparison of fusion methods on one archive: does fusing help, by how much, and how sure is that?"""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import xxhash
 
-from ..annotation.splits import GroupedSplit
+from .. import __version__
+from ..annotation.annotations import Given
 from ..archive.archive import FeatureArchive
-from ..archive.opening import ArchiveLike, open_archive
-from ..errors import MismatchError, ShazamError
+from ..archive.opening import ArchiveLike, open_archive, read_sites
+from ..errors import ShazamError
+from ..images.table import ImageTable
+from ..runtime.checks import require_count, require_path
+from ..runtime.devices import choose_device, describe_device
+from ..runtime.documents import Json
+from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from ..scoring.metrics import Metrics, compute_metrics
-from .fold import Fold
-from .intervals import Interval, Tally, bootstrap_metrics, interval, simultaneous_intervals
-from .methods import CONCATENATION, METHODS, SINGLE_TEACHER, Bench, require_methods
+from .fold import PARTS, Fold
+from .methods import Bench, Fitted, choose_methods
+from .networks import DEFAULT_BUDGET
+from .result import Cell, Comparison, Setup, make_cell, summarise
+from .splitting import Codes, check_splits, own_split, random_splits
+from .studies import Task, compared_methods, default_methods, study_tasks
+from .table import CellDirectory
 
 logger = logging.getLogger("shazam_fast")
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one split: its test metrics, test predictions [n] and seconds; or why it could not run."""
-
-    repeat: int
-    method: str
-    metrics: Metrics | None
-    predicted: NDArray[np.int64] | None
-    seconds: float
-    reason: str = ""
+REPEATS = 10  # random splits, unless asked otherwise
+LIBRARIES = ("sklearn.linear_model", "sklearn.model_selection", "sklearn.neighbors", "scipy.linalg")
+FAR = 1_000_003  # between two seeds of a method on one split, so that they are no seed of another split
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What `compare` found.
+class Plan:
+    """What is run: tasks on splits with seeds; `bench` has the fields of every bench beside its fold."""
 
-    `cells` has every method on every split. `balanced_accuracy` and `weighted_f1` map a method to its mean over the
-    splits with a 95% interval by bootstrap over groups; `against` maps a reference method to the paired differences in
-    balanced accuracy of all others, with intervals that hold together (corrected for the number of methods).
-    """
-
-    classes: tuple[str, ...]
-    teachers: tuple[str, ...]
-    n_rows: int
-    n_groups: int
-    repeats: int
-    cells: tuple[Cell, ...]
-    balanced_accuracy: Mapping[str, Interval]
-    weighted_f1: Mapping[str, Interval]
-    against: Mapping[str, Mapping[str, Interval]]
-
-    def mean(self, method: str, metric: str) -> float:
-        """Mean over the splits of a metric's name in `Metrics`; NaN for a method that never ran."""
-        values = [getattr(c.metrics, metric) for c in self.cells if c.method == method and c.metrics is not None]
-        return float(np.mean(values)) if values else float("nan")
-
-    def seconds(self, method: str) -> float:
-        """Mean seconds to fit the method and predict val and test, on one split."""
-        return float(np.mean([cell.seconds for cell in self.cells if cell.method == method]))
+    archive: FeatureArchive
+    tasks: Mapping[str, Task]
+    splits: Sequence[Codes]
+    seeds: int
+    setup: Setup
+    bench: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def failed(self) -> dict[str, str]:
-        """Methods that could not run on some split, with the first reason."""
-        found: dict[str, str] = {}
-        for cell in self.cells:
-            if cell.metrics is None:
-                found.setdefault(cell.method, cell.reason)
-        return found
-
-    def conclusion(self) -> str:
-        """One sentence: what fusing gains over the best single teacher, with its interval."""
-        fused = {m: i for m, i in self.balanced_accuracy.items() if not m.startswith("best_single")}
-        gains = self.against.get(SINGLE_TEACHER, {})
-        if not fused or not gains:
-            return "Nothing to conclude: the comparison has no single teacher or no fusion method."
-        best = max((m for m in fused if m in gains), key=lambda m: fused[m].value)
-        gain = gains[best]
-        points = f"{100 * gain.value:+.1f} points of balanced accuracy, 95% interval {100 * gain.low:+.1f} to "
-        points += f"{100 * gain.high:+.1f}"
-        if gain.low > 0:
-            return f"Fusing helps here: {best} gains {points} over the best single teacher."
-        if gain.high < 0:
-            return f"Fusing does not pay here: even {best} loses to the best single teacher ({points})."
-        return f"Not decided here: {best} differs from the best single teacher by {points}."
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for JSON."""
-        methods = {}
-        for name in self.balanced_accuracy:
-            means = {m: self.mean(name, m) for m in ("accuracy", "auroc", "calibration_error")}
-            ba, f1 = self.balanced_accuracy[name], self.weighted_f1[name]
-            methods[name] = {"balanced_accuracy": vars(ba), "weighted_f1": vars(f1), **means}
-            methods[name]["seconds"] = self.seconds(name)
-        return {
-            "classes": list(self.classes),
-            "teachers": list(self.teachers),
-            "n_rows": self.n_rows,
-            "n_groups": self.n_groups,
-            "repeats": self.repeats,
-            "methods": methods,
-            "against": {r: {m: vars(i) for m, i in found.items()} for r, found in self.against.items()},
-            "failed": self.failed,
-            "conclusion": self.conclusion(),
-        }
+    def fits(self) -> int:
+        """Number of fits on one split."""
+        return sum(self.seeds if task.method.random else 1 for task in self.tasks.values())
 
 
 # Over 40 lines: every option is documented here.
@@ -113,29 +58,49 @@ def compare(
     archive: ArchiveLike,
     methods: Sequence[str] | None = None,
     *,
-    repeats: int = 10,
+    study: str | None = None,
+    repeats: int | None = None,
+    seeds: int = 1,
     val: float = 0.2,
     test: float = 0.2,
     seed: int = 0,
     own_splits: bool = False,
+    sites: Given = None,
+    images: ImageTable | None = None,
+    finetuning: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
 ) -> Comparison:
     """Fit fusion methods and baselines on the same splits and compare them on the test parts.
 
     Args:
         archive: an archive or its path, with labels; groups (patients) where they are known.
-        methods: names in `METHODS`; all by default. A method that cannot run is reported, the others go on.
-        repeats: number of random splits that keep groups whole and classes in proportion.
+        methods: names in `METHODS`; by default all that need nothing which the archive lacks (images, levels). A method
+            that cannot run is reported, the others go on.
+        study: "depth", "lambda", "leave-one-out", "subsets" or "learning-curve": compare settings of the methods
+            instead, see `studies`; the study's own methods by default.
+        repeats: number of random splits that keep groups whole and classes in proportion; 10 by default.
+        seeds: how often methods with randomness are fitted on each split, with other seeds.
         val, test: shares of the labelled patches.
         seed: of the splits (seed, seed + 1, ...), of the methods and of the bootstrap.
-        own_splits: take the archive's own train, val and test instead; `repeats` then changes the methods' seed alone.
+        own_splits: take the archive's own train, val and test instead.
+        sites: the site (hospital, scanner) of every slide or patch, so that whole sites stay in one part: a table with
+            a column "site", {slide: site}, or one name per patch.
+        images: the images that the features were made of, in the archive's order, for fine-tuned teachers.
+        finetuning: options of `shazam_fast.finetune` for them.
+        device: where students are trained: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
+        out: directory for the result: one row per method, split and seed, with the predictions, in Parquet files, and
+            comparison.json. An interrupted comparison there is continued, a finished one is opened.
 
     Returns:
         A `Comparison`: metrics with intervals, paired differences to the best single teacher (chosen on val) and to
-        logistic regression on the concatenation.
+        logistic regression on the concatenation; in a study, to its reference.
 
     Raises:
-        MismatchError: no labels, an empty split, too few groups.
-        ShazamError: an unknown method, or `repeats` below 1.
+        MismatchError: no labels, or all equal; too few groups or sites; a class that no training patch has; a group
+            with patches in two of the archive's own splits; `out` holds another comparison.
+        NonFiniteError: a NaN or infinite feature.
+        ShazamError: an unknown method or study, an option out of range; `out` cannot be written.
 
     >>> import numpy as np, tempfile, shazam_fast as sf
     >>> labels = np.arange(80) % 2
@@ -144,73 +109,117 @@ def compare(
     >>> found = sf.compare(path, ["best_single_balanced", "lr_concat_balanced"], repeats=2)
     >>> sorted(found.balanced_accuracy)
     ['best_single_balanced', 'lr_concat_balanced']
+    >>> list(sf.compare(path, study="subsets", repeats=2).balanced_accuracy)
+    ['1 of 2 teachers', '2 of 2 teachers']
     """
+    folder = None if out is None else require_path("out", out)
+    if folder is not None:
+        require_writable(folder)
+    repeats, seeds = _counts(repeats, seeds, own_splits)
+    names = default_methods(study) if study is not None and methods is None else methods
     opened = open_archive(archive)
-    names = tuple(METHODS) if methods is None else tuple(methods)
-    require_methods(names)
-    if repeats < 1:
-        raise ShazamError(f"repeats: at least 1 expected, found {repeats}")
-    cells: list[Cell] = []
-    tallies: dict[str, list[Tally]] = {name: [] for name in names}
-    with Progress("comparing", repeats * len(names), "fits") as progress:
-        for repeat in range(repeats):
-            fold = Fold(opened if own_splits else _resplit(opened, val, test, seed + repeat), seed + repeat)
-            bench = Bench(fold)
-            for name in names:
-                cell = _run(bench, repeat, name)
-                cells.append(cell)
-                if cell.predicted is not None:
-                    tallies[name].append(Tally(fold.labels("test"), cell.predicted, fold.groups("test")))
-                progress.advance(1, name)
-    return summarise(opened, repeats, cells, tallies, seed)
+    chosen = choose_methods(names, opened, images)
+    tasks, references = compared_methods(chosen) if study is None else study_tasks(study, opened, chosen)
+    codes = None if sites is None else read_sites(opened, sites)[1]
+    splits = [own_split(opened)] if own_splits else random_splits(opened, repeats, val, test, seed, codes)
+    notes = check_splits(opened, splits, own_splits)
+    n_rows = int((opened.labels >= 0).sum())
+    setup = Setup(
+        opened.classes, tuple(opened.teachers), n_rows, len(splits), seed, references, study or "", tuple(notes)
+    )
+    place = describe_device(choose_device(device))
+    options = {} if device is None else {"device": device}
+    bench = {"options": options, "images": images, "finetuning": {**options, **(finetuning or {})}}
+    plan = Plan(opened, tasks, splits, seeds, setup, bench)
+    if folder is None:
+        with Progress("comparing", len(splits) * plan.fits, "fits") as progress:
+            cells = [cell for repeat in range(len(splits)) for cell in _run_split(plan, repeat, progress)]
+        return summarise(setup, cells, str(opened.path))
+    return _to_disk(plan, folder, {**_job(plan, chosen, finetuning), "device": place})
 
 
-def summarise(
-    archive: FeatureArchive, repeats: int, cells: Sequence[Cell], tallies: Mapping[str, Sequence[Tally]], seed: int
-) -> Comparison:
-    """Intervals and paired differences of the cells; a method that failed on a split has none."""
-    whole = {name: found for name, found in tallies.items() if len(found) == repeats}
-    if not whole:
-        reasons = "; ".join(sorted({cell.reason for cell in cells}))
-        raise MismatchError(f"{archive.path}: no method could run on every split: {reasons}")
-    accuracy, f1 = bootstrap_metrics(whole, len(archive.classes), seed)
-    against = {
-        reference: simultaneous_intervals(
-            {name: values - accuracy[reference] for name, values in accuracy.items() if name != reference}
+def _counts(repeats: int | None, seeds: int, own_splits: bool) -> tuple[int, int]:
+    """Checked numbers of splits and seeds."""
+    seeds = require_count("seeds", seeds)
+    if own_splits and repeats not in (None, 1):
+        raise ShazamError(
+            f"repeats: {repeats} random splits, or own_splits, expected; found both (seeds= repeats fits)"
         )
-        for reference in (SINGLE_TEACHER, CONCATENATION)
-        if reference in accuracy and len(accuracy) > 1
-    }
-    groups = np.unique(np.concatenate([tally.groups for tally in next(iter(whole.values()))]))
-    return Comparison(
-        classes=archive.classes,
-        teachers=tuple(archive.teachers),
-        n_rows=int((archive.labels >= 0).sum()),
-        n_groups=len(groups),
-        repeats=repeats,
-        cells=tuple(cells),
-        balanced_accuracy={name: interval(values) for name, values in accuracy.items()},
-        weighted_f1={name: interval(values) for name, values in f1.items()},
-        against=against,
-    )
+    return (1 if own_splits else REPEATS) if repeats is None else require_count("repeats", repeats), seeds
 
 
-def _run(bench: Bench, repeat: int, name: str) -> Cell:
+def _job(plan: Plan, methods: Sequence[str], finetuning: Mapping[str, Any] | None) -> dict[str, Json]:
+    """What makes two comparisons the same."""
+    content = plan.archive.fingerprint
+    splits = xxhash.xxh3_128(np.stack(plan.splits).tobytes()).hexdigest()
+    images: ImageTable | None = plan.bench["images"]
+    paths = None if images is None else xxhash.xxh3_128("\n".join(map(str, images.paths)).encode()).hexdigest()
+    return {
+        "study": plan.setup.study or "none", "methods": list(methods), "repeats": plan.setup.repeats,
+        "seeds": plan.seeds, "seed": plan.setup.seed, "release": __version__,
+        **{what: content[what] for what in ("features", "labels", "groups", "slides")}, "splits": splits,
+        "images": paths or "none", "finetuning": {key: str(value) for key, value in (finetuning or {}).items()},
+        "settings of the networks": asdict(DEFAULT_BUDGET),
+    }  # fmt: skip
+
+
+def _to_disk(plan: Plan, folder: Path, job: Mapping[str, Json]) -> Comparison:
+    """Run the splits that are not finished, each written when it is, and the manifest."""
+    parts = CellDirectory(folder, job, plan.setup)
+    if (found := parts.read_finished()) is not None:
+        return found
+    with DirectoryLock(folder), Progress("comparing", parts.count * plan.fits, "fits") as progress:
+        if (found := parts.read_finished()) is not None:  # by another process, just now
+            return found
+        parts.claim()
+        parts.remove_temporary()
+        missing = parts.missing(range(parts.count))
+        if len(missing) < parts.count:
+            logger.info("%s: continued after %d of %d splits", folder, parts.count - len(missing), parts.count)
+            progress.skip((parts.count - len(missing)) * plan.fits)
+        try:
+            for repeat in missing:
+                parts.write(repeat, _run_split(plan, repeat, progress))
+        except BaseException:
+            parts.discard_if_empty()
+            raise
+        return parts.finish()
+
+
+def _run_split(plan: Plan, repeat: int, progress: Progress) -> list[Cell]:
+    """All tasks on one split. Features are read, and libraries loaded, before anything is timed."""
+    seed = plan.setup.seed + repeat
+    fold = Fold(plan.archive.with_splits(plan.splits[repeat]), seed)
+    fold.features(PARTS[0])
+    for library in LIBRARIES:
+        import_module(library)
+    cells = []
+    benches: dict[str, Bench] = {}
+    for name, task in plan.tasks.items():
+        for number in range(plan.seeds if task.method.random else 1):
+            whole = Bench(fold, fold.teachers, seed + FAR * number, **plan.bench)
+            key = f"{task.key} {number}"
+            if key not in benches:
+                benches[key] = task.view(whole)
+            cells.append(_run(task, benches[key], {"repeat": repeat, "seed": number, "method": name}))
+            progress.advance(1, name)
+    return cells
+
+
+def _run(task: Task, bench: Bench, names: Mapping[str, Any]) -> Cell:
     """Fit one method; a user's error becomes the reason why it has no result."""
-    started = time.perf_counter()
+    fold = bench.fold
+    rows = fold.archive.split("test")
+    place = {**names, "rows": rows, "labels": fold.labels("test"), "groups": fold.groups("test")}
+    fitted: Fitted
     try:
-        probabilities = METHODS[name](bench)["test"]
+        fitted, fit_seconds = fold.shared.measure(lambda: task.method.fit(bench))
+        probabilities, score_seconds = fold.shared.measure(lambda: fitted.predict("test"))
     except ShazamError as error:
-        logger.warning("%s: %s", name, error)
-        return Cell(repeat, name, None, None, time.perf_counter() - started, str(error))
-    seconds = time.perf_counter() - started
-    metrics = compute_metrics(probabilities, bench.fold.labels("test"), bench.fold.archive.classes)
-    return Cell(repeat, name, metrics, probabilities.argmax(axis=1), seconds)
-
-
-def _resplit(archive: FeatureArchive, val: float, test: float, seed: int) -> FeatureArchive:
-    """The archive with a random split of its labelled rows."""
-    wanted = GroupedSplit(val, test, seed)
-    return archive.with_splits(
-        wanted.assign(archive.labels, archive.group_index, archive.slide_index, str(archive.path))
-    )
+        logger.warning("%s: %s", names["method"], error)
+        return Cell(
+            **place, teachers=bench.teachers, probabilities=None, metrics=None, fit_seconds=0.0, score_seconds=0.0,
+            reason=str(error),
+        )  # fmt: skip
+    place["teachers"] = fitted.teachers
+    return make_cell(probabilities, fold.archive.classes, place, fit_seconds, score_seconds)

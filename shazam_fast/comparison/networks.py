@@ -5,7 +5,7 @@ student (Linear, ReLU, LayerNorm, Linear), so that they differ in the fusion alo
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fold import Fold
-from .probes import validation_score
+from .fold import PARTS, Fold
+from .probes import standardised, validation_score
 
 STATE = 16  # width of the state that Mamba carries from teacher to teacher
 
@@ -127,30 +127,62 @@ class FusionNetwork(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class FittedNetwork:
+    """A trained network, the standardised features {part: [n, sum of dims]} that it reads, and its score on val."""
+
+    network: FusionNetwork
+    x: Mapping[str, Tensor]
+    score: float
+
+    @torch.no_grad()
+    def predict(self, part: str) -> NDArray[np.float64]:
+        """Probabilities [n, C] of a part."""
+        return np.asarray(self.network(self.x[part]).double().softmax(dim=1).numpy())
+
+
 def fit_network(
-    fold: Fold, teachers: Sequence[str], fusion: Callable[[int, int], nn.Module], budget: Budget
-) -> dict[str, NDArray[np.float64]]:
-    """Train a network on the fold and choose its epoch on val. Returns {"val", "test"} -> probabilities [n, C]."""
-    x = {part: torch.from_numpy(fold.features(part, teachers)) for part in ("train", "val", "test")}
-    mean, scale = x["train"].mean(dim=0), x["train"].std(dim=0, correction=0)
-    scale = torch.where(scale > 1e-6 * mean.abs(), scale, 1.0)
-    x = {part: (values - mean) / scale for part, values in x.items()}
+    fold: Fold,
+    teachers: Sequence[str],
+    fusion: Callable[[int, int], nn.Module],
+    budget: Budget,
+    seed: int | None = None,
+) -> FittedNetwork:
+    """Train a network on the fold and choose its epoch on val.
+
+    Args:
+        fold: what to fit on and predict.
+        teachers: whose features it reads.
+        fusion: makes the fusion of N tokens of width D.
+        budget: what every network is given.
+        seed: of the parameters and the order of patches; the fold's by default.
+    """
+    x = {part: _standardised(fold, teachers, part) for part in PARTS}
     y = torch.from_numpy(fold.labels("train"))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold.seed)
+        torch.manual_seed(fold.seed if seed is None else seed)
         dims = [fold.archive.teachers[name] for name in teachers]
         network = FusionNetwork(dims, fold.n_classes, budget.dim, fusion)
-        best = _train(network, x, y, fold.labels("val"), budget)
+        best, score = _train(network, x, y, fold.labels("val"), budget)
     network.load_state_dict(best)
-    with torch.no_grad():
-        return {part: network(x[part]).double().softmax(dim=1).numpy() for part in ("val", "test")}
+    return FittedNetwork(network, x, score)
+
+
+def _standardised(fold: Fold, teachers: Sequence[str], part: str) -> Tensor:
+    """Standardised features [n, sum of dims]; those of all teachers are kept for the next network."""
+    if tuple(teachers) != fold.teachers:
+        return torch.cat([_standardised(fold, fold.teachers, part)[:, fold.archive.columns_of(t)] for t in teachers], 1)
+    found: Tensor = fold.shared.get(
+        ("tensors", part), lambda: torch.from_numpy(standardised(fold, teachers, parts=(part,))[part]).float()
+    )
+    return found
 
 
 def _train(
-    network: FusionNetwork, x: dict[str, Tensor], y: Tensor, val_labels: NDArray[np.int64], budget: Budget
-) -> dict[str, Tensor]:
-    """The parameters of the epoch with the best validation score."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=budget.lr, weight_decay=budget.weight_decay)
+    network: FusionNetwork, x: Mapping[str, Tensor], y: Tensor, val_labels: NDArray[np.int64], budget: Budget
+) -> tuple[dict[str, Tensor], float]:
+    """The parameters of the epoch with the best validation score, and that score."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
     best, best_score, stale = copy.deepcopy(network.state_dict()), -1.0, 0
     for _ in range(budget.epochs):
         for rows in torch.randperm(len(y)).split(budget.batch_size):
@@ -164,4 +196,4 @@ def _train(
             best, best_score, stale = copy.deepcopy(network.state_dict()), score, 0
         if stale >= budget.patience:
             break
-    return best
+    return best, best_score

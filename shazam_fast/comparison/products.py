@@ -1,14 +1,17 @@
 """Fusion of single-teacher models: products of their probabilities, with or without a gate, means and stacking."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from ..errors import MismatchError
 from .fold import Fold
-from .probes import Array, Probe, fit_probe, logistic_regression, probe_features, validation_score
+from .probes import Array, Probe, fit_probe, logistic_regression, make_space, softmax, standardised, validation_score
 
 INNER_FOLDS = 5  # of the training split, for out-of-fold predictions
 NEIGHBOURS = (5, 10, 20, 50)  # values of k that the validation split chooses among
@@ -16,46 +19,62 @@ GATE_STEPS = 200  # of L-BFGS
 GATE_PENALTY = 0.1  # weight of w^T R w
 TINY = 1e-12  # probabilities are clipped to it before a logarithm
 
+Predict = Callable[[str], Array]  # "val" or "test" -> probabilities [n, C]
+
 
 def log_product(probabilities: Sequence[Array], shares: Array | None = None) -> Array:
     """Normalised product of probabilities [n, C] with exponents `shares` [n, N] (default 1/N): [n, C]."""
     logs = np.log(np.clip(np.stack(probabilities, axis=1), TINY, None))  # [n, N, C]
-    logits = logs.mean(axis=1) if shares is None else np.einsum("nt,ntc->nc", shares, logs)
-    logits -= logits.max(axis=1, keepdims=True)
-    powers = np.exp(logits)
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    return softmax(logs.mean(axis=1) if shares is None else np.einsum("nt,ntc->nc", shares, logs))
 
 
-def out_of_fold(fold: Fold, teacher: str, C: float, balanced: bool) -> Array:
-    """Probabilities [n, C] of the training rows by probes that did not see their group."""
+def out_of_fold(fold: Fold, teacher: str, C: float, balanced: bool, seed: int | None = None) -> Array:
+    """Probabilities [n, C] of the training rows by probes that did not see their group.
+
+    Raises MismatchError when the training split has no two groups, or no class has two patches.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    x, y = probe_features(fold, [teacher])["train"], fold.labels("train")
+    x, y = make_space(fold, [teacher]).train, fold.labels("train")
     groups = fold.groups("train")
-    n_splits = min(INNER_FOLDS, len(np.unique(groups)))
-    found = np.full((len(y), fold.n_classes), 1.0 / fold.n_classes)
-    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=fold.seed)
-    for inside, outside in splitter.split(x, y, groups):
+    n_groups, most = len(np.unique(groups)), int(np.bincount(y).max())
+    n_splits = min(INNER_FOLDS, n_groups, most)
+    if n_splits < 2:
+        raise MismatchError(
+            f"{fold.archive.path}: predictions for patches that a probe did not see need two groups (patients, slides "
+            f"or single patches) and two patches of a class in the training split, found {n_groups} and {most}"
+        )
+    found = np.zeros((len(y), fold.n_classes))
+    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=fold.seed if seed is None else seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer patches than folds: it is as good as it gets
+        pieces = list(splitter.split(x, y, groups))
+    for inside, outside in pieces:
+        present = np.unique(y[inside])
+        if len(present) == 1:
+            found[outside, present[0]] = 1.0
+            continue
         model = logistic_regression(C, balanced).fit(x[inside], y[inside])
-        predicted = np.zeros((len(outside), fold.n_classes))
-        predicted[:, model.classes_] = model.predict_proba(x[outside])
-        found[outside] = predicted
+        found[np.ix_(outside, model.classes_)] = model.predict_proba(x[outside])
     return found
 
 
-def gated_product(fold: Fold, probes: Mapping[str, Probe]) -> dict[str, Array]:
+def gated_product(fold: Fold, probes: Mapping[str, Probe], inner: Sequence[Array]) -> Predict:
     """Logit product with a gate per patch (LogitProd, arXiv 2604.07779), fitted on out-of-fold predictions.
 
-    Exponents are N softmax(G f + b) / N of features f: each model's largest probability, margin and entropy, the mean
+    Exponents are softmax(G f + b) of features f: each model's largest probability, margin and entropy, the mean
     entropy and the mutual information. G starts at zero, which is the plain product; w^T R w, with R the correlation of
     the models' errors, keeps weight from models that fail together.
+
+    Args:
+        fold: what is fitted on.
+        probes: {teacher: its probe}, with balanced class weights.
+        inner: their out-of-fold predictions on train, [n, C] each.
     """
-    inner = [out_of_fold(fold, name, probe.C, balanced=True) for name, probe in probes.items()]
     y = torch.from_numpy(fold.labels("train"))
     features, mean, scale = _gate_features(inner)
     logs = torch.from_numpy(np.log(np.clip(np.stack(inner, axis=1), TINY, None)))
-    errors = 1.0 - np.stack([p[np.arange(len(y)), y.numpy()] for p in inner])
-    R = torch.from_numpy(np.nan_to_num(np.corrcoef(errors)).reshape(len(inner), len(inner)))
+    R = torch.from_numpy(error_correlation(inner, y.numpy()))
     weight = torch.zeros(features.shape[1], len(inner), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(len(inner), dtype=torch.float64, requires_grad=True)
     counts = torch.bincount(y, minlength=fold.n_classes).double()
@@ -71,34 +90,65 @@ def gated_product(fold: Fold, probes: Mapping[str, Probe]) -> dict[str, Array]:
         return loss
 
     optimizer.step(closure)
-    result = {}
-    for part in ("val", "test"):
-        outer = [probe.probabilities[part] for probe in probes.values()]
+
+    def predict(part: str) -> Array:
+        outer = [probe.predict(part) for probe in probes.values()]
         f, *_ = _gate_features(outer, mean, scale)
-        shares = (f @ weight + bias).softmax(dim=1).detach().numpy()
-        result[part] = log_product(outer, shares)
-    return result
+        return log_product(outer, (f @ weight + bias).softmax(dim=1).detach().numpy())
+
+    return predict
 
 
-def stacked(fold: Fold, probes: Mapping[str, Probe]) -> dict[str, Array]:
-    """Logistic regression on the out-of-fold log probabilities of the single-teacher probes."""
-    inner = [out_of_fold(fold, name, probe.C, balanced=False) for name, probe in probes.items()]
+def error_correlation(inner: Sequence[Array], y: NDArray[np.int64]) -> Array:
+    """Correlation of the models' errors 1 - p(true class), [N, N]; 0 with a model whose errors are all equal."""
+    errors = 1.0 - np.stack([p[np.arange(len(y)), y] for p in inner])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(np.corrcoef(errors)).reshape(len(inner), len(inner))
+
+
+def stacked(fold: Fold, probes: Mapping[str, Probe], inner: Sequence[Array]) -> Predict:
+    """Logistic regression on the log probabilities of the single-teacher probes, fitted on the out-of-fold ones."""
     model = logistic_regression(0.1, balanced=True).fit(_logs(inner), fold.labels("train"))
-    outer = {part: [probe.probabilities[part] for probe in probes.values()] for part in ("val", "test")}
-    return {part: model.predict_proba(_logs(found)) for part, found in outer.items()}
+    return lambda part: np.asarray(model.predict_proba(_logs([probe.predict(part) for probe in probes.values()])))
 
 
-def nearest_neighbours(fold: Fold) -> dict[str, Array]:
+def nearest_neighbours(fold: Fold, teachers: Sequence[str]) -> Predict:
     """k nearest neighbours by cosine on all teachers, each scaled by the root of its width; k is chosen on val."""
-    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.neighbors import NearestNeighbors
 
-    x, y = probe_features(fold, fold.teachers, scaled=True), fold.labels("train")
-    fitted = [
-        KNeighborsClassifier(min(k, len(y)), metric="cosine", weights="distance", algorithm="brute").fit(x["train"], y)
-        for k in NEIGHBOURS
-    ]
-    best = max(fitted, key=lambda model: validation_score(model.predict_proba(x["val"]), fold.labels("val")))
-    return {part: best.predict_proba(x[part]) for part in ("val", "test")}
+    y = fold.labels("train")
+    train = standardised(fold, teachers, True, ("train",))["train"].astype(np.float32)
+    most = min(NEIGHBOURS[-1], len(y))
+    index = NearestNeighbors(n_neighbors=most, metric="cosine", algorithm="brute").fit(train)
+
+    def find(part: str) -> tuple[Array, NDArray[np.int64]]:
+        return index.kneighbors(standardised(fold, teachers, True, (part,))[part].astype(np.float32))  # type: ignore[no-any-return]
+
+    distance, near = find("val")
+    scores = {
+        k: validation_score(vote(distance[:, :k], y[near[:, :k]], fold.n_classes), fold.labels("val"))
+        for k in sorted({min(k, most) for k in NEIGHBOURS})
+    }
+    best = max(scores, key=lambda k: scores[k])
+
+    def predict(part: str) -> Array:
+        distance, near = find(part)
+        return vote(distance[:, :best], y[near[:, :best]], fold.n_classes)
+
+    return predict
+
+
+def vote(distance: NDArray[Any], labels: NDArray[np.int64], C: int) -> Array:
+    """Probabilities [n, C] from the distances and labels [n, k] of neighbours, weighed by 1 / distance.
+
+    A neighbour at distance 0 leaves no weight to the others.
+    """
+    same = distance <= 0
+    with np.errstate(divide="ignore"):
+        weight = np.where(same.any(axis=1, keepdims=True), same, 1.0 / distance)
+    found = np.zeros((len(labels), C))
+    np.add.at(found, (np.arange(len(labels))[:, None], labels), weight)
+    return np.asarray(found / found.sum(axis=1, keepdims=True))
 
 
 def single_probes(fold: Fold, balanced: bool) -> dict[str, Probe]:

@@ -14,7 +14,7 @@ from ..formats.pieces import ITEM_BYTES, Contents, Extents, InMemory, Piece, Sou
 
 
 def take_teachers(contents: Contents, teachers: Sequence[str]) -> Contents:
-    """The contents of a native archive with these teachers, in this order. Raises MismatchError for another name."""
+    """The contents of an archive with these teachers, in this order. Raises MismatchError for another name."""
     if absent := [name for name in teachers if name not in contents.teachers]:
         raise MismatchError(f"{contents.path}: no teacher {absent[0]!r}; found {', '.join(contents.teachers)}")
     blocks = tuple(_columns_of(contents, teacher) for teacher in teachers)
@@ -98,10 +98,12 @@ def _column(contents: Contents, name: str) -> NDArray[np.int64]:
 
 
 def _columns_of(contents: Contents, teacher: str) -> Extents:
-    """One teacher's columns of the only block."""
-    (block,) = contents.blocks
+    """One teacher's columns of the block that holds them."""
     names = list(contents.teachers)
     first = sum(contents.teachers[name] for name in names[: names.index(teacher)])
+    blocks = iter(contents.blocks)
+    while first >= (block := next(blocks)).columns:
+        first -= block.columns
     shift = np.array([0, first * ITEM_BYTES[block.dtype], 0, 0])
     return Extents(contents.teachers[teacher], block.dtype, block.files, block.table + shift)
 

@@ -8,7 +8,7 @@ known.
 import re
 from typing import NamedTuple
 
-from .registry import list_teachers
+from .registry import get_teacher, list_teachers
 
 UNKNOWN = "unknown"
 
@@ -62,12 +62,28 @@ _OTHERS = {
 _HASH = re.compile(r"-[0-9a-f]{8}$")  # STAMP appends a hash of its code: uni2-49b04e14
 
 
+def known_as(name: str) -> str | None:
+    """The name that this package has for a teacher; None where it does not know it.
+
+    Args:
+        name: as archives have it: a name of this package's or registered, TRIDENT's "uni_v1", STAMP's "uni2-49b04e14",
+            with or without a level ("gigapath:low").
+
+    >>> known_as("uni_v1"), known_as("my own encoder")
+    ('uni', None)
+    """
+    base = name.partition(":")[0]
+    if base in {spec.name for spec in list_teachers()}:
+        return base
+    names = {_plain(alias): own for own, aliases in _ALIASES.items() for alias in (own, *aliases)}
+    return names.get(_plain_base(base))
+
+
 def find_licence(name: str) -> Licence:
     """The licence of a teacher under any tool's name for it.
 
     Args:
-        name: as archives have it: a name of this package's, TRIDENT's "uni_v1", STAMP's "uni2-49b04e14", with or
-            without a level ("gigapath:low").
+        name: as for `known_as`.
 
     Returns licence "unknown" when the name is not known.
 
@@ -76,13 +92,14 @@ def find_licence(name: str) -> Licence:
     >>> find_licence("my own encoder").licence
     'unknown'
     """
-    base = name.partition(":")[0]
-    known = {spec.name: Licence(spec.licence, spec.covers_derivatives) for spec in list_teachers()}
-    if base in known:
-        return known[base]
-    plain = _plain(_HASH.sub("", base.lower()).removeprefix("features_"))
-    names = {_plain(alias): own for own, aliases in _ALIASES.items() for alias in (own, *aliases)}
-    return known[names[plain]] if plain in names else _OTHERS.get(plain, Licence(UNKNOWN, None))
+    if (own := known_as(name)) is not None:
+        spec = get_teacher(own)
+        return Licence(spec.licence, spec.covers_derivatives)
+    return _OTHERS.get(_plain_base(name.partition(":")[0]), Licence(UNKNOWN, None))
+
+
+def _plain_base(base: str) -> str:
+    return _plain(_HASH.sub("", base.lower()).removeprefix("features_"))
 
 
 def _plain(name: str) -> str:

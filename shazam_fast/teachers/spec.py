@@ -36,6 +36,7 @@ class TeacherSpec:
         licence: licence of the weights.
         covers_derivatives: the terms also cover models trained on the teacher's outputs, such as a student. False:
             no such clause is known. Read the terms before you share a student.
+        gflops: 10^9 floating-point operations for one image, a multiplication and an addition being two; 0 if unknown.
         files: names that the weights' file may have on the hub; the first that exists is taken.
 
     Raises ShazamError naming the first field that is out of range or unknown.
@@ -60,6 +61,7 @@ class TeacherSpec:
     gated: bool = False
     licence: str = "unknown"
     covers_derivatives: bool = False
+    gflops: float = 0.0
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ _UNI2 = {
 _VIRCHOW = {
     "img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", "dynamic_img_size": True, **_SWIGLU
 }  # fmt: skip
+_VIRCHOW_1: Mapping[str, Any] = {"licence": "Apache-2.0", "gflops": 334.8}
+_VIRCHOW_2: Mapping[str, Any] = {"licence": _NC_ND, "covers_derivatives": True, "gflops": 340.1}
 _GIGAPATH_VIT = {
     "img_size": 224, "patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334,
     "init_values": 1e-5, **_SWIGLU,
@@ -62,7 +64,7 @@ def _virchow(name: str, hub: str, arguments: Mapping[str, Any], prefix_tokens: i
 def _h_optimus(name: str, hub: str, licence: str) -> TeacherSpec:
     return _vit(
         name, hub, "vit_giant_patch14_reg4_dinov2", _H_OPTIMUS_VIT, transform=_H_OPTIMUS, prefix_tokens=5, dim=1536,
-        precision="float16", blocks=40, levels=(13, 26), gated=True, licence=licence,
+        precision="float16", blocks=40, levels=(13, 26), gated=True, licence=licence, gflops=608.3,
     )  # fmt: skip
 
 
@@ -70,22 +72,24 @@ BUILT_IN: tuple[TeacherSpec, ...] = (
     _vit(
         "uni", "MahmoodLab/UNI", "vit_large_patch16_224", _UNI, transform=_BILINEAR_224, dim=1024,
         precision="float16", blocks=24, levels=(7, 15), gated=True, licence=_NC_ND, covers_derivatives=True,
+        gflops=123.1,
     ),
     _vit(
         "uni2", "MahmoodLab/UNI2-h", "vit_giant_patch14_224", _UNI2, transform=_BILINEAR_224, prefix_tokens=9,
         dim=1536, precision="bfloat16", blocks=24, levels=(7, 15), gated=True, licence=_NC_ND, covers_derivatives=True,
+        gflops=370.9,
     ),
-    _virchow("virchow", "paige-ai/Virchow", {}, 1, licence="Apache-2.0"),
-    _virchow("virchow-cls", "paige-ai/Virchow", {}, 1, licence="Apache-2.0"),
-    _virchow("virchow2", "paige-ai/Virchow2", {"reg_tokens": 4}, 5, licence=_NC_ND, covers_derivatives=True),
-    _virchow("virchow2-cls", "paige-ai/Virchow2", {"reg_tokens": 4}, 5, licence=_NC_ND, covers_derivatives=True),
+    _virchow("virchow", "paige-ai/Virchow", {}, 1, **_VIRCHOW_1),
+    _virchow("virchow-cls", "paige-ai/Virchow", {}, 1, **_VIRCHOW_1),
+    _virchow("virchow2", "paige-ai/Virchow2", {"reg_tokens": 4}, 5, **_VIRCHOW_2),
+    _virchow("virchow2-cls", "paige-ai/Virchow2", {"reg_tokens": 4}, 5, **_VIRCHOW_2),
     TeacherSpec(
         "phikon-v2", hub="owkin/phikon-v2", library="transformers", arguments=_PHIKON, transform=_BICUBIC_224,
-        dim=1024, blocks=24, levels=(7, 15), licence="Owkin non-commercial",
+        dim=1024, blocks=24, levels=(7, 15), licence="Owkin non-commercial", gflops=123.1,
     ),
     _vit(
         "gigapath", "prov-gigapath/prov-gigapath", "vit_giant_patch14_dinov2", _GIGAPATH_VIT, transform=_GIGAPATH,
-        dim=1536, precision="float16", blocks=40, levels=(13, 26), gated=True, licence="Apache-2.0",
+        dim=1536, precision="float16", blocks=40, levels=(13, 26), gated=True, licence="Apache-2.0", gflops=456.2,
     ),
     _h_optimus("h-optimus-0", "bioptimus/H-optimus-0", "Apache-2.0"),
     _h_optimus("h-optimus-1", "bioptimus/H-optimus-1", _NC_ND),
@@ -98,6 +102,6 @@ BUILT_IN: tuple[TeacherSpec, ...] = (
     _vit(
         "gpfm", "majiabo/GPFM", "vit_large_patch14_dinov2", {"img_size": 224, "init_values": 1e-5}, transform=_GPFM,
         dim=1024, precision="float16", blocks=24, levels=(7, 15), licence="MIT (elsewhere CC-BY-NC-ND)",
-        files=("GPFM.pth",),
+        files=("GPFM.pth",), gflops=162.0,
     ),
 )  # fmt: skip
