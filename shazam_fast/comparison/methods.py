@@ -17,7 +17,7 @@ from ..training.train import train
 from . import networks, products
 from .fold import Fold
 from .networks import DEFAULT_BUDGET, Budget, FittedNetwork, fit_network
-from .probes import Array, Probe, fit_probe
+from .probes import Array, Probe, fit_probe, validation_score
 from .products import Predict
 
 
@@ -168,31 +168,14 @@ def _finetuned(bench: Bench) -> Fitted:
             f"{bench.fold.archive.path}: fine-tuned teachers need the images of the features; give images="
         )
     from ..teachers.licences import known_as
-    from .finetuning import finetune
+    from .finetuning.run import finetune_fold
 
-    images = replace(bench.images, splits=bench.fold.archive.splits)
+    options = {"seed": bench.seed, **bench.finetuning}
     names = {name: known_as(name) or name for name in bench.teachers}
-    results = {name: finetune(images, own, seed=bench.seed, **bench.finetuning) for name, own in names.items()}
-    scores = {
-        name: 0.8 * found.metrics["val"].balanced_accuracy + 0.2 * found.metrics["val"].weighted_f1
-        for name, found in results.items()
-    }
-    best = max(scores, key=lambda name: scores[name])
-    return Fitted(partial(predict_images, results[best].model, images), (best,))
-
-
-def predict_images(model: Any, images: ImageTable, part: str) -> Array:
-    """Probabilities [n, C] of a fine-tuned teacher for the images of a part, one image after the other."""
-    import torch
-
-    from ..images.decoding import decode
-
-    found = []
-    with torch.inference_mode():
-        for row in images.split(part).tolist():
-            image = model.teacher.transform(decode(images.paths[row]))
-            found.append(model(image[None]).double().softmax(dim=1).numpy()[0])
-    return np.stack(found)
+    found = {name: finetune_fold(bench.fold, bench.images, own, **options) for name, own in names.items()}
+    labels = bench.fold.labels("val")
+    best = max(found, key=lambda name: validation_score(found[name]["val"], labels))
+    return Fitted(found[best].__getitem__, (best,))
 
 
 METHODS: Mapping[str, Method] = {

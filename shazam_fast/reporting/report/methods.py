@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from ...comparison.compare import Comparison
 from ...comparison.intervals import Interval
 from ...comparison.methods import CONCATENATION, SINGLE_TEACHER
+from ...comparison.result import Comparison
 from ...errors import ShazamError
 from ...runtime.documents import Count, Json, Name, Record, Text, read_document
 from . import charts

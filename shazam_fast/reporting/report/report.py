@@ -10,7 +10,7 @@ import numpy as np
 from ... import __version__
 from ...archive.archive import FeatureArchive
 from ...archive.opening import ArchiveLike, open_archive
-from ...comparison.compare import Comparison
+from ...comparison.result import Comparison
 from ...errors import MismatchError, ShazamError
 from ...runtime.checks import require_count, require_path
 from ...runtime.devices import choose_device
