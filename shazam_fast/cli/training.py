@@ -34,7 +34,8 @@ HELP = {
     "teacher_dropout": "Probability of withholding a teacher from a patch in training.",
     "feature_dropout": "Probability of leaving out a feature column in a training step.",
     "standardize": "Scale every feature to mean 0 and variance 1 of the training split.",
-    "patience": "Stop after this many epochs without a better validation score.",
+    "selection": "The epoch that is kept: best (by the validation score) or last.",
+    "patience": "With selection best: stop after this many epochs without a better validation score.",
     "seed": "Random seed, also of --val and --test.",
     "device": "cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.",
     "backend": "auto, triton (an error where its kernels do not apply) or reference (plain PyTorch).",
@@ -65,8 +66,10 @@ def train(
 
     require_place_for(out, "student")
     result = run(features.open(), out=out, preset=preset, **_typed(context, options))
-    best = max(result.history, key=lambda record: record["val_score"])
-    say(f"student in {out}: the best of {len(result.history)} epochs is number {best['epoch'] + 1}")
+    kept = result.history[-1]
+    if result.student.training_record["job"]["selection"] == "best":
+        kept = max(result.history, key=lambda record: record["val_score"])
+    say(f"student in {out}: of {len(result.history)} epochs, number {kept['epoch'] + 1} is kept")
     print_metrics(result.metrics)
 
 

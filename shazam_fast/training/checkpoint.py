@@ -31,7 +31,7 @@ class TrainingState(Generic[Network]):
         student: the student, or another network, at that step.
         optimizer: its optimizer, with the moments.
         losses: of the current epoch, [steps, terms].
-        best: the student's tensors after the epoch with the best validation score; empty before the first.
+        best: the student's tensors after the epoch that is kept so far; empty before the first.
         epoch, step: how many are done, of the training and of the current epoch.
         history: one record per finished epoch.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_count, require_number, require_switch
 from ..student.config import StudentConfig, check_shape
-from .choices import SCHEDULES, check_objective
+from .choices import SCHEDULES, SELECTIONS, check_objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,9 @@ class TrainConfig:
         feature_dropout: probability, 0 <= p < 1, that a column of the features is left out (set to its mean) in a
             training step; the others are divided by 1 - p.
         standardize: scale every feature to mean 0 and variance 1 of the training split.
-        patience: stop after this many epochs without a better validation score.
+        selection: the epoch that is kept: "best", that of the best validation score, or "last", for which the
+            validation split decides nothing.
+        patience: with selection "best", stop after this many epochs without a better validation score.
         seed: random seed, 0 or more; the same seed on the same device gives the same bits.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
         backend: "auto", "triton" (an error where its kernels do not apply) or "reference" (plain PyTorch).
@@ -88,6 +90,7 @@ class TrainConfig:
     teacher_dropout: float = StudentConfig.teacher_dropout
     feature_dropout: float = 0.0
     standardize: bool = True
+    selection: str = "best"
     patience: int = 20
     seed: int = 0
     device: str | None = None
@@ -101,6 +104,7 @@ class TrainConfig:
             "lr": require_number("lr", self.lr, above=0.0),
             "weight_decay": require_number("weight_decay", self.weight_decay, 0.0),
             "schedule": require_choice("schedule", self.schedule, SCHEDULES),
+            "selection": require_choice("selection", self.selection, SELECTIONS),
             "balance": require_number("balance", self.balance, 0.0),
             "feature_dropout": require_number("feature_dropout", self.feature_dropout, 0.0, 1.0),
             "standardize": require_switch("standardize", self.standardize),

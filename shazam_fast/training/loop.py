@@ -87,7 +87,7 @@ class TrainingRun:
         return self._state.history
 
     def train(self, interrupted: Callable[[], bool]) -> None:
-        """Train to the last epoch, or until the validation score has not improved for `patience` epochs.
+        """Train to the last epoch, or, where the best is kept, until none was better for `patience` epochs.
 
         Once `interrupted()` is true the state is saved after the step at hand and KeyboardInterrupt raised.
         """
@@ -101,12 +101,12 @@ class TrainingRun:
                 self._train_epoch(interrupted, progress)
 
     def best_student(self) -> Student:
-        """The student of the epoch with the best validation score, on the CPU, in evaluation mode."""
+        """The student of the epoch that is kept, on the CPU, in evaluation mode."""
         self._state.student.load_state_dict(self._state.best)
         return self._state.student.cpu().eval()
 
     def _finished(self) -> bool:
-        stale = len(self.history) - 1 - self._best_epoch() if self.history else 0
+        stale = len(self.history) - 1 - self._kept_epoch() if self.history else 0
         return self._state.epoch >= self._config.epochs or stale >= self._config.patience
 
     def _best_epoch(self) -> int:
@@ -114,6 +114,9 @@ class TrainingRun:
             return len(self.history) - 1
         scores = [record["val_score"] for record in self.history]
         return scores.index(max(scores))
+
+    def _kept_epoch(self) -> int:
+        return self._best_epoch() if self._config.selection == "best" else len(self.history) - 1
 
     def _train_epoch(self, interrupted: Callable[[], bool], progress: Progress) -> None:
         started, state = time.monotonic(), self._state
@@ -144,7 +147,7 @@ class TrainingRun:
         found = {} if self._validate is None else self._validate(state.student)
         record = {"epoch": state.epoch, **self._mean_losses(), **found}
         self.history.append({**record, "seconds": time.monotonic() - started})
-        if self._best_epoch() == state.epoch:
+        if self._kept_epoch() == state.epoch:
             state.best = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
         state.epoch += 1
         state.step = 0

@@ -40,7 +40,7 @@ class TrainResult:
     """A trained student, one record per epoch, and its metrics.
 
     Attributes:
-        student: on the CPU, of the epoch with the best validation score.
+        student: on the CPU, of the epoch that is kept.
         history: one record per epoch: `epoch`, `loss`, `cross_entropy`, `cosine` and `huber` (each by teacher),
             `val_score` (what the best epoch is chosen by) with its parts `val_balanced_accuracy` and
             `val_weighted_f1`, `teacher_shares` (mean share over the validation split) and their mean entropy
@@ -80,7 +80,7 @@ def train(
         preset: "unitopatho", "huncrc" (the paper's two tasks) or "authors_script" (the released script).
         overrides: fields of `TrainConfig` by name.
 
-    Returns the student of the best epoch, on the CPU, with its history and metrics.
+    Returns the student of the epoch that is kept, on the CPU, with its history and metrics.
 
     Raises:
         ShazamError: an unknown option or one out of range; a device that is not there; `out` cannot be written, or

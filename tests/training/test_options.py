@@ -19,8 +19,8 @@ EVERYTHING = {
 PAPER = {
     "epochs": 100, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-3, "schedule": "constant", "lam": 0.5, "delta": 1.0,
     "huber": "norm", "targets": "projected", "balance": 0.0, "teacher_heads": 0.0, "dim": 128, "depth": 5,
-    "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "patience": 20, "seed": 0,
-    "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
+    "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "selection": "best", "patience": 20,
+    "seed": 0, "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
 }  # fmt: skip
 SCRIPT = {
     "block": "residual", "huber": "elementwise", "targets": "frozen", "standardize": False, "epochs": 50,
@@ -142,10 +142,21 @@ def test_stopped_between_epochs_and_continued_gives_the_same_bits(tmp_path, arch
     assert whole.student.teacher_heads is not None
 
 
-@pytest.mark.parametrize("option", ["balance", "teacher_heads", "feature_dropout", "schedule"])
+def test_the_last_epoch_is_kept_where_asked(archive):
+    """Whatever the validation scores; patience does not stop it."""
+    options = {**QUICK, "epochs": 12, "lr": 0.02, "patience": 1}
+    last = sf.train(archive, **options, selection="last")
+    scores = [record["val_score"] for record in last.history]
+    assert len(scores) == 12
+    assert int(np.argmax(scores)) != 11, "the test needs a best epoch that is not the last"
+    assert last.metrics["val"].balanced_accuracy == last.history[-1]["val_balanced_accuracy"]
+
+
+@pytest.mark.parametrize("option", ["balance", "teacher_heads", "feature_dropout", "schedule", "selection"])
 def test_every_option_is_part_of_the_job(tmp_path, archive, option):
     sf.train(archive, out=tmp_path / "run", **QUICK)
     changed = {"balance": 0.123, "teacher_heads": 0.123, "feature_dropout": 0.123}
+    changed["selection"] = "best" if sf.TrainConfig().selection == "last" else "last"
     changed["schedule"] = "constant" if sf.TrainConfig().schedule == "one_cycle" else "one_cycle"
     with pytest.raises(sf.MismatchError, match=f"written with (an)?other {option}"):
         sf.train(archive, out=tmp_path / "run", **QUICK, **{option: changed[option]})
@@ -158,6 +169,7 @@ def test_every_option_is_part_of_the_job(tmp_path, archive, option):
         ({"balance": True}, "balance: a number at least 0 expected, found True"),
         ({"teacher_heads": -1}, "teacher_heads: a number at least 0 expected, found -1"),
         ({"feature_dropout": 1.0}, "feature_dropout: a number at least 0 and less than 1 expected, found 1.0"),
+        ({"selection": "first"}, "selection: one of best, last expected, found 'first'"),
         ({"schedule": "cosine"}, "schedule: one of constant, one_cycle expected, found 'cosine'"),
     ],
 )
