@@ -19,8 +19,8 @@ EVERYTHING = {
 PAPER = {
     "epochs": 100, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-3, "schedule": "constant", "lam": 0.5, "delta": 1.0,
     "huber": "norm", "targets": "projected", "balance": 0.0, "teacher_heads": 0.0, "dim": 128, "depth": 5,
-    "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "selection": "best", "patience": 20,
-    "seed": 0, "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
+    "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "selection": "best",
+    "patience": 20, "seed": 0, "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
 }  # fmt: skip
 SCRIPT = {
     "block": "residual", "huber": "elementwise", "targets": "frozen", "standardize": False, "epochs": 50,
