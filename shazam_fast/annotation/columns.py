@@ -94,6 +94,17 @@ def encode_labels(
     return classes, _encode_names(column.astype(np.str_), classes, place)
 
 
+def label_indices(labels: Any, classes: Sequence[str]) -> NDArray[np.int64]:
+    """The class index of every label [n], given as name or, by any number that is not text, as index; -1 for unknown.
+
+    Raises MismatchError, naming the value and its row, for a label that is no class.
+    """
+    column = normalise(labels, "labels")
+    if column.dtype.kind == "i":
+        return check_label_indices(column.astype(np.int64), tuple(classes))
+    return encode_labels(column, classes)[1]
+
+
 def _encode_distinct(
     column: NDArray[Any], place: Callable[[int], str], order: Sequence[str] | None
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -9,18 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..annotation.columns import (
-    check_classes,
-    check_column,
-    check_label_indices,
-    check_lengths,
-    encode_labels,
-    encode_splits,
-    names_of,
-)
+from ..annotation.columns import check_classes, check_column, check_lengths, encode_splits, label_indices, names_of
 from ..annotation.features import as_features, check_features, interleave, width_of
 from ..annotation.given import as_coords, check_teachers, encode_columns
-from ..errors import ShazamError
+from ..errors import MismatchError, ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import PartWriter
 from ..formats.pieces import UNKNOWN
@@ -30,7 +22,7 @@ from ..runtime.files import unfinished_path
 from ..runtime.jobs import Part
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from ..tables.cells import normalise
+from ..tables.slide_names import show
 from .parts import ArchiveHead, ArchiveParts, require_dtype
 
 COPY_BYTES = 64 << 20  # bytes of features converted at a time
@@ -111,7 +103,7 @@ class ArchiveWriter:
         features = {name: as_features(name, block) for name, block in features.items()}
         rows = check_features(features, self.teachers)
         columns = {
-            "label": None if labels is None else self._encode_labels(labels),
+            "label": None if labels is None else label_indices(labels, self.classes),
             "coords": None if coords is None else as_coords(coords),
             "slide": self._encode_names("slide", slides),
             "group": self._encode_names("group", groups),
@@ -125,9 +117,15 @@ class ArchiveWriter:
             raise ShazamError(f"{self.path}: writing stopped after {self.n_rows} rows: {error}") from error
 
     def close(self) -> None:
-        """Finish the archive: write the last part, then the manifest. Raises ShazamError when that fails."""
+        """Finish the archive: write the last part, then the manifest.
+
+        Raises ShazamError when that fails; MismatchError when `geometry` names a slide of which there is no patch.
+        """
         if self.n_rows == 0:
             raise ShazamError(f"{self.path}: an archive needs at least one row, none was appended")
+        slides = list(self._names["slide"])
+        if absent := [slide for slide in self.geometry if slide and slide not in self._names["slide"]]:
+            raise MismatchError(f"{self.path}: geometry: no patch is of slide {absent[0]!r}; slides are {show(slides)}")
         try:
             self._close_part()
             self._directory.count = len(self._parts)
@@ -173,12 +171,6 @@ class ArchiveWriter:
     def _head(self) -> ArchiveHead:
         slides, groups = (list(self._names[kind]) for kind in ("slide", "group"))
         return ArchiveHead(self.teachers, self._dtype.name, self.classes, slides, groups, self.geometry)
-
-    def _encode_labels(self, labels: ArrayLike) -> NDArray[np.int64]:
-        column = normalise(labels, "labels")
-        if column.dtype.kind == "i":
-            return check_label_indices(column.astype(np.int64), self.classes)
-        return encode_labels(column, self.classes)[1]
 
     def _encode_names(self, kind: str, names: ArrayLike | None) -> NDArray[np.int32] | None:
         if names is None:

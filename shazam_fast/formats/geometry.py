@@ -91,6 +91,8 @@ def geometry_of(attributes: Mapping[str, object]) -> Geometry:
             size = read * downsample * (1.0 if custom is None else custom)
     if size is None and level is None:
         return NOT_KNOWN
+    if level is not None and not level.is_integer():
+        raise ValueError(f"patch_level is {level}, a whole number was expected")
     return Geometry("pixels", size, None if level is None else int(level))
 
 

@@ -149,6 +149,8 @@ def find_slide2vec(
 ) -> list[Source]:
     """Slides of tile_embeddings; `files` is (class folder or "", file). A class folder is a part of the slide."""
     kinds = {file.kind for _, file in files}
+    if {".pt", ".npz"} <= kinds:
+        raise ArchiveError(f"{home / 'tile_embeddings'}: files of two kinds (.pt and .npz); leave one of them there")
     kind = ".pt" if ".pt" in kinds else ".npz" if ".npz" in kinds else next(iter(sorted(kinds)))
     chosen = [(inner, file) for inner, file in files if file.kind == kind]
     if not chosen:

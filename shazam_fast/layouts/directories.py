@@ -135,20 +135,16 @@ def _home_of(root: Path, folder: str) -> tuple[Path, str, str] | None:
 def _find_teacher(home: Path, found: Sequence[tuple[str, str, File]]) -> list[Source]:
     """The sources of one teacher's folder; `found` is (container, folders in it, file)."""
     containers = {container for container, _, _ in found}
+    if len(others := sorted(containers - {"pt_files" if "h5_files" in containers else ""})) > 1:
+        names = ", ".join(name or home.name for name in others)
+        raise ArchiveError(f"{home}: features in several folders ({names}); open one of them")
     name = Path(os.path.realpath(home)).name.removeprefix(FEATURES)
-    for container in ("h5_files", "tile_embeddings", "pt_files", ""):
-        if container not in containers:
-            continue
-        files = [(inner, file) for here, inner, file in found if here == container]
-        match container:
-            case "h5_files":
-                return beside.add_clam(_find_kind(home / container, [f for _, f in files], name), home)
-            case "tile_embeddings":
-                return beside.find_slide2vec(home, files, name, _source)
-            case _:
-                sources = _find_kind(home / container, [file for _, file in files], name)
-                return beside.add_torchmil(sources, home)
-    raise AssertionError("every file of a teacher's folder is in one of its containers")
+    container = next(c for c in ("h5_files", "tile_embeddings", "pt_files", "") if c in containers)
+    files = [(inner, file) for here, inner, file in found if here == container]
+    if container == "tile_embeddings":
+        return beside.find_slide2vec(home, files, name, _source)
+    sources = _find_kind(home / container, [file for _, file in files], name)
+    return beside.add_clam(sources, home) if container == "h5_files" else beside.add_torchmil(sources, home)
 
 
 # Folders of any name

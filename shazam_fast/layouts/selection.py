@@ -14,9 +14,14 @@ from ..formats.pieces import ITEM_BYTES, Contents, Extents, InMemory, Piece, Sou
 
 
 def take_teachers(contents: Contents, teachers: Sequence[str]) -> Contents:
-    """The contents of an archive with these teachers, in this order. Raises MismatchError for another name."""
+    """The contents of an archive with these teachers, in this order.
+
+    Raises MismatchError for another name, or one that comes twice.
+    """
     if absent := [name for name in teachers if name not in contents.teachers]:
         raise MismatchError(f"{contents.path}: no teacher {absent[0]!r}; found {', '.join(contents.teachers)}")
+    if len(set(teachers)) < len(teachers):
+        raise MismatchError(f"teachers: each name once expected, found {list(teachers)}")
     blocks = tuple(_columns_of(contents, teacher) for teacher in teachers)
     return replace(contents, teachers={name: contents.teachers[name] for name in teachers}, blocks=blocks)
 

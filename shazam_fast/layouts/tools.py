@@ -148,9 +148,12 @@ def _read_thunder(file: Path, split: str) -> Unmapped:
     if (beside := file.parent / THUNDER_LABELS).is_file():
         with opened(beside):
             stored = _Stack(beside)
-            labels = stored[:].reshape(-1).astype(np.int64)
+            values = stored[:].reshape(stored.n_rows, -1)
+            labels = values.astype(np.int64)[:, 0]
         if stored.n_rows != features.n_rows:
             raise ArchiveError(f"{beside}: {stored.n_rows} labels for {features.n_rows} patches in {file.name}")
+        if values.shape[1] != 1 or (values[:, 0] != labels).any():
+            raise ArchiveError(f"{beside}: one whole number per patch expected, found {values.dtype} {values.shape}")
     shape = (features.n_rows, *first.shape[1:])
     piece = describe(file, (shape, first.dtype), partial(_Stack, file), labels=labels)
     return replace(piece, splits=_codes(file, split, piece.n_rows) if split in SPLITS else None)

@@ -1,9 +1,11 @@
 """A picture and a GeoJSON file for QuPath of every scored slide."""
 
 import logging
+import math
 from pathlib import Path
 
 from ..errors import MismatchError, ShazamError
+from ..formats.geometry import Geometry
 from ..runtime.checks import require_number, require_path
 from ..runtime.foreign import refuse_occupied
 from ..runtime.locks import require_writable
@@ -63,7 +65,7 @@ def heatmap(
     if not scores.slides:
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
     new_page(1, 1, "heatmap")  # matplotlib is there
-    _say_replaced(scores, patch_size)
+    _say_replaced(scores, patch_size, mpp)
     return _draw_all(scores, out, patch_size, mpp)
 
 
@@ -109,16 +111,27 @@ def _write(slide: SlideScores, out: Path, stem: str) -> Path:
     return out / f"{stem}.png"
 
 
-def _say_replaced(scores: Scores, patch_size: float | None) -> None:
-    """Warn when the given size is used in place of sizes that are recorded."""
-    others = {
-        name: geometry
-        for name, geometry in scores.geometry.items()
-        if patch_size is not None and geometry.unit == "pixels" and geometry.patch_size not in (None, patch_size)
+def _say_replaced(scores: Scores, patch_size: float | None, mpp: float | None) -> None:
+    """Warn when the given size is used in place of sizes that are recorded, or the given mpp is not used."""
+    sizes = {
+        name: one.patch_size / (1.0 if one.unit == "pixels" else one.mpp or mpp or 1.0)
+        for name, one in scores.geometry.items()
+        if one.patch_size is not None and (one.unit == "pixels" or one.mpp or mpp)
     }
+    others = {name: size for name, size in sizes.items() if patch_size and not math.isclose(size, patch_size)}
     if others:
-        name, geometry = next(iter(others.items()))
+        name, size = next(iter(others.items()))
         logger.warning(
-            "patch_size %g replaces the recorded size of %d slides (%r: %g)",
-            patch_size, len(others), name, geometry.patch_size,
+            "patch_size %g replaces the recorded size of %d slides (%r: %g)", patch_size, len(others), name, size
+        )
+    unused = [name for name in scores.slides if mpp and not _takes(scores.geometry.get(name), mpp)]
+    if unused:
+        logger.warning(
+            "mpp %g is not used for %d slides (%r first): their positions are in pixels, or their files record it",
+            mpp, len(unused), unused[0],
         )  # fmt: skip
+
+
+def _takes(geometry: Geometry | None, mpp: float) -> bool:
+    """Whether the given mpp is used for a slide, or equals what its file records."""
+    return geometry is not None and geometry.unit == "micrometres" and geometry.mpp in (None, mpp)

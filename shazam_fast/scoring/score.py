@@ -15,7 +15,7 @@ import torch
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
-from ..runtime.checks import require_path
+from ..runtime.checks import require_path, require_switch
 from ..runtime.devices import choose_device
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
@@ -80,6 +80,8 @@ def score(
     ((3, 2), [[1.0], [1.0], [1.0]])
     """
     require_cluster(cluster)
+    require_switch("fused", fused)
+    require_switch("allow_missing_teachers", allow_missing_teachers)
     if cluster and out is None:
         raise ShazamError("a cluster writes its scores to a directory that all its machines see: give out")
     out = None if out is None else require_path("out", out)

@@ -594,3 +594,9 @@ def test_names_that_differ_in_blanks_alone_over_several_chunks(tmp_path, name):
         with pytest.raises(sf.MismatchError, match=f"{name}: 'a' and 'a ' differ in the blanks around them alone"):
             writer.append(chunk, **{name: ["a "]})
     assert getattr(sf.open(tmp_path / "a"), name) == ("a",)
+
+
+def test_a_teacher_chosen_twice(tmp_path):
+    path = sf.write_archive(tmp_path / "a", **make_patches(rows=20))
+    with pytest.raises(sf.MismatchError, match=r"teachers: each name once expected, found \['uni', 'uni'\]"):
+        sf.open(path, teachers=["uni", "uni"])

@@ -57,3 +57,15 @@ def test_units_in_other_words(tmp_path, unit, known):
         file["feats"], file["coords"] = np.ones((3, 2), np.float16), np.zeros((3, 2), np.float32)
         file.attrs["unit"] = unit
     assert sf.open(tmp_path / "a.h5").geometry[""].unit == known
+
+
+def test_levels_and_slides_that_are_none(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((3, 2), np.float32), np.zeros((3, 2), np.int64)
+        file["coords"].attrs.update(patch_level=1.5, patch_size_level0=256)
+    with pytest.raises(sf.ArchiveError, match=r"a\.h5: .*patch_level is 1\.5, a whole number was expected"):
+        sf.open(tmp_path / "a.h5")
+    with pytest.raises(sf.MismatchError, match="geometry: no patch is of slide 's2'; slides are 's1'"):
+        sf.write_archive(tmp_path / "b", {"u": np.ones((1, 2))}, slides=["s1"], geometry={"s2": sf.Geometry("pixels")})
+    assert not (tmp_path / "b").exists()

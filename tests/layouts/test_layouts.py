@@ -222,6 +222,29 @@ def test_clam_with_other_rows_in_its_two_files(tmp_path, dim, zip_format, monkey
         assert sf.open(tmp_path).n_rows == 10
 
 
+def test_features_of_one_teacher_in_two_folders_or_kinds(tmp_path):
+    """Which of them is meant is not guessed."""
+    tools.clam(tmp_path / "uni")
+    (tmp_path / "uni" / "tile_embeddings").mkdir()
+    np.save(tmp_path / "uni" / "tile_embeddings" / "a.npy", np.ones((3, 8), np.float32))
+    with pytest.raises(sf.ArchiveError, match=r"uni: features in several folders \(h5_files, tile_embeddings\)"):
+        sf.open(tmp_path / "uni")
+    run = tools.slide2vec(tmp_path / "v")
+    np.savez(run / "tile_embeddings" / "a.npz", features=np.ones((12, 8)))
+    with pytest.raises(sf.ArchiveError, match=r"tile_embeddings: files of two kinds \(.pt and .npz\)"):
+        sf.open(run)
+
+
+def test_labels_of_thunder_that_are_no_classes(tmp_path):
+    source = tools.thunder(tmp_path / "t")
+    (file, *_) = sorted(source.rglob("labels.h5"))
+    with h5py.File(file, "a") as content:
+        del content["0"]
+        content["0"] = 0.5
+    with pytest.raises(sf.ArchiveError, match=r"labels\.h5: one whole number per patch expected, found float"):
+        sf.convert(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other rows", "missing"])
 def test_a_broken_slide_is_named_or_left_out_for_all_teachers(tmp_path, damage, caplog):
     for teacher in ("uni", "virchow"):

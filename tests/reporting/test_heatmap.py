@@ -285,3 +285,19 @@ def test_no_module_hides_a_public_function():
     import shazam_fast.reporting.heatmaps as _  # noqa: F401 - importing it must not replace the function
 
     assert callable(sf.heatmap)
+
+
+def test_options_that_are_not_used_are_said(tmp_path, caplog):
+    slides = {"s": [(0, 0), (112, 0)], "t": GRID}
+    geometry = {"s": recorded(112, "micrometres", 0.5), "t": recorded(224)}
+    scores = make_scores(slides, geometry=geometry)
+    sf.heatmap(scores, tmp_path, mpp=0.5)
+    assert caplog.messages == [
+        "mpp 0.5 is not used for 1 slides ('t' first): their positions are in pixels, or their files record it"
+    ]
+    caplog.clear()
+    sf.heatmap(scores, tmp_path, mpp=0.25, patch_size=200)
+    assert caplog.messages == [
+        "patch_size 200 replaces the recorded size of 2 slides ('s': 224)",
+        "mpp 0.25 is not used for 2 slides ('s' first): their positions are in pixels, or their files record it",
+    ]

@@ -155,3 +155,10 @@ def test_scoring_leaves_the_student_as_it_was(trained):
     sf.score(student, archive)
     assert student.training
     student.eval()
+
+
+@pytest.mark.parametrize("option", ["fused", "allow_missing_teachers"])
+def test_switches_are_true_or_false(trained, option):
+    """A text such as "no" is true in Python."""
+    with pytest.raises(sf.ShazamError, match=f"{option}: True or False expected, found 'no'"):
+        sf.score(*trained, **{option: "no"})
