@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from safetensors.torch import save_file
 
 import shazam_fast as sf
@@ -72,6 +73,14 @@ def test_every_entry_builds_what_it_says(name):
     assert len(find_blocks(model, spec)) == spec.blocks
     assert tokens.shape[1] == spec.prefix_tokens + (spec.transform.size // patch) ** 2
     assert pool(tokens, spec).shape == (2, spec.dim)
+
+
+@pytest.mark.parametrize("name", BUILDABLE)
+def test_the_operations_of_one_image(name):
+    spec = sf.get_teacher(name)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        create(spec).eval()(torch.empty(1, 3, spec.transform.size, spec.transform.size))
+    assert spec.gflops == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-3)
 
 
 def test_published_sizes():
