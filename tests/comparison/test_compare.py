@@ -182,23 +182,19 @@ def test_students_are_methods_too(archive, monkeypatch):
 
 
 def test_a_fine_tuned_teacher_is_a_method(archive, monkeypatch):
-    """Its images belong to the rows of the archive; the best teacher on val predicts."""
-    images = sf.ImageTable.__new__(sf.ImageTable)
-    vars(images).update(paths=tuple(range(len(archive))), labels=archive.labels, classes=archive.classes)
+    """The best teacher on val predicts; options go to every fine-tuning."""
     seen = []
 
-    def finetune(table, teacher, seed, **options):
-        seen.append((teacher, options))
-        metrics = archive_metrics(0.9 if teacher == "virchow" else 0.4)
-        return type("Result", (), {"metrics": {"val": metrics}, "model": teacher})
+    def finetune_fold(fold, images, teacher, **options):
+        seen.append((teacher, images, options))
+        right = {part: np.eye(3)[fold.labels(part)] for part in ("val", "test")}
+        return right if teacher == "virchow" else {part: 1 - p for part, p in right.items()}
 
-    def archive_metrics(score):
-        return sf.Metrics(1, archive.classes, score, score, score, score, 0.0, np.zeros((3, 3), dtype=np.int64))
-
-    monkeypatch.setattr("shazam_fast.comparison.finetuning.finetune", finetune)
-    monkeypatch.setattr(methods, "replace", lambda table, splits: splits)
-    monkeypatch.setattr(methods, "predict_images", lambda model, codes, part: np.eye(3)[archive.labels[codes == 2]])
-    found = compare(archive, ["finetuned_teacher"], repeats=1, images=images, finetuning={"epochs": 1}, device="cpu")
+    monkeypatch.setattr("shazam_fast.comparison.finetuning.run.finetune_fold", finetune_fold)
+    given = {"images": "the images", "finetuning": {"epochs": 1}, "device": "cpu"}
+    found = compare(archive, ["finetuned_teacher"], repeats=1, **given)
     assert found.cells[0].teachers == ("virchow",)
     assert found.balanced_accuracy["finetuned_teacher"].value == 1
-    assert seen == [(name, {"device": "cpu", "epochs": 1}) for name in archive.teachers]
+    options = {"device": "cpu", "epochs": 1, "seed": 0}
+    assert seen == [(name, "the images", options) for name in archive.teachers]
+    assert "finetuned_teacher" in methods.choose_methods(None, archive, "the images")

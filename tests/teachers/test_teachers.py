@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import shazam_fast as sf
 from shazam_fast.teachers import registry
