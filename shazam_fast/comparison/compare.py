@@ -27,7 +27,7 @@ from .networks import DEFAULT_BUDGET
 from .result import Cell, Comparison, Setup, make_cell, summarise
 from .splitting import Codes, check_splits, own_split, random_splits
 from .studies import Task, compared_methods, default_methods, study_tasks
-from .table import CellDirectory
+from .table import MANIFEST, CellDirectory
 
 logger = logging.getLogger("shazam_fast")
 
@@ -113,7 +113,7 @@ def compare(
     ['1 of 2 teachers', '2 of 2 teachers']
     """
     folder = None if out is None else require_path("out", out)
-    if folder is not None:
+    if folder is not None and not (folder / MANIFEST).exists():
         require_writable(folder)
     repeats, seeds = _counts(repeats, seeds, own_splits)
     names = default_methods(study) if study is not None and methods is None else methods

@@ -181,6 +181,17 @@ def test_students_are_methods_too(archive, monkeypatch):
     assert set(found.balanced_accuracy) == set(names), found.failed
 
 
+def test_a_student_on_levels_is_a_method_where_there_are_levels(tmp_path, patches, monkeypatch):
+    monkeypatch.setattr(methods, "train", lambda archive, **given: sf.train(archive, **given, epochs=2, dim=8))
+    uni = patches["features"]["uni"]
+    features = {"uni:low": uni + 1, "uni:mid": uni + 2, "uni": uni}
+    archive = sf.open(sf.write_archive(tmp_path / "levels", **{**patches, "features": features}))
+    assert "shazam_levels" in methods.choose_methods(None, archive, None)
+    found = compare(archive, ["shazam_levels"], repeats=1, device="cpu")
+    assert found.failed == {}
+    assert found.gflops("shazam_levels") == pytest.approx(123.1)  # one run of the teacher gives all three
+
+
 def test_a_fine_tuned_teacher_is_a_method(archive, monkeypatch):
     """The best teacher on val predicts; options go to every fine-tuning."""
     seen = []

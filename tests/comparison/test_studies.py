@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import shazam_fast as sf
+from shazam_fast.archive.opening import choose_of
 from shazam_fast.comparison import methods, studies
 from shazam_fast.comparison.compare import compare
 from shazam_fast.comparison.fold import Fold
@@ -61,6 +62,20 @@ def test_fewer_teachers_give_what_an_archive_without_them_gives(archive, tmp_pat
     alone = compare(sf.write_archive(tmp_path / "two", **patches), ["lr_concat_scaled"], repeats=1)
     two = next(cell for cell in found.cells if cell.method == "without phikon-v2")
     np.testing.assert_allclose(two.probabilities, alone.cells[0].probabilities, atol=1e-5)
+
+
+def test_teachers_of_features_that_lie_in_several_files(tmp_path, patches):
+    for name, values in patches["features"].items():
+        np.save(tmp_path / f"{name}.npy", values)
+    given = {name: patches[name] for name in ("labels", "splits", "groups")}
+    archive = sf.open({name: tmp_path / f"{name}.npy" for name in patches["features"]}, **given)
+    fewer = choose_of(archive, ["virchow", "uni"])
+    assert fewer.teachers == {"virchow": 20, "uni": 12}
+    expected = np.hstack([patches["features"]["virchow"], patches["features"]["uni"]])
+    assert np.array_equal(fewer.gather([5, 299]), expected[[5, 299]])
+    assert np.array_equal(fewer.labels, archive.labels)
+    with pytest.raises(sf.MismatchError, match="no teacher 'conch'"):
+        choose_of(archive, ["conch"])
 
 
 def test_the_best_subset_of_each_size(archive):
