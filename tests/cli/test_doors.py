@@ -33,7 +33,7 @@ WRONG = [
     (("inspect", "--teacher", "uni=student"), "student holds a student, but features expected"),
     (("evaluate", "archive", "student"), "student holds a student, but features expected"),
     (("evaluate", "archive", "archive"), "archive holds features, but a student expected"),
-    (("evaluate", "unfinished", "archive"), "train, with the same options, which resumes it"),
+    (("evaluate", "unfinished", "archive"), "train or finetune, with the same options, which resumes it"),
     (("score", "scores", "archive", "--out", "new"), "scores holds scores, but a student expected"),
     (("heatmap", "archive", "--out", "new"), "archive holds features, but scores expected"),
     (("heatmap", "student", "--out", "new"), "student holds a student, but scores expected"),
