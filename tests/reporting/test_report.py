@@ -178,6 +178,31 @@ def test_hardest_patches_and_their_images(tmp_path):
     assert f"row {worst}" in seen.text
 
 
+def test_images_of_patches_of_slides_are_read_from_the_slide(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from shazam_fast.images.slide_reader import SlideReader
+    from shazam_fast.reporting.report import hardest
+
+    archive = sf.open(sf.write_archive(tmp_path / "a", **make_patches(120)))
+    columns = {"row": np.arange(120), "path": pa.array(["scan.svs"] * 120).dictionary_encode()}
+    pq.write_table(pa.table(columns), archive.path / "images.parquet")
+    asked = []
+
+    def read(self, path, x, y, side_level0, side):
+        asked.append((str(path), x, y, side_level0))
+        return Image.new("RGB", (side, side))
+
+    monkeypatch.setattr(SlideReader, "read", read)
+    lines = [("a", "b")] * 2
+    assert hardest._gallery(archive, np.array([7, 3]), lines) is None  # the size of patches is not known
+    archive.geometry = {"slide-000": sf.Geometry("pixels", 512.0, 0, 0.25, "reader 1.0")}
+    assert len(hardest._gallery(archive, np.array([7, 3]), lines).images) == 2
+    assert asked == [("scan.svs", 7 * 256, 7 * 256, 512), ("scan.svs", 3 * 256, 3 * 256, 512)]
+    selected = sf.open(archive.path, slides=["slide-004", "slide-000"])
+    assert hardest.image_paths(selected, np.array([0])) is None  # its rows are others
+
+
 def test_attributes_are_checked_for_confounding(planted, tmp_path):
     archive, *_, folder = planted
     site = {name: f"site-{index % 2}" for index, name in enumerate(archive.slides)}

@@ -24,7 +24,6 @@ from .page import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 HALF, WIDE = 5.1, 10.6  # widths in inches
 HEIGHT = 3.5  # of a figure of half width
@@ -51,9 +50,9 @@ def draw_curves(probabilities: NDArray[np.floating], labels: NDArray[np.int64], 
         style = {"color": colours[c], "lw": 1.6}
         if len(classes) > 2 or c == 1:  # of two classes one curve mirrors the other
             wrong, right, _ = roc_curve(truth, scores)
-            keys[roc] += [(*roc.step(wrong, right, where="post", **style), classes[c])]
+            keys[roc].append((roc.step(wrong, right, where="post", **style)[0], classes[c]))
         precision, found, _ = precision_recall_curve(truth, scores)
-        keys[recall] += [(*recall.step(found, precision, where="post", **style), classes[c])]
+        keys[recall].append((recall.step(found, precision, where="post", **style)[0], classes[c]))
         recall.plot([0, 1], [truth.mean()] * 2, color=colours[c], lw=0.8, ls=(0, (1, 2)))
     labels_of = ((roc, "1 \u2212 specificity", "sensitivity (recall)"), (recall, "recall (sensitivity)", "precision"))
     for axes, x, y in labels_of:
@@ -97,7 +96,8 @@ def draw_training(history: Sequence[Mapping[str, Any]], best: int) -> list[str]:
         for (key, label), colour in zip(names.items(), (ACCENT, OTHER, CLASS_COLOURS[2]), strict=False):
             if all(isinstance(record.get(key), int | float) for record in history):
                 marker = "o" if len(history) == 1 else None
-                keys += [(*axes.plot(epochs, [r[key] for r in history], color=colour, lw=1.5, marker=marker), label)]
+                values = [record[key] for record in history]
+                keys.append((axes.plot(epochs, values, color=colour, lw=1.5, marker=marker)[0], label))
         axes.set(xlabel="epoch", ylabel=("loss", "on the validation split")[index])
         _whole(axes.xaxis)
         _legend(axes, "best", keys)
@@ -114,7 +114,7 @@ def draw_comparison(
     panels = [
         figure.add_axes((left / WIDE, 0.5 / height, 3.75 / WIDE, ROW * len(methods) / height)) for left in (2.6, 6.65)
     ]
-    places = np.arange(len(methods))
+    places = range(len(methods))
     for axes, found in zip(panels, (values, gains), strict=True):
         _style(axes)
         axes.spines["left"].set_visible(False)
@@ -134,8 +134,8 @@ def draw_comparison(
     return to_svg(figure, "comparison")
 
 
-def to_svg(figure: "Figure", name: str) -> str:
-    """The figure as an SVG element for the page; `name`, of a-z, 0-9 and "-", keeps its ids apart from others'."""
+def to_svg(figure: Any, name: str) -> str:
+    """A matplotlib figure as an SVG element; `name`, of a-z, 0-9 and "-", sets its ids apart from other figures'."""
     from matplotlib import rc_context
 
     content = io.BytesIO()

@@ -20,7 +20,7 @@ from ...archive.archive import FeatureArchive
 from ...errors import MismatchError
 from ...tables.slide_names import match_slides
 from .evidence import Evidence
-from .page import Section, Table, Text, cells, number, span
+from .page import Block, Section, Table, Text, cells, number, span
 
 MOST_ROWS = 2000  # patches in the check
 FEWEST_ROWS = 10  # patches of an attribute's value that is kept
@@ -203,7 +203,7 @@ def confounding_section(evidence: Evidence, given: Attributes) -> Section | str:
     untold = [result for result in results if isinstance(result, str)]
     if not told:
         return "; ".join(untold)
-    blocks = [_table(told), *(Text(f"Not checked: {reason}.", "note") for reason in untold)]
+    blocks: list[Block] = [_table(told), *(Text(f"Not checked: {reason}.", "note") for reason in untold)]
     return Section("confounding", "Confounding check", blocks, [_finding(one) for one in told])
 
 

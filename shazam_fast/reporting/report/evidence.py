@@ -53,7 +53,8 @@ class Evidence:
     @property
     def prediction(self) -> NDArray[np.int64]:
         """The most probable class of every patch, int64 [n]."""
-        return self.probabilities.argmax(axis=1)
+        predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return predicted
 
     @cached_property
     def unit(self) -> str:

@@ -54,7 +54,8 @@ class Probed:
     @property
     def wrong(self) -> NDArray[np.bool_]:
         """Whether a teacher's probe is wrong, bool [N, k]."""
-        return self.predicted != self.labels
+        wrong: NDArray[np.bool_] = self.predicted != self.labels
+        return wrong
 
 
 def linear_cka(features: Sequence[NDArray[np.floating]]) -> Array:
