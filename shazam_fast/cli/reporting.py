@@ -17,7 +17,7 @@ def report(
     features: Features,
     out: Annotated[Path, typer.Option(help="HTML file for the report.")] = Path("report.html"),
     comparison: Annotated[
-        Path | None, typer.Option(help="JSON file that compare --out wrote.", show_default=False)
+        Path | None, typer.Option(help="Directory that compare --out wrote.", show_default=False)
     ] = None,
     split: Annotated[str, typer.Option(help="Patches to judge by: train, val, test or none.")] = "test",
     attribute: Annotated[
@@ -36,6 +36,8 @@ def report(
     from ..reporting.report.report import report as run
 
     require_kind(student, "student")
+    if comparison is not None:
+        require_kind(comparison, "comparison")
     attributes = {
         name: _by_slide(name, Path(file)) for name, file in parse_pairs(attribute or [], "--attribute").items()
     }

@@ -73,16 +73,25 @@ def test_a_report_without_archive_says_what_is_missing(planted, tmp_path):
 
 
 def test_a_report_of_a_comparison_alone(planted, tmp_path):
-    _, _, found, _ = planted
-    file = tmp_path / "found.json"
-    file.write_text(json.dumps(found.to_dict()))
-    pages = [
-        sf.report(comparison=given, out=tmp_path / f"{place}.html").read_text()
-        for place, given in enumerate((found, file))
-    ]
-    assert pages[0] == pages[1]
-    assert Seen(pages[0]).sections == ["summary", "comparison", "left-out"]
-    assert found.conclusion() in Seen(pages[0]).text
+    archive, *_ = planted
+    found = sf.compare(archive, ["best_single_balanced", "knn"], repeats=2, out=tmp_path / "found")
+    (tmp_path / "found.json").write_text(json.dumps(found.to_dict()))
+    given = (found, tmp_path / "found", tmp_path / "found" / "comparison.json", tmp_path / "found.json")
+    pages = {sf.report(comparison=one, out=tmp_path / "r.html").read_text() for one in given}
+    assert len(pages) == 1
+    seen = Seen(pages.pop())
+    assert seen.sections == ["summary", "comparison", "left-out"]
+    assert found.conclusion().replace(" -", " \u2212") in seen.text
+    for i in (*found.balanced_accuracy.values(), *found.weighted_f1.values()):
+        assert f"{i.value:.3f} {i.low:.3f} to {i.high:.3f}" in seen.text
+
+
+def test_a_report_of_a_study(planted, tmp_path):
+    found = sf.compare(planted[0], study="leave-one-out", methods=["lr_concat_balanced"], repeats=2)
+    seen = Seen(sf.report(comparison=found, out=tmp_path / "r.html").read_text())
+    assert "Comparison of settings: leave-one-out" in seen.text
+    assert f"difference to {next(iter(found.against))}" in seen.text
+    assert [name for name in found.balanced_accuracy if name not in seen.text] == []
 
 
 def test_sections_that_the_archive_does_not_allow(tmp_path):

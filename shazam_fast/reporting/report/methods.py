@@ -1,4 +1,4 @@
-"""The section on a comparison of methods, from a `Comparison` or the JSON file of `shazam-fast compare --out`."""
+"""The section on a comparison of methods, from a `Comparison` or what `shazam-fast compare --out` wrote."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import msgspec
 from ...comparison.intervals import Interval
 from ...comparison.methods import CONCATENATION, SINGLE_TEACHER
 from ...comparison.result import Comparison
+from ...comparison.table import MANIFEST
 from ...errors import ShazamError
 from ...runtime.documents import Count, Json, Name, Record, Text, read_document
 from . import charts
@@ -36,7 +37,8 @@ class Method(msgspec.Struct, frozen=True):
     weighted_f1: Range
     auroc: float | None = None
     calibration_error: float | None = None
-    seconds: float | None = None
+    fit_seconds: float | None = None
+    gflops: float | None = None
 
 
 class Compared(Record, frozen=True, kw_only=True):
@@ -50,11 +52,13 @@ class Compared(Record, frozen=True, kw_only=True):
     methods: dict[Name, Method]
     against: dict[Name, dict[Name, Range]]
     failed: dict[Name, Json] = msgspec.field(default_factory=dict)
+    study: Text = ""
+    notes: list[Text] = msgspec.field(default_factory=list)
     conclusion: Text
 
 
 def read_comparison(given: Comparison | str | Path) -> Compared:
-    """A comparison, or the JSON file (or the directory with one) that holds it.
+    """A comparison, or the directory or JSON file that holds one.
 
     Raises ArchiveError when the file is missing or is not a comparison; ShazamError for other objects.
     """
@@ -62,10 +66,10 @@ def read_comparison(given: Comparison | str | Path) -> Compared:
         return msgspec.convert(_without_nan(given.to_dict()), Compared)
     if not isinstance(given, str | Path):
         raise ShazamError(
-            f"comparison: a Comparison, or the JSON file of one, expected; found {type(given).__name__}"
+            f"comparison: a Comparison, or the directory of one, expected; found {type(given).__name__}"
         )  # fmt: skip
     path = Path(given)
-    return read_document(path / "comparison.json" if path.is_dir() else path, Compared)
+    return read_document(path / MANIFEST if path.is_dir() else path, Compared)
 
 
 def _without_nan(value: Any) -> Any:
@@ -77,63 +81,59 @@ def _without_nan(value: Any) -> Any:
 
 
 def comparison_section(found: Compared) -> Section:
-    """Methods by balanced accuracy, with intervals, and their differences to the best single teacher."""
-    methods = sorted(found.methods, key=lambda name: -found.methods[name].balanced_accuracy.interval().value)
-    reference = next((name for name in (SINGLE_TEACHER, CONCATENATION) if name in found.against), None)
-    blocks: list[Block] = []
-    if methods:
-        gains = found.against.get(reference or "", {})
-        blocks.append(_dots(found, methods, {m: g.interval() for m, g in gains.items()}, reference))
-        blocks.append(_table(found, methods))
+    """Methods by balanced accuracy (settings of a study in their order), and their differences to a reference."""
+    methods = list(found.methods)
+    if not found.study:
+        methods.sort(key=lambda name: -found.methods[name].balanced_accuracy.interval().value)
+    blocks: list[Block] = [_dots(found, methods), _table(found, methods)] if methods else []
+    blocks += [Paragraph(note, "note") for note in found.notes]
     blocks += [Paragraph(f"{name} could not run: {reason}", "note") for name, reason in found.failed.items()]
+    splits = f"{found.repeats:,} splits" if found.repeats > 1 else "one split"
     said = (
-        f"{minus(found.conclusion)} From {found.repeats:,} random splits of {found.n_rows:,} patches in "
-        f"{found.n_groups:,} "
-        "groups (patients where they are known)."
+        f"{minus(found.conclusion)} From {splits} of {found.n_rows:,} patches, with test patches of "
+        f"{found.n_groups:,} groups (patients where they are known)."
     )
-    return Section("comparison", "Comparison of methods", blocks, [said])
+    title = f"Comparison of settings: {found.study}" if found.study else "Comparison of methods"
+    return Section("comparison", title, blocks, [said])
 
 
-def _dots(found: Compared, methods: list[str], gains: Mapping[str, Interval], reference: str | None) -> Figure:
+def _references(found: Compared) -> list[str]:
+    """The references that differences are shown to: the best single teacher first."""
+    usual = [name for name in (SINGLE_TEACHER, CONCATENATION) if name in found.against]
+    return usual or list(found.against)[:1]
+
+
+def _dots(found: Compared, methods: list[str]) -> Figure:
+    reference = next(iter(_references(found)), "")
     values = [found.methods[name].balanced_accuracy.interval() for name in methods]
-    svg = charts.draw_comparison(methods, values, [gains.get(name) for name in methods], reference or "")
-    right = (
-        f" Right: paired difference to {reference}, with intervals that hold together for all methods (95%)."
-        if reference
-        else ""
-    )
+    gains = [given.interval() if given else None for given in map(found.against.get(reference, {}).get, methods)]
+    right = f" Right: paired difference to {reference}; these intervals hold together, with 95%, for all rows."
     return Figure(
-        svg,
-        f"Left: balanced accuracy on the test parts, mean of {found.repeats:,} splits, with 95% intervals by bootstrap "
-        f"over {found.n_groups:,} groups.{right} Blue: students of this package.",
+        charts.draw_comparison(methods, values, gains, reference),
+        "Left: balanced accuracy on the test parts, mean of all splits and seeds, with 95% intervals by bootstrap over "
+        f"{found.n_groups:,} groups.{right if reference else ''} Blue: students of this package.",
         wide=True,
-    )  # fmt: skip
+    )
 
 
 def _table(found: Compared, methods: list[str]) -> Table:
-    references = [name for name in (SINGLE_TEACHER, CONCATENATION) if name in found.against]
+    references = _references(found)
     rows = []
     for name in methods:
         m = found.methods[name]
-        gains = [found.against[reference].get(name) for reference in references]
-        rows.append(
-            [
-                Cell(name), _range(m.balanced_accuracy), _range(m.weighted_f1), *map(_gain, gains),
-                *cells((number(m.auroc), number(m.calibration_error), number(m.seconds, 1))),
-            ]
-        )  # fmt: skip
-    names = [f"difference to {name}" for name in references]
-    headings = ("method", "balanced accuracy", "weighted F1", *names, "AUROC", "calibration error", "seconds")
+        gains = [_gain(found.against[reference].get(name)) for reference in references]
+        numbers = (number(m.auroc), number(m.calibration_error), number(m.fit_seconds, 1), number(m.gflops, 0))
+        rows.append([Cell(name), _range(m.balanced_accuracy), _range(m.weighted_f1), *gains, *cells(numbers)])
+    differences = [f"difference to {name}" for name in references]
+    last = ("AUROC", "calibration error", "seconds", "GFLOPs")
     return Table(
-        "All methods on the same splits, with 95% intervals. The differences, in balanced accuracy, are paired, and "
-        "their "
-        "intervals are corrected for the number of methods. Seconds: to fit and predict, per split, on the machine "
-        "that ran "
-        "the comparison.",
-        headings,
+        "The same splits for all, with 95% intervals. The differences, in balanced accuracy, are paired, and their "
+        "intervals are corrected for the number of methods. Seconds: to fit, per split, on the machine that ran the "
+        "comparison. GFLOPs: of the encoders, per patch, where they are known.",
+        ("setting" if found.study else "method", "balanced accuracy", "weighted F1", *differences, *last),
         rows,
         stacked=True,
-    )  # fmt: skip
+    )
 
 
 def _range(given: Range) -> Cell:

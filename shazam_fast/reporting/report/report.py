@@ -60,7 +60,7 @@ def report(
         student: a student, what `train` returned, or the directory of a student; None for a report on a comparison.
         archive: an archive or its path, with splits, and with labels for most sections.
         out: the HTML file.
-        comparison: what `compare` returned, or the JSON file that `shazam-fast compare --out` wrote.
+        comparison: what `compare` returned, or the directory that it wrote (or its comparison.json).
         split: "train", "val", "test" or "none": the patches that the student is judged on.
         attributes: what else might confound, such as {"site": ...}: a value per patch, or {slide: value}.
         seed: of samples and bootstrap.
