@@ -22,6 +22,7 @@ NASTY = (
     "</svg></style><img src=x onerror=alert(1)>",
     'a" onload="alert(1)',
     "$x_1$ & <b>",
+    "all",
 )
 EVERYTHING = [
     "summary", "comparison", "metrics", "curves", "shares", "redundancy", "rescue", "confounding", "hardest",

@@ -119,6 +119,7 @@ def draw_comparison(
         _style(axes)
         axes.spines["left"].set_visible(False)
         axes.set(ylim=(len(methods) - 0.5, -0.5), yticks=[])
+        axes.locator_params(axis="x", nbins=6)
         axes.hlines(places, 0, 1, transform=axes.get_yaxis_transform(), color=RULE, lw=0.6, zorder=0)
         for place, one in zip(places, found, strict=True):
             if one is None:

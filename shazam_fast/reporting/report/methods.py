@@ -117,22 +117,23 @@ def _dots(found: Compared, methods: list[str]) -> Figure:
 
 
 def _table(found: Compared, methods: list[str]) -> Table:
-    references = _references(found)
+    references, known = _references(found), any(m.gflops is not None for m in found.methods.values())
     rows = []
     for name in methods:
         m = found.methods[name]
         gains = [_gain(found.against[reference].get(name)) for reference in references]
-        numbers = (number(m.auroc), number(m.calibration_error), number(m.fit_seconds, 1), number(m.gflops, 0))
+        numbers = [number(m.auroc), number(m.calibration_error), number(m.fit_seconds, 1)]
+        numbers += [number(m.gflops, 0)] if known else []
         rows.append([Cell(name), _range(m.balanced_accuracy), _range(m.weighted_f1), *gains, *cells(numbers)])
     differences = [f"difference to {name}" for name in references]
-    last = ("AUROC", "calibration error", "seconds", "GFLOPs")
+    last = ("AUROC", "calibration error", "seconds", *(["GFLOPs"] if known else []))
     return Table(
         "The same splits for all, with 95% intervals. The differences, in balanced accuracy, are paired, and their "
         "intervals are corrected for the number of methods. Seconds: to fit, per split, on the machine that ran the "
-        "comparison. GFLOPs: of the encoders, per patch, where they are known.",
+        "comparison." + (" GFLOPs: of the encoders, per patch." if known else ""),
         ("setting" if found.study else "method", "balanced accuracy", "weighted F1", *differences, *last),
         rows,
-        stacked=True,
+        style="stacked",
     )
 
 

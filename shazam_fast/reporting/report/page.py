@@ -57,7 +57,8 @@ class Cell:
 class Table:
     """A table. The first `names` columns hold names and are left-aligned, the others numbers.
 
-    `corner`: the heading above the columns of numbers, such as "predicted class".
+    `corner` is a heading above all columns of numbers, such as "predicted class". `style` has any of "grid" (shaded
+    cells that touch), "stacked" (small texts below, not beside) and "narrow" (narrow columns), with blanks between.
     """
 
     kind: ClassVar[str] = "table"
@@ -66,9 +67,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     names: int = 1
     corner: str = ""
-    grid: bool = False  # shaded cells that touch
-    stacked: bool = False  # small texts below, not beside
-    narrow: bool = False  # narrow columns
+    style: str = ""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _confusion_table(confusion: Any, classes: Sequence[str]) -> Table:
         ("true class", *headings, "n"),
         rows,
         corner="predicted class",
-        grid=True,
+        style="grid",
     )
 
 
@@ -173,18 +173,19 @@ def shares_section(evidence: Evidence) -> Section | str:
         return "the student has one teacher, whose share is always 1"
     labelled = bool((evidence.labels >= 0).all())
     codes = evidence.labels if labelled else evidence.prediction
-    chosen = {"all": np.ones(len(codes), bool), **{name: codes == c for c, name in enumerate(classes)}}
-    chosen = {name: where for name, where in chosen.items() if where.any()}
-    columns = [_share_cells(shares[where]) for where in chosen.values()]
+    names, headings = number_columns(classes)
+    whole = np.ones(len(codes), dtype=np.bool_)
+    chosen = [("all", whole), *((heading, codes == c) for c, heading in enumerate(headings) if (codes == c).any())]
+    columns = [_share_cells(shares[where]) for _, where in chosen]
     rows = [[Cell(name), *(column[t] for column in columns)] for t, name in enumerate(teachers)]
     most, equal = float(shares.mean(axis=0).max()), 1 / len(teachers)
+    legend = f" Classes: {', '.join(names)}." if headings != list(classes) else ""
     table = Table(
         f"Mean attention share of each teacher in the fused feature, by {'true' if labelled else 'predicted'} class, "
-        f"and the range from the 10th to the 90th percentile of patches. Equal shares would be {equal:.3f}.",
-        ("teacher", *(f"{name}, n = {where.sum():,}" for name, where in chosen.items())),
+        f"and the range from the 10th to the 90th percentile of patches. Equal shares would be {equal:.3f}.{legend}",
+        ("teacher", *(f"{name}, n = {where.sum():,}" for name, where in chosen)),
         rows,
-        grid=True,
-        stacked=len(chosen) > MOST_INLINE,
+        style="grid stacked" if len(chosen) > MOST_INLINE else "grid",
     )
     caution = Text(
         "A share is the exact part of a teacher's feature in the fused feature. It does not measure how useful the "

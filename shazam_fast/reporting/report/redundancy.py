@@ -239,7 +239,7 @@ def _matrix(caption: str, names: Sequence[str], values: Array, across: str, down
         [Cell(name), *(Cell("", None) if i == j else Cell(number(float(v), 2), float(v)) for j, v in enumerate(row))]
         for i, (name, row) in enumerate(zip(names, values, strict=True))
     ]
-    return Table(caption, (down, *headings), rows, corner=across, grid=True, narrow=True)
+    return Table(caption, (down, *headings), rows, corner=across, style="grid narrow")
 
 
 def _gain_finding(
