@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MOST_SEED = (1 << 63) - 1  # what PyTorch's generators take
 
-# What a preset changes. lam of the paper's two tasks; the authors' released script.
+# What a preset changes. lam of the paper's two tasks; the authors' released scripts, first and later versions.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "unitopatho": {"lam": 0.5},
     "huncrc": {"lam": 0.05},
@@ -27,6 +27,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "standardize": False,
         "epochs": 50,
         "patience": 10,
+    },
+    "authors_levels": {
+        "block": "levels",
+        "depth": 4,
+        "lam": 0.01,
+        "huber": "elementwise",
+        "standardize": False,
+        "patience": 30,
     },
 }
 
@@ -51,8 +59,9 @@ class TrainConfig:
             classes were equally frequent.
         teacher_heads: weight, >= 0, of the mean cross-entropy of a linear head on each teacher's token.
         dim: width D of the student.
-        depth: number K of its attention layers.
-        block: "bare" (the paper) or "residual" (the authors' script).
+        depth: number K of its attention layers; with block "levels", of those of each level.
+        block: "bare" (the paper), "residual" (the authors' script), or "levels" (the paper's later versions) for
+            archives with low, mid and high features of each teacher.
         teacher_dropout: probability, 0 <= p < 1, that a teacher of a patch is left out in a training step.
         feature_dropout: probability, 0 <= p < 1, that a column of the features is left out (set to its mean) in a
             training step; the others are divided by 1 - p.
@@ -121,7 +130,8 @@ class TrainConfig:
         """A named configuration with some fields changed.
 
         Args:
-            preset: "unitopatho", "huncrc" (the paper's two tasks) or "authors_script" (the released script).
+            preset: "unitopatho", "huncrc" (the paper's two tasks), "authors_script" (the released script) or
+                "authors_levels" (the scripts of the later versions, for features of three levels).
             overrides: fields of `TrainConfig` by name.
 
         Raises ShazamError when there is no such preset, or a field is out of range or unknown.

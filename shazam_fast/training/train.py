@@ -77,7 +77,8 @@ def train(
         config: a complete configuration; or give `preset` and single fields of `TrainConfig` by name.
         out: directory for the student and its checkpoint. If it holds an interrupted run, training resumes, to the
             same bits; if a finished one, that is loaded.
-        preset: "unitopatho", "huncrc" (the paper's two tasks) or "authors_script" (the released script).
+        preset: "unitopatho", "huncrc" (the paper's two tasks), "authors_script" (the released script) or
+            "authors_levels" (the scripts of the later versions, for features of three levels).
         overrides: fields of `TrainConfig` by name.
 
     Returns the student of the epoch that is kept, on the CPU, with its history and metrics.

@@ -41,7 +41,14 @@ def test_it_learns_and_is_scored(archive, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"targets": "frozen"}, {"targets": "detached", "huber": "elementwise"}, {"lam": 0}]
+    "options",
+    [
+        {"targets": "frozen"},
+        {"targets": "detached", "huber": "elementwise"},
+        {"lam": 0},
+        {"teacher_heads": 0.3, "feature_dropout": 0.5, "balance": 1.0, "schedule": "one_cycle"},
+        {"backend": "reference"},
+    ],
 )
 def test_every_option_trains(archive, options):
     result = sf.train(archive, **QUICK | OPTIONS | options)
@@ -130,3 +137,11 @@ def test_an_exact_name_comes_before_another_spelling(tmp_path):
     np.testing.assert_array_equal(
         sf.score(student, archive, device="cpu").probabilities, sf.score(student, one, device="cpu").probabilities
     )
+
+
+def test_the_preset_of_the_later_versions(archive):
+    config = sf.TrainConfig.from_preset("authors_levels")
+    assert (config.block, config.depth, config.lam, config.huber) == ("levels", 4, 0.01, "elementwise")
+    result = sf.train(archive, preset="authors_levels", epochs=2, dim=16, batch_size=32, device="cpu")
+    assert result.student.qkv.shape == (12, 16, 48)
+    assert (result.student.feature_scale == 1).all()

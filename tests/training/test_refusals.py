@@ -98,7 +98,7 @@ def test_a_batch_larger_than_the_archive(archive):
         ({"preset": "camelyon"}, "no preset is called 'camelyon'"),
         ({"huber": "l1"}, "huber: one of norm, elementwise expected, found 'l1'"),
         ({"targets": "raw"}, "targets: one of"),
-        ({"block": "moe"}, "block: one of bare, residual expected, found 'moe'"),
+        ({"block": "moe"}, "block: one of bare, residual, levels expected, found 'moe'"),
         ({"backend": "cuda"}, "backend: one of"),
         ({"precision": "fp8"}, "precision: one of"),
         ({"standardize": "no"}, "standardize: True or False expected, found 'no'"),
