@@ -44,9 +44,13 @@ if TYPE_CHECKING:
     from .scoring.scores import Scores as Scores
     from .scoring.scores import open_scores as open_scores
     from .student.config import StudentConfig as StudentConfig
+    from .student.ensemble import Ensemble as Ensemble
+    from .student.ensemble import average as average
     from .student.folded import FoldedStudent as FoldedStudent
+    from .student.loading import load as load
     from .student.student import Student as Student
-    from .student.student import load as load
+    from .sweeping.sweep import SweepResult as SweepResult
+    from .sweeping.sweep import sweep as sweep
     from .teachers.models import load_teacher as load_teacher
     from .teachers.registry import get_teacher as get_teacher
     from .teachers.registry import list_teachers as list_teachers
@@ -93,10 +97,10 @@ _HOMES = {
     "extraction.run": ("ExtractionReport",),
     "student.config": ("StudentConfig",),
     "student.folded": ("FoldedStudent",),
-    "student.student": (
-        "Student",
-        "load",
-    ),
+    "student.ensemble": ("Ensemble", "average"),
+    "student.loading": ("load",),
+    "student.student": ("Student",),
+    "sweeping.sweep": ("SweepResult", "sweep"),
     "scoring.evaluate": ("evaluate",),
     "scoring.metrics": ("Metrics",),
     "scoring.score": ("score",),

@@ -12,7 +12,8 @@ from ..errors import MismatchError
 from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
 from ..student.config import StudentConfig
-from ..student.student import Student, load_student
+from ..student.loading import load_student
+from ..student.student import Student
 from .engine import Scorer
 from .metrics import Metrics, compute_metrics
 

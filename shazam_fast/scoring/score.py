@@ -20,7 +20,8 @@ from ..runtime.devices import choose_device
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..runtime.ray_jobs import require_cluster
-from ..student.student import Student, load_student
+from ..student.loading import load_student
+from ..student.student import Student
 from .engine import GPU_TILE_ROWS, TILE_ROWS, Scorer
 from .inference import match_teachers
 from .manifest import MANIFEST, ScoresManifest

@@ -1,6 +1,6 @@
 """Students on disk: `student.safetensors` with the tensors, `student.json` with everything else. No pickle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +46,7 @@ class Card(Record, frozen=True, kw_only=True):
     tensors: dict[Name, list[Count]] | None = None  # shapes by name
     licences: dict[Name, dict[str, Json]] = msgspec.field(default_factory=dict)
     training: dict[str, Json] = msgspec.field(default_factory=dict)
+    members: list[Shape] = msgspec.field(default_factory=list)  # of an ensemble
 
 
 def read_card(path: Path) -> tuple[StudentConfig, Card]:
@@ -93,8 +94,21 @@ def read_weights(path: Path, card: Card, wanted: Mapping[str, list[int]]) -> dic
     return tensors
 
 
-def write_student(path: Path, config: StudentConfig, tensors: dict[str, Tensor], record: Mapping[str, Any]) -> None:
+def write_student(
+    path: Path,
+    config: StudentConfig,
+    tensors: dict[str, Tensor],
+    record: Mapping[str, Any],
+    members: Sequence[StudentConfig] = (),
+) -> None:
     """Write both files into the directory `path`, each complete or not at all; the card last.
+
+    Args:
+        path: the directory.
+        config: the student's shape.
+        tensors: its tensors by name.
+        record: how it was trained.
+        members: shapes of an ensemble's members.
 
     Raises ShazamError when they cannot be written, or `record` holds what JSON cannot.
     """
@@ -110,6 +124,7 @@ def write_student(path: Path, config: StudentConfig, tensors: dict[str, Tensor],
             tensors={name: list(tensor.shape) for name, tensor in tensors.items()},
             licences={name: find_licence(name)._asdict() for name in config.teachers},
             training=dict(record),
+            members=[Shape(**asdict(member)) for member in members],
         )
         write_durably(path / CARD, encode_document(card))
     except OSError as error:

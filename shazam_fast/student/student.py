@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArchiveError, MismatchError, ShazamError
+from ..errors import MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from .config import StudentConfig
-from .files import CARD, TENSORS, read_card, read_weights, write_student
+from .files import write_student
 from .folded import FoldedStudent
 from .layers import Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
 from .levels import L, LevelTrunk
@@ -164,52 +164,3 @@ class Student(nn.Module):
         standard = (self.feature_mean, self.feature_scale if scale is None else scale)
         tokens: Tensor = maps(features, rows, standard, present)
         return tokens
-
-
-def load(path: str | Path) -> Student:
-    """Load a student saved by `Student.save`, on the CPU, in evaluation mode, in the dtype it was saved in.
-
-    Args:
-        path: the directory with `student.json` and `student.safetensors`.
-
-    Returns the student.
-
-    Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the other.
-
-    >>> import tempfile, shazam_fast as sf
-    >>> path = tempfile.mkdtemp()
-    >>> sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumor"), dim=8, depth=1)).save(path)
-    >>> sf.load(path).config.classes
-    ('normal', 'tumor')
-    """
-    path = require_path("path", path)
-    config, card = read_card(path)
-    with torch.device("meta"):  # shapes without memory: the files are checked before any is taken
-        wanted = Student(config).state_dict()
-    tensors = read_weights(path, card, {name: list(tensor.shape) for name, tensor in wanted.items()})
-    student = Student(config).to(tensors["qkv"].dtype)
-    student.training_record = card.training
-    if any(name.startswith("frozen_targets.") for name in tensors):
-        student.freeze_targets()
-    if any(name.startswith("teacher_heads.") for name in tensors):
-        student.add_teacher_heads()
-    try:
-        student.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArchiveError(f"{path / TENSORS}: tensors do not fit {CARD}: {error}") from None
-    return student.eval()
-
-
-def load_student(student: Student | str | Path) -> Student:
-    """The student itself, or the one saved in a directory.
-
-    Args:
-        student: a student, or the directory of one.
-
-    Raises ArchiveError when a file is missing or damaged, ShazamError for anything else than a student or a path.
-    """
-    if isinstance(student, str | Path):
-        return load(student)
-    if not isinstance(student, Student):
-        raise ShazamError(f"student: a Student or the directory of one expected, found {type(student).__name__}")
-    return student

@@ -25,7 +25,8 @@ from ..runtime.locks import DirectoryLock, require_writable
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import Metrics
 from ..student.files import CARD
-from ..student.student import Student, load
+from ..student.loading import load
+from ..student.student import Student
 from .checkpoint import CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
 from .config import TrainConfig
 from .loop import TrainingRun, stop_on_interrupt
@@ -102,7 +103,7 @@ def train(
     >>> len(result.history), sorted(result.metrics)
     (2, ['test', 'val'])
     """
-    config = _resolve(config, preset, overrides)
+    config = resolve_config(config, preset, overrides)
     device = choose_device(config.device)
     ops.require_available(config.backend, config.precision, device)
     folder = None if out is None else require_path("out", out)
@@ -115,7 +116,7 @@ def train(
     job = config.job(fingerprint)
     if folder is not None and finished:
         return _finished(folder, job)
-    rows = _checked_rows(archive, config)
+    rows = checked_rows(archive, config)
     if folder is None:
         return _train(archive, config, device, rows, None, job)
     with DirectoryLock(folder):
@@ -195,6 +196,7 @@ def _train(
     return TrainResult(student, run.history, metrics)
 
 
+<<<<<<< HEAD
 def _circumstances(device: torch.device) -> dict[str, Any]:
     """Where and with what a student was trained, for its record."""
     versions = {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
@@ -202,6 +204,10 @@ def _circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
+=======
+def resolve_config(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
+    """A configuration or a preset, with single fields changed. Raises ShazamError naming an unknown option."""
+>>>>>>> 94a32db (Train many students in one pass (sweep) and average students to one (ensemble))
     unknown = sorted(set(overrides) - {field.name for field in fields(TrainConfig)})
     if unknown:
         known = ", ".join(field.name for field in fields(TrainConfig))
@@ -218,8 +224,11 @@ def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str
     return replace(config or TrainConfig(), **overrides)
 
 
-def _checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDArray[np.int64]]:
-    """Rows of "train" and "val", checked for what training needs of them."""
+def checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDArray[np.int64]]:
+    """Rows of "train" and "val", checked for what training needs of them.
+
+    Raises MismatchError, as `train`.
+    """
     require_whole_groups(archive.splits, archive.group_index, archive.groups)
     rows = {name: labelled_rows(archive, name) for name in ("train", "val")}
     absent = sorted(set(range(len(archive.classes))) - set(archive.labels[rows["train"]].tolist()))

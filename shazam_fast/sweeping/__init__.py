@@ -1,0 +1,1 @@
+"""Many students from one archive in one pass."""

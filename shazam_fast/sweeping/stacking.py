@@ -1,0 +1,128 @@
+"""A step of many students together: one batch, their losses and one fused AdamW step for each of them.
+
+Every student's loss depends on its own parameters alone, so the gradient of the sum of all losses is that of each.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops import dispatch as ops
+from ..student.stacked import StackedStudents
+from ..student.student import Student
+from ..training.config import TrainConfig
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW, as PyTorch's defaults
+
+
+class Batch:
+    """What all students of a batch share.
+
+    Args:
+        columns: standardised features of each teacher, [B, dim], 0 where the teacher is missing.
+        targets: the same as frozen targets take them, without feature dropout.
+        labels: int64 [B].
+        present: bool [B, N], which teachers a patch has; None: all.
+    """
+
+    def __init__(self, columns: list[Tensor], targets: list[Tensor], labels: Tensor, present: Tensor | None) -> None:
+        self.columns, self.targets, self.labels, self.present = columns, targets, labels, present
+
+
+class StackedTraining:
+    """Students of one shape in training.
+
+    Args:
+        students: the students, on the device that computes.
+        configs: how each is trained; apart from `grid.OWN`, all alike.
+        offsets: added to the logits of each student in training, [S, C] (`balance`).
+    """
+
+    def __init__(self, students: Sequence[Student], configs: Sequence[TrainConfig], offsets: Tensor) -> None:
+        self.students = StackedStudents(students)
+        self._configs, self._offsets = list(configs), offsets
+        trained = {name: tensor for name, tensor in self.students.tensors.items() if tensor.requires_grad}
+        self._trained, self._done = list(trained), torch.zeros((), device=offsets.device)
+        self._moments = [{name: torch.zeros_like(x, requires_grad=False) for name, x in trained.items()} for _ in "mv"]
+        self._head_weights = offsets.new_tensor([config.teacher_heads for config in configs])
+        self._share_out()
+
+    def step(self, batch: Batch, rate: float) -> Tensor:
+        """One step of every student on a batch.
+
+        Args:
+            batch: the patches.
+            rate: by which every learning rate is multiplied in this step.
+
+        Returns losses [S, 2]: total and cross-entropy, before the step.
+        """
+        total, cross_entropy = self._losses(batch)
+        gradients = torch.autograd.grad(total.sum(), [self.students.tensors[name] for name in self._trained])
+        everyone = zip(*(gradient.contiguous().unbind(0) for gradient in gradients), strict=True)
+        self._done += 1
+        steps = [self._done] * len(self._trained)
+        for config, found, (parameters, means, squares) in zip(self._configs, everyone, self._own, strict=True):
+            torch._fused_adamw_(
+                parameters, list(found), means, squares, [], steps, amsgrad=False, lr=config.lr * rate, beta1=BETAS[0],
+                beta2=BETAS[1], weight_decay=config.weight_decay, eps=EPSILON, maximize=False,
+            )  # fmt: skip
+        return torch.stack([total.detach(), cross_entropy.detach()], dim=1)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with these students alone."""
+        chosen = torch.tensor(list(indices), device=self._offsets.device)
+        self.students.keep(chosen)
+        self._moments = [{name: x[chosen] for name, x in moments.items()} for moments in self._moments]
+        self._configs = [self._configs[index] for index in indices]
+        self._offsets, self._head_weights = self._offsets[chosen], self._head_weights[chosen]
+        self._share_out()
+
+    @torch.no_grad()
+    def logits(self, columns: Sequence[Tensor]) -> Tensor:
+        """Of every student for the patches with these standardised features of each teacher [B, dim]. [S, B, C]."""
+        return self.students.classify(self.students.fuse(self.students.tokens(columns), None))
+
+    def _share_out(self) -> None:
+        """Every student's own parameters and moments, views of the stacked ones."""
+        stacked = [{name: self.students.tensors[name].detach() for name in self._trained}, *self._moments]
+        self._own = [
+            [[tensors[name][index] for name in self._trained] for tensors in stacked]
+            for index in range(len(self._configs))
+        ]
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Total loss and cross-entropy of every student, [S] each; see `Objective`."""
+        students, first = self.students, self._configs[0]
+        tokens = students.tokens(batch.columns)  # [S, B, N, D]
+        fused = students.fuse(tokens, batch.present)  # [S, B, D]
+        logits = students.classify(fused) + self._offsets[:, None]
+        cross_entropy = _cross_entropy(logits, batch.labels).mean(dim=1)
+        if first.targets == "frozen":
+            targets = students.fixed_targets(batch.targets)
+        else:
+            targets = tokens.detach() if first.targets == "detached" else tokens
+        distillation = [
+            ops.distillation_loss(t, T, config.lam, config.delta, config.huber, batch.present)[0]
+            for t, T, config in zip(fused.unbind(0), targets.unbind(0), self._configs, strict=True)
+        ]
+        total = cross_entropy + torch.stack(distillation)
+        if first.teacher_heads:
+            total = total + self._head_weights * self._head_losses(tokens, batch)
+        return total, cross_entropy
+
+    def _head_losses(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of the heads on the teachers' tokens, mean over patches and teachers. [S]."""
+        S, B, N, _ = tokens.shape
+        logits = self.students.classify_tokens(tokens) + self._offsets[:, None, None]
+        losses = _cross_entropy(logits.flatten(1, 2), batch.labels.repeat_interleave(N)).view(S, B, N)
+        if batch.present is not None:
+            losses = torch.where(batch.present, losses, 0.0)
+        return losses.mean(dim=(1, 2))
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of every student and row. [S, R, C], [R] -> [S, R]."""
+    S, R, _ = logits.shape
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(S), reduction="none").view(S, R)
