@@ -1,4 +1,4 @@
-"""Many students in one pass (`sweep`) against the same students one after the other (`train`), from archive to students.
+"""Many students in one pass (`sweep`) against the same ones one after the other (`train`), from archive to students.
 
     pytest benchmarks/bench_sweep.py [--quick] --benchmark-json=out.json
 

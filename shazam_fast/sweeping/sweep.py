@@ -96,16 +96,17 @@ class SweepResult:
 
     def to_pandas(self) -> "pd.DataFrame":
         """A table with one row per student: its options, validation score, metrics and number of epochs."""
-        import pandas as pd
+        import pyarrow as pa
 
         names = ("balanced_accuracy", "weighted_f1", "accuracy", "auroc", "calibration_error")
-        return pd.DataFrame([
+        rows = [
             {
                 **run.options, "val_score": run.score, **{f"val_{name}": getattr(run.metrics, name) for name in names},
                 "epochs": len(run.history),
             }
             for run in self.runs
-        ])  # fmt: skip
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows).to_pandas()
 
 
 # Over 40 lines: every option is documented here.
