@@ -89,8 +89,8 @@ def test_sweep(measure, ceilings, tmp_path, case, students, provider):
     found = measure(
         f"{students} students {case}", provider, apart if provider == "apart" else together,
         rows=students * EPOCHS * TRAIN, flops=flops, nbytes=nbytes, baseline="apart", rounds=3, warmup=1,
-        ceilings=ceilings, students=students,
-        least_s=flops / ceilings["flops_per_s"] + nbytes / ceilings["bytes_per_s"], steps=EPOCHS * TRAIN // BATCH, parameters=parameters,
+        ceilings=ceilings, students=students, parameters=parameters, steps=EPOCHS * TRAIN // BATCH,
+        least_s=flops / ceilings["flops_per_s"] + nbytes / ceilings["bytes_per_s"],
     )  # fmt: skip
     alone = apart_one(archive, {**options, "lam": 0.05, "epochs": EPOCHS})  # seed 0, which is the order's
     assert torch.allclose(alone.qkv, found[0].qkv, atol=5e-3)
