@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import slides as slides
     from .annotation.splits import GroupedSplit as GroupedSplit
     from .archive.archive import FeatureArchive as FeatureArchive
     from .archive.conversion import ConversionReport as ConversionReport
@@ -128,10 +129,13 @@ _HOMES = {
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _HOME["open"] = ("archive.opening", "open_archive")
 
-__all__ = list(_HOME)
+__all__ = ["slides"]
+__all__ += list(_HOME)
 
 
 def __getattr__(name: str) -> object:
+    if name == "slides":
+        return import_module(".slides", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'shazam_fast' has no attribute {name!r}")
     module, attribute = _HOME[name]

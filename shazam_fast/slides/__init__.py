@@ -1,0 +1,52 @@
+"""Whole slides: one label or survival time per slide or patient, the features of several teachers per patch.
+
+    import shazam_fast as sf
+    result = sf.slides.train("trident_job", "labels.csv", out="runs/slides")
+    scores = sf.slides.score(result.student, "new_slides", out="scored")
+
+Public names load their module on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .crossvalidation import SlideTraining as SlideTraining
+    from .crossvalidation import train as train
+    from .metrics import SlideMetrics as SlideMetrics
+    from .scores import SlideScores as SlideScores
+    from .scores import open_scores as open_scores
+    from .scoring import evaluate as evaluate
+    from .scoring import score as score
+    from .selection import Selection as Selection
+    from .selection import open_selection as open_selection
+    from .selection import select as select
+    from .students import SlideStudent as SlideStudent
+    from .students import load as load
+    from .targets import Classes as Classes
+    from .targets import Survival as Survival
+
+_HOMES = {
+    "crossvalidation": ("SlideTraining", "train"),
+    "metrics": ("SlideMetrics",),
+    "scores": ("SlideScores", "open_scores"),
+    "scoring": ("evaluate", "score"),
+    "selection": ("Selection", "open_selection", "select"),
+    "students": ("SlideStudent", "load"),
+    "targets": ("Classes", "Survival"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shazam_fast.slides' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,296 @@
+"""Training a slide's student by cross-validation over patients.
+
+The patients are dealt into folds, classes (or observed events) in proportion. In turn each fold is the test, the next
+one the validation by which the epoch is chosen, and the others are trained on: selection never sees the test fold. The
+student is the mean of the folds' models.
+"""
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from .. import __version__
+from ..archive.opening import ArchiveLike, open_archive
+from ..runtime.checks import require_choice, require_count, require_path
+from ..runtime.devices import choose_device, describe_device
+from ..runtime.files import unfinished_path, write_synced
+from ..runtime.jobs import PartDirectory, PartRecord, require_same_job, writing
+from ..runtime.locks import DirectoryLock, require_writable
+from .bags import Bags, find_patients, make_bags
+from .fitting import Fold, deal_folds, fit
+from .losses import read_outputs
+from .metrics import Predictions, SlideMetrics, measure
+from .models.inference import predict
+from .models.pooling import SlideModel
+from .options import LOSSES, UNITS, FitOptions, SlideConfig, read_options
+from .scores import SlideScores
+from .selection import SelectionLike, selected_rows
+from .students import CARD, SlideStudent, encode_card, load, read_member
+from .targets import Classes, ClassTargets, Source, Survival, Targets, assign_targets, read_targets, take
+
+logger = logging.getLogger("shazam_fast")
+
+
+@dataclass(frozen=True)
+class SlideTraining:
+    """A trained slide's student, and what its cross-validation found.
+
+    Attributes:
+        student: the mean of the folds' models.
+        metrics: of all slides with a target, each predicted by the model that was not trained on its patient.
+        predictions: these predictions, a row per slide; `folds` says in which fold each was tested.
+        history: per fold, one record per epoch: "epoch", "loss", "val_loss", "seconds".
+
+    >>> SlideTraining.__dataclass_fields__.keys() >= {"student", "metrics"}
+    True
+    """
+
+    student: SlideStudent
+    metrics: SlideMetrics
+    predictions: SlideScores
+    history: list[list[dict[str, Any]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, ready for JSON."""
+        return {
+            "metrics": self.metrics.to_dict(),
+            "predictions": self.predictions.to_dict(),
+            "history": self.history,
+            "config": asdict(self.student.config),
+        }
+
+
+# Over 40 lines: every option is documented here.
+def train(
+    archive: ArchiveLike,
+    targets: Classes | Survival | Source,
+    *,
+    model: str = "shazam_abmil",
+    folds: int = 5,
+    by: str = "slide",
+    loss: str = "nll",
+    selection: SelectionLike = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> SlideTraining:
+    """Train a slide's student, and measure it on slides of patients that it has not seen.
+
+    Args:
+        archive: an archive or its path; needs slides. Its groups are the patients; else the table's column of patients
+            is used; else every slide counts as a patient of its own.
+        targets: a table with labels of slides or patients (see `sf.slides.Classes` for others), {slide: label}, or
+            `sf.slides.Survival(...)`.
+        model: "mean", "max", "abmil", "gated_abmil", or "shazam_abmil", which fuses the teachers of every patch first.
+        folds: number of folds, 3 or more.
+        by: "slide", or "patient" to join the slides of a patient in one bag.
+        loss: of survival: "nll" (discrete times) or "cox" (partial likelihood over the slides of a step).
+        selection: train on selected patches alone, see `sf.slides.select`.
+        out: directory for the student. After an interruption, run the same call again: finished folds are kept.
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
+        options: `dim`, `depth`, `dropout` (see `SlideConfig`), and `epochs`, `batch_size`, `patches`, `lr`,
+            `weight_decay`, `patience`, `seed` (see `FitOptions`).
+
+    Returns the student with metrics, predictions and history.
+
+    Raises:
+        ShazamError: an unknown option or one out of range; a device that is not there; `out` cannot be written.
+        ArchiveError: the archive, the table, or what `out` holds, is missing or damaged.
+        MismatchError: no slide has a target, targets contradict each other, a class has fewer patients than folds, no
+            event was observed, or `out` holds another training.
+        NonFiniteError: a NaN or infinite feature (names teacher and row) or loss.
+
+    >>> import tempfile
+    >>> import shazam_fast as sf
+    >>> labels = {f"s{i}": "lusc" if i % 2 else "luad" for i in range(12)}
+    >>> slides = np.repeat(list(labels), 4)
+    >>> features = {"uni": np.random.default_rng(0).normal(size=(48, 8)) + (slides[:, None] > "s5")}
+    >>> path = sf.write_archive(f"{tempfile.mkdtemp()}/a", features, slides=slides)
+    >>> result = train(path, labels, folds=3, epochs=2, dim=8, device="cpu")
+    >>> result.metrics.n_slides, sorted(result.metrics.values)
+    (12, ['auroc', 'balanced_accuracy', 'log_loss', 'weighted_f1'])
+    """
+    shape, fitting = read_options(options)
+    folds = require_count("folds", folds, 3)
+    require_choice("by", by, UNITS)
+    require_choice("loss", loss, LOSSES)
+    place = choose_device(device)
+    folder = None if out is None else require_path("out", out)
+    if folder is not None:
+        require_writable(folder)
+    wanted, table = read_targets(targets)
+    archive = open_archive(archive)
+    bags = make_bags(archive, by, find_patients(archive, table), selected_rows(selection, archive))
+    assigned = assign_targets(wanted, table, bags)
+    task = "classification" if isinstance(assigned, ClassTargets) else f"survival_{loss}"
+    classes = assigned.classes if isinstance(assigned, ClassTargets) else ()
+    config = SlideConfig(archive.teachers, task, classes, model, **shape)
+    work = _Work(bags, assigned, deal_folds(bags, assigned, folds, fitting.seed), config, fitting, place)
+    if folder is None:
+        return _finish(work, [_run_fold(work, number) for number in range(folds)])
+    return _train_into(folder, work)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is trained: bags with their targets and folds, the model's shape, how it is fitted, and where."""
+
+    bags: Bags
+    targets: Targets
+    folds: NDArray[np.int64]  # [bags], -1 without a target
+    config: SlideConfig
+    options: FitOptions
+    device: torch.device
+
+    @property
+    def count(self) -> int:
+        return int(self.folds.max()) + 1
+
+    def fold(self, number: int) -> Fold:
+        """The bags of a fold: `number` is tested, the next one chooses the epoch, the others are trained on."""
+        val = (number + 1) % self.count
+        train = (self.folds >= 0) & (self.folds != number) & (self.folds != val)
+        return Fold(*(np.flatnonzero(mask) for mask in (train, self.folds == val, self.folds == number)))
+
+    def job(self) -> dict[str, Any]:
+        """What makes two trainings the same."""
+        content = self.bags.archive.fingerprint
+        targets = self.targets
+        columns = [targets.codes] if isinstance(targets, ClassTargets) else [targets.times, targets.events]
+        return {
+            **{name: content[name] for name in ("features", "slides")},
+            **{name: value for name, value in asdict(self.config).items() if name != "teachers"},
+            **self.options.job(),
+            "targets": _digest(*columns),
+            "folds": _digest(self.folds),
+            "patches of slides": _digest(self.bags.rows, self.bags.bounds),
+            "device": describe_device(self.device),
+        }
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A fitted fold: its model, its history, and its scores of the test bags."""
+
+    model: SlideModel
+    history: list[dict[str, Any]]
+    scores: NDArray[np.float64]
+
+
+def _run_fold(work: _Work, number: int) -> _Done:
+    fold = work.fold(number)
+    options = replace(work.options, seed=_seed_of(work.options.seed, number))
+    name = f"fold {number + 1} of {work.count}"
+    model, history = fit(work.bags, work.targets, fold, work.config, options, work.device, name)
+    outputs = predict([model.to(work.device)], work.bags, fold.test, work.device)[0]
+    scores = read_outputs(work.config.task, outputs).double().cpu().numpy()
+    return _Done(model.cpu(), history, scores)
+
+
+def _train_into(folder: Path, work: _Work) -> SlideTraining:
+    """Train the folds that are missing in a directory, a part for each, then write the card."""
+    parts = PartDirectory(folder, work.job(), count=work.count, suffix=".safetensors", manifest=CARD)
+    if not parts.finished:
+        with DirectoryLock(folder):
+            if not parts.finished:  # by another process, just now
+                _train_missing(parts, work)
+    student = load(folder)
+    require_same_job(folder, student.training_record.get("job"), parts.job)
+    parts.tidy_after_kill()
+    done = [
+        _Done(model, history, np.array(scores, dtype=np.float64))
+        for model, history, scores in zip(
+            student.models, student.training_record["history"], student.training_record["scores"], strict=True
+        )
+    ]
+    return _finish(work, done)
+
+
+def _train_missing(parts: PartDirectory, work: _Work) -> None:
+    parts.claim()
+    parts.remove_temporary()
+    missing = parts.missing(range(parts.count))
+    if len(missing) < parts.count:
+        logger.info("%s: continued after %d of %d folds", parts.path, parts.count - len(missing), parts.count)
+    for number in missing:
+        done = _run_fold(work, number)
+        unfinished = unfinished_path(parts.part_path(number))
+        with writing(parts.path):
+            try:
+                write_synced(unfinished, save(done.model.state_dict()))
+                parts.add(
+                    number, unfinished, len(done.scores), {"history": done.history, "scores": done.scores.tolist()}
+                )
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+    records = parts.records()
+    files = [record.part for record in records if record.part is not None]
+    result = _finish(work, [_from_record(parts.path, work.config, record) for record in records])
+    about = {**result.student.training_record, "job": parts.job}
+    with writing(parts.path):
+        parts.publish(encode_card(work.config, files, about))
+
+
+def _from_record(folder: Path, config: SlideConfig, record: PartRecord) -> _Done:
+    assert record.part is not None
+    model = read_member(folder, config, record.part)
+    return _Done(model, record.notes["history"], np.array(record.notes["scores"], dtype=np.float64))
+
+
+def _finish(work: _Work, done: list[_Done]) -> SlideTraining:
+    """The result of all folds."""
+    bags, targets = work.bags, work.targets
+    tested = np.concatenate([work.fold(number).test for number in range(work.count)])
+    order = np.argsort(tested)
+    chosen, scores = tested[order], np.concatenate([one.scores for one in done])[order]
+    frequencies = None
+    if isinstance(targets, ClassTargets):
+        by_fold = np.stack([_frequencies(targets, work.fold(number).train) for number in range(work.count)])
+        frequencies = by_fold[work.folds[chosen]]
+    patients = np.array([bags.patients[bag] for bag in chosen.tolist()])
+    _, codes = np.unique(patients, return_inverse=True)
+    known = take(targets, chosen)
+    metrics = measure(Predictions(scores, work.folds[chosen], codes, frequencies), known, work.options.seed)
+    student = SlideStudent(work.config, [one.model for one in done]).eval()
+    student.training_record = {
+        "metrics": metrics.to_dict(),
+        "history": [one.history for one in done],
+        "scores": [one.scores.tolist() for one in done],
+        "frequencies": None if frequencies is None else _frequencies(targets, chosen).tolist(),
+        "archive": bags.archive.path.name,
+        "device": describe_device(work.device),
+        "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+    }
+    predictions = SlideScores(
+        names=tuple(bags.names[bag] for bag in chosen.tolist()),
+        patients=tuple(patients.tolist()),
+        n_patches=bags.sizes[chosen],
+        classes=tuple(work.config.classes),
+        values=scores,
+        teachers=tuple(work.config.teachers),
+        folds=work.folds[chosen],
+    )
+    return SlideTraining(student, metrics, predictions, [one.history for one in done])
+
+
+def _frequencies(targets: Targets, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Frequencies of the classes among the bags of known class, [C]."""
+    assert isinstance(targets, ClassTargets)
+    return np.bincount(targets.codes[chosen], minlength=len(targets.classes)) / len(chosen)
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """A seed of its own for each fold, reproducible."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))

@@ -1,0 +1,170 @@
+"""Fitting one model: packs of training slides, the best epoch by the loss of validation slides."""
+
+import logging
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import MismatchError, NonFiniteError
+from ..runtime.progress import Progress
+from ..training.feed import feature_statistics
+from .bags import Bags, Pack, Packs
+from .losses import TaskLoss, time_cuts
+from .models.inference import predict
+from .models.pooling import SlideModel
+from .options import FitOptions, SlideConfig
+from .students import build_model
+from .targets import ClassTargets, SurvivalTargets, Targets, take
+
+logger = logging.getLogger("shazam_fast")
+
+STATISTICS_ROWS = 50_000  # patches from which means and scales are taken
+
+
+class Fold(NamedTuple):
+    """Which bags a fold trains on, chooses the epoch by, and tests, int64 each."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def deal_folds(bags: Bags, targets: Targets, count: int, seed: int) -> NDArray[np.int64]:
+    """Deal patients into folds, classes (or observed events) in proportion.
+
+    Args:
+        bags, targets: all bags and their targets.
+        count: number of folds.
+        seed: of the order in which patients are dealt.
+
+    Returns the fold of each bag, int64 [n], -1 without a target; all bags of a patient have the same.
+
+    Raises MismatchError when a class, or observed events, have fewer patients than there are folds.
+    """
+    known = np.flatnonzero(targets.known)
+    patients, codes = np.unique([bags.patients[bag] for bag in known.tolist()], return_inverse=True)
+    strata = targets.strata()[known]
+    counts = np.zeros((len(patients), int(strata.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (codes, strata), 1)  # [patients, strata]
+    for stratum, number in enumerate((counts > 0).sum(axis=0).tolist()):
+        if 0 < number < count and (stratum or isinstance(targets, ClassTargets)):  # censored times may be few
+            raise MismatchError(
+                f"{bags.archive.path}: {targets.describe(stratum)} is there for {number} patients, fewer than the "
+                f"{count} folds; give fewer folds, or leave it out of the targets"
+            )
+    rng, dealt = np.random.default_rng(seed), 0
+    of_patient = np.empty(len(patients), dtype=np.int64)
+    for stratum in np.argsort(counts.sum(axis=0), kind="stable").tolist():  # a patient counts for his commonest class
+        members = rng.permutation(np.flatnonzero(counts.argmax(axis=1) == stratum))
+        of_patient[members] = (dealt + np.arange(len(members))) % count
+        dealt += len(members)
+    folds = np.full(len(bags), -1, dtype=np.int64)
+    folds[known] = of_patient[codes]
+    return folds
+
+
+def fit(
+    bags: Bags,
+    targets: Targets,
+    fold: Fold,
+    config: SlideConfig,
+    options: FitOptions,
+    device: torch.device,
+    name: str,
+) -> tuple[SlideModel, list[dict[str, Any]]]:
+    """Fit a model on a fold's training bags. Its test bags are not read.
+
+    Args:
+        bags, targets: all bags and their targets.
+        fold: bags to train on and to choose the epoch by, with known targets.
+        config: shape of the model.
+        options: how it is fitted; `seed` must differ between folds.
+        device: where it computes.
+        name: of the fold, for the progress line.
+
+    Returns the model of the epoch with the smallest validation loss, on the CPU, and one record per epoch: "epoch",
+    "loss" and "val_loss" per slide, "seconds".
+
+    Raises NonFiniteError, naming teacher and row, for NaN or infinity.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(options.seed)
+        model = build_model(config).to(device)
+        mean, scale = feature_statistics(bags.archive, _some_rows(bags, fold.train))
+        model.feature_mean.copy_(mean)
+        model.feature_scale.copy_(scale)
+        with Progress(name, options.epochs, "epochs") as progress:
+            history = _train(model, bags, targets, fold, config.task, options, progress)
+    return model.cpu().eval(), history
+
+
+def _train(
+    model: SlideModel,
+    bags: Bags,
+    targets: Targets,
+    fold: Fold,
+    task: str,
+    options: FitOptions,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Train, and leave the model as it was after the best epoch. Returns one record per epoch."""
+    device, training = model.feature_mean.device, take(targets, fold.train)
+    cuts = time_cuts(training) if isinstance(training, SurvivalTargets) else np.empty(0)
+    loss = TaskLoss(task, targets, cuts, device)
+    packs = Packs(bags, fold.train, options.batch_size, options.patches)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    history: list[dict[str, Any]] = []
+    best, lowest, best_epoch = {}, math.inf, 0
+    for epoch in range(options.epochs):
+        started, total = time.monotonic(), 0.0
+        model.train()
+        for pack in packs.epoch(np.random.default_rng([options.seed, epoch]), epoch):
+            total += _step(model, optimizer, loss, pack, packs.places, options.batch_size, bags)
+        outputs = predict([model.eval()], bags, fold.val, device)[0]
+        val_loss = float(loss(outputs, torch.from_numpy(fold.val).to(device))) / len(fold.val)
+        if not math.isfinite(val_loss):
+            raise NonFiniteError(f"{bags.archive.path}: the validation loss became {val_loss}; give a smaller lr")
+        if val_loss < lowest:
+            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            lowest, best_epoch = val_loss, epoch
+        history.append({"epoch": epoch, "loss": total / len(fold.train), "val_loss": val_loss})
+        history[-1]["seconds"] = time.monotonic() - started
+        progress.advance(1, f"validation loss {lowest:.4f}")
+        if epoch - best_epoch >= options.patience:
+            break
+    model.load_state_dict(best)
+    return history
+
+
+def _step(
+    model: SlideModel,
+    optimizer: torch.optim.Optimizer,
+    loss: TaskLoss,
+    pack: Pack,
+    places: int,
+    batch_size: int,
+    bags: Bags,
+) -> float:
+    """One step on a pack; its loss, summed over its slides. Divided by `batch_size`, all slides weigh the same."""
+    device = model.feature_mean.device
+    members = torch.from_numpy(pack.bags[pack.bags >= 0]).to(device)
+    outputs = model(pack.features.to(device), pack.segments.to(device), places + 1).outputs[: len(members)]
+    summed = loss(outputs, members)
+    value = summed.item()
+    if not math.isfinite(value):
+        bags.archive.require_finite(pack.rows, pack.features[: len(pack.rows)].numpy())
+        raise NonFiniteError(f"{bags.archive.path}: the loss became {value}; give a smaller lr")
+    optimizer.zero_grad(set_to_none=True)
+    (summed / batch_size).backward()
+    optimizer.step()
+    return value
+
+
+def _some_rows(bags: Bags, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the chosen bags; of very many, evenly spaced ones."""
+    rows = np.concatenate([bags.rows_of(bag) for bag in chosen.tolist()])
+    return rows[:: max(1, len(rows) // STATISTICS_ROWS)]

@@ -1,0 +1,110 @@
+"""Losses of slide tasks, and what a slide's outputs mean.
+
+classification  outputs are logits; cross-entropy.
+survival_nll    outputs o_0..o_{B-1} give the hazards h_j = sigmoid(o_j) of B intervals of time, S_j = prod_{u <= j}
+                (1 - h_u). With y the interval of a slide's time,
+                loss = -log S_{y-1} - log h_y where the event was observed, -log S_y where censored
+                (Zadeh and Schmid, IEEE TPAMI 43(9), 2021); the risk is -sum_j S_j.
+survival_cox    the one output r is the log of the relative hazard;
+                loss = -sum_{i observed} (r_i - log sum_{j: t_j >= t_i} exp r_j) over the slides of a pack (Breslow).
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from .targets import ClassTargets, SurvivalTargets, Targets
+
+INTERVALS = 4  # of time in survival_nll, as in MCAT and what followed it
+
+
+def hazard_loss(outputs: Tensor, intervals: Tensor, events: Tensor) -> Tensor:
+    """Negative log-likelihood of discrete times, summed over slides.
+
+    Args:
+        outputs: logits of the hazards, [n, B].
+        intervals: int64 [n], of each slide's time.
+        events: bool [n], whether the event was observed.
+
+    >>> hazard_loss(torch.zeros(1, 4), torch.tensor([1]), torch.tensor([True])).exp().item()  # 1 / (0.5 * 0.5)
+    4.0
+    """
+    survives = F.logsigmoid(-outputs).cumsum(dim=1)  # log S_j
+    at = survives.gather(1, intervals[:, None])[:, 0]  # log S_y
+    logit = outputs.gather(1, intervals[:, None])[:, 0]
+    # log S_{y-1} + log h_y = log S_y - log(1 - h_y) + log h_y = log S_y + o_y
+    return -(at + torch.where(events, logit, 0.0)).sum()
+
+
+def cox_loss(risks: Tensor, times: Tensor, events: Tensor) -> Tensor:
+    """Negative log partial likelihood of Cox's model, Breslow's form for equal times, summed over observed events.
+
+    Args:
+        risks: log of the relative hazard, [n].
+        times: [n].
+        events: bool [n], whether the event was observed.
+
+    >>> cox_loss(torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([True, False])).exp().item()
+    2.0
+    """
+    at_risk = times[None, :] >= times[:, None]  # [event, slide]
+    log_sums = torch.where(at_risk, risks[None, :], -torch.inf).logsumexp(dim=1)
+    return torch.where(events, log_sums - risks, 0.0).sum()
+
+
+def time_cuts(targets: SurvivalTargets, intervals: int = INTERVALS) -> NDArray[np.float64]:
+    """Times between two intervals: quantiles of the times of observed events, float64 [intervals - 1].
+
+    Args:
+        targets: of the training slides.
+        intervals: number B of them.
+
+    >>> time_cuts(SurvivalTargets(np.arange(1.0, 9.0), np.ones(8, bool))).tolist()
+    [2.75, 4.5, 6.25]
+    """
+    observed = targets.times[targets.events & targets.known]
+    return np.quantile(observed, np.linspace(0, 1, intervals + 1)[1:-1])
+
+
+def count_outputs(task: str, classes: int) -> int:
+    """Number of outputs that a task needs."""
+    return {"classification": classes, "survival_nll": INTERVALS, "survival_cox": 1}[task]
+
+
+def read_outputs(task: str, outputs: Tensor) -> Tensor:
+    """What outputs [n, O] mean: probabilities of the classes [n, C], or risks [n, 1], larger for an earlier event."""
+    if task == "classification":
+        return outputs.softmax(dim=1)
+    if task == "survival_cox":
+        return outputs
+    return -F.logsigmoid(-outputs).cumsum(dim=1).exp().sum(dim=1, keepdim=True)
+
+
+class TaskLoss:
+    """The loss of a task, for slides chosen by number.
+
+    Args:
+        task: "classification", "survival_nll" or "survival_cox".
+        targets: of all bags.
+        cuts: times between two intervals of survival_nll, from `time_cuts`; empty for other tasks.
+        device: where the outputs are.
+    """
+
+    def __init__(self, task: str, targets: Targets, cuts: NDArray[np.float64], device: torch.device) -> None:
+        self._task = task
+        if isinstance(targets, ClassTargets):
+            self._codes = torch.from_numpy(targets.codes).to(device)
+            return
+        self._codes = torch.from_numpy(np.searchsorted(cuts, targets.times, side="right")).to(device)
+        self._times = torch.from_numpy(targets.times).to(device)
+        self._events = torch.from_numpy(targets.events).to(device)
+
+    def __call__(self, outputs: Tensor, chosen: Tensor) -> Tensor:
+        """Sum over slides. `outputs` [n, O]; `chosen` int64 [n], their numbers among the bags."""
+        if self._task == "classification":
+            return F.cross_entropy(outputs, self._codes[chosen], reduction="sum")
+        if self._task == "survival_nll":
+            return hazard_loss(outputs, self._codes[chosen], self._events[chosen])
+        return cox_loss(outputs[:, 0], self._times[chosen], self._events[chosen])

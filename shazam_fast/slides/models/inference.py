@@ -1,0 +1,91 @@
+"""Running models over whole slides: patches are encoded chunk by chunk and pooled once.
+
+Memory holds the features of a chunk, and D numbers per patch of a few slides (of one, where it is large).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import NonFiniteError
+from ..bags import Bags
+from .pooling import PatchCodes, SlideModel, SlideOutput
+
+CHUNK_ROWS = 2048  # patches that are encoded at once
+GROUP_ROWS = 8192  # patches of slides that are pooled at once, more where one slide has more
+
+
+class Group(NamedTuple):
+    """Some bags that were read together.
+
+    Args:
+        bags: int64 [n], their numbers.
+        rows: int64 [P], rows of the archive.
+        segments: int64 [P], which of the n bags each is of.
+        outputs: one per model.
+    """
+
+    bags: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    outputs: list[SlideOutput]
+
+
+@torch.no_grad()
+def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], device: torch.device) -> Iterator[Group]:
+    """Run models over all patches of chosen bags.
+
+    Args:
+        models: in evaluation mode, on the device.
+        bags: the bags.
+        chosen: int64 [n], numbers of the bags.
+        device: where the models are.
+
+    Yields groups of bags, in the order of `chosen`. Raises NonFiniteError for NaN or infinity, naming the first row.
+    """
+    for members in _group(bags.sizes[chosen]):
+        numbers = chosen[members]
+        rows = np.concatenate([bags.rows_of(bag) for bag in numbers.tolist()])
+        segments = np.repeat(np.arange(len(numbers)), bags.sizes[numbers])
+        chunks: list[list[PatchCodes]] = [[] for _ in models]
+        for batch in bags.archive.stream(rows, CHUNK_ROWS):
+            features = torch.from_numpy(batch.features).to(device)
+            for model, codes in zip(models, chunks, strict=True):
+                codes.append(model.encode(features))
+            if not torch.isfinite(chunks[0][-1].values).all():
+                bags.archive.require_finite(batch.rows, batch.features)
+                raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
+        places = torch.from_numpy(segments).to(device)
+        outputs = [model.read(_join(codes), places, len(numbers)) for model, codes in zip(models, chunks, strict=True)]
+        yield Group(numbers, rows, segments, outputs)
+
+
+def predict(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], device: torch.device) -> list[Tensor]:
+    """Outputs [n, O] of each model for chosen bags; arguments as for `walk`."""
+    groups = [group.outputs for group in walk(models, bags, chosen, device)]
+    return [torch.cat([outputs[i].outputs for outputs in groups]) for i in range(len(models))]
+
+
+def _group(sizes: NDArray[np.int64]) -> Iterator[slice]:
+    """Ranges of bags with about GROUP_ROWS patches."""
+    start, rows = 0, 0
+    for index, size in enumerate(sizes.tolist()):
+        if rows and rows + size > GROUP_ROWS:
+            yield slice(start, index)
+            start, rows = index, 0
+        rows += size
+    if rows:
+        yield slice(start, len(sizes))
+
+
+def _join(codes: Sequence[PatchCodes]) -> PatchCodes:
+    shares = [code.shares for code in codes if code.shares is not None]
+    return PatchCodes(
+        torch.cat([code.values for code in codes]),
+        torch.cat([code.scores for code in codes]),
+        torch.cat(shares) if shares else None,
+    )

@@ -1,0 +1,187 @@
+"""Pooling of patches to slides, many slides at once: the patches of several slides lie in one table, in any order.
+
+`segments` int64 [P] says which slide each patch is of. With a score e_p for each patch, slide s has
+
+    a_p = exp(e_p) / sum_{q in s} exp(e_q),    z_s = sum_{p in s} a_p h_p        (ABMIL, arXiv 1802.04712, eqs. 7, 8)
+
+so no patch attends to another slide. Equal scores give the mean, which is how `MeanPooling` is computed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...student.layers import Projection
+
+
+class PatchCodes(NamedTuple):
+    """What a model makes of P patches, each by itself.
+
+    Args:
+        values: h, what is pooled, [P, D].
+        scores: e, what attention is computed from, [P].
+        shares: part of each teacher in `values`, rows summing to 1, [P, N]; None where the model has none.
+    """
+
+    values: Tensor
+    scores: Tensor
+    shares: Tensor | None
+
+
+class SlideOutput(NamedTuple):
+    """What a model says of S slides with P patches.
+
+    Args:
+        outputs: of the head, [S, O].
+        attention: part of each patch in its slide, summing to 1 over a slide's patches, [P].
+        shares: part of each teacher in the slide, sum of attention times share over its patches, [S, N]; None where the
+            model has none.
+        patch_shares: part of each teacher in each patch, [P, N], or None.
+    """
+
+    outputs: Tensor
+    attention: Tensor
+    shares: Tensor | None
+    patch_shares: Tensor | None
+
+
+def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Sums over the patches of each slide. [P, D] -> [S, D].
+
+    Args:
+        values: [P, D] or [P].
+        segments: int64 [P], in 0..S-1.
+        count: number S of slides.
+
+    >>> segment_sum(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1]), 2).tolist()
+    [1.0, 5.0]
+    """
+    return values.new_zeros(count, *values.shape[1:]).index_add(0, segments, values)
+
+
+def segment_max(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Largest value over the patches of each slide; -inf for slides without patches. [P, D] -> [S, D].
+
+    Args:
+        values, segments, count: as for `segment_sum`.
+
+    >>> segment_max(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 1, 1]), 2).tolist()
+    [1.0, 3.0]
+    """
+    index = segments.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
+    lowest = values.new_full((count, *values.shape[1:]), -torch.inf)
+    return lowest.scatter_reduce(0, index, values, "amax")
+
+
+def segment_softmax(scores: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Softmax over the patches of each slide. [P] -> [P].
+
+    Args:
+        scores: [P].
+        segments, count: as for `segment_sum`.
+
+    >>> segment_softmax(torch.tensor([5.0, 0.0, 0.0]), torch.tensor([0, 1, 1]), 2).tolist()
+    [1.0, 0.5, 0.5]
+    """
+    largest = segment_max(scores.detach(), segments, count)
+    exponentials = (scores - largest[segments]).exp()
+    return exponentials / segment_sum(exponentials, segments, count)[segments]
+
+
+class SlideModel(nn.Module):
+    """Base of the models: patches are encoded one by one, pooled by slide with attention, and read by a linear head.
+
+    Args:
+        dims: columns of each teacher, which lie side by side in the features.
+        D: width of what is pooled.
+        outputs: number O of outputs.
+        dropout: probability that a column of the pooled feature is left out in a training step.
+
+    Attributes:
+        feature_mean, feature_scale: by which features are standardised, learned on the training slides, [sum of dims].
+    """
+
+    feature_mean: Tensor
+    feature_scale: Tensor
+
+    def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("feature_mean", torch.zeros(sum(dims)))
+        self.register_buffer("feature_scale", torch.ones(sum(dims)))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(D, outputs)
+
+    def encode(self, features: Tensor) -> PatchCodes:
+        """What is pooled, and the scores, of features [P, sum of dims] as stored."""
+        raise NotImplementedError
+
+    def pool(self, codes: PatchCodes, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Slide features [S, D] and the attention [P] of their patches."""
+        attention = segment_softmax(codes.scores, segments, count)
+        return segment_sum(attention[:, None] * codes.values, segments, count), attention
+
+    def read(self, codes: PatchCodes, segments: Tensor, count: int) -> SlideOutput:
+        """Outputs of S slides whose patches are encoded already.
+
+        Args:
+            codes: of P patches.
+            segments: int64 [P], in 0..S-1; every slide has a patch.
+            count: number S of slides.
+        """
+        pooled, attention = self.pool(codes, segments, count)
+        shares = None
+        if codes.shares is not None:
+            shares = segment_sum(attention[:, None] * codes.shares, segments, count)
+        return SlideOutput(self.head(self.dropout(pooled)), attention, shares, codes.shares)
+
+    def forward(self, features: Tensor, segments: Tensor, count: int) -> SlideOutput:
+        """Outputs of S slides.
+
+        Args:
+            features: [P, sum of dims], as stored (they are standardised here).
+            segments, count: as for `read`.
+        """
+        return self.read(self.encode(features), segments, count)
+
+
+class MeanPooling(SlideModel):
+    """The mean over a slide's patches: h_p = ReLU(W x_p + b), z_s = (1 / n_s) sum_{p in s} h_p.
+
+    Every patch has the same part, so a few telling patches drown in a large slide; a baseline.
+
+    >>> model = MeanPooling([4], 8, 2, 0.0)
+    >>> model(torch.randn(3, 4), torch.tensor([0, 1, 1]), 2).attention.tolist()
+    [1.0, 0.5, 0.5]
+    """
+
+    def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float) -> None:
+        super().__init__(dims, D, outputs, dropout)
+        self.projection = Projection([sum(dims)], D)
+
+    def encode(self, features: Tensor) -> PatchCodes:
+        """As `SlideModel.encode`; all scores are 0."""
+        tokens = self.projection(features, None, (self.feature_mean, self.feature_scale), None)  # [P, 1, D]
+        values = tokens[:, 0].relu()
+        return PatchCodes(values, values.new_zeros(len(values)), None)
+
+
+class MaxPooling(MeanPooling):
+    """The largest value of each column over a slide's patches: z_sd = max_{p in s} h_pd, h as in `MeanPooling`.
+
+    The attention of a patch is the fraction of the D columns whose largest value it has; patches with equal values
+    divide it.
+
+    >>> model = MaxPooling([4], 8, 2, 0.0)
+    >>> model(torch.randn(3, 4), torch.tensor([0, 1, 1]), 2).attention[0].item()
+    1.0
+    """
+
+    def pool(self, codes: PatchCodes, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As `SlideModel.pool`."""
+        largest = segment_max(codes.values, segments, count).clamp(min=0)  # h >= 0; no patches: 0, not -inf
+        with torch.no_grad():
+            holds = (codes.values == largest[segments]).to(codes.values.dtype)
+            attention = (holds / segment_sum(holds, segments, count)[segments]).mean(dim=1)
+        return largest, attention

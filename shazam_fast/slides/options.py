@@ -1,0 +1,115 @@
+"""Options of slide students and of their training. Imports no torch, for the command line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import ShazamError
+from ..runtime.checks import require_choice, require_count, require_number
+from ..student.config import MOST_DEPTH, MOST_DIM
+from ..training.config import MOST_SEED
+
+TASKS = ("classification", "survival_nll", "survival_cox")
+LOSSES = ("nll", "cox")  # of survival
+MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil")
+UNITS = ("slide", "patient")
+OF_SHAPE = ("dim", "depth", "dropout")  # fields of SlideConfig that a user sets for any model
+
+
+@dataclass(frozen=True)
+class SlideConfig:
+    """Shape of a slide's student.
+
+    Args:
+        teachers: name -> feature dim, in the order in which features lie side by side.
+        task: "classification", "survival_nll" or "survival_cox".
+        classes: class names in label order; none for survival.
+        model: "mean", "max", "abmil" (plain attention), "gated_abmil" or "shazam_abmil" (fusion first).
+        dim: width D of what is pooled.
+        depth: attention layers over a patch's tokens, of "shazam_abmil".
+        dropout: probability that a column of the pooled feature is left out in a training step.
+
+    Raises ShazamError naming the first option that is out of range or unknown.
+
+    >>> SlideConfig({"uni": 1024}, "classification", ("luad", "lusc")).model
+    'shazam_abmil'
+    """
+
+    teachers: Mapping[str, int]
+    task: str
+    classes: Sequence[str]
+    model: str = "shazam_abmil"
+    dim: int = 128
+    depth: int = 1
+    dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        checked = {
+            "teachers": dict(self.teachers),
+            "task": require_choice("task", self.task, TASKS),
+            "classes": tuple(self.classes),
+            "model": require_choice("model", self.model, MODELS),
+            "dim": require_count("dim", self.dim, 1, MOST_DIM),
+            "depth": require_count("depth", self.depth, 1, MOST_DEPTH),
+            "dropout": require_number("dropout", self.dropout, 0.0, 1.0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if (self.task == "classification") != (len(self.classes) > 1):
+            raise ShazamError(f"classes: two or more for classification and none for survival, found {self.classes!r}")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a model is fitted.
+
+    Args:
+        epochs: passes over the training slides, at most.
+        batch_size: slides per step, on average.
+        patches: most patches of a slide in an epoch; of larger slides this many are drawn anew in each epoch.
+            Validation and test read all patches.
+        lr, weight_decay: learning rate (> 0) and weight decay (>= 0) of AdamW.
+        patience: stop after this many epochs without a smaller validation loss.
+        seed: random seed, 0 or more, also of the folds; the same seed on the same device gives the same bits.
+
+    Raises ShazamError naming the first option that is out of range.
+
+    >>> FitOptions(epochs=5).patches
+    1024
+    """
+
+    epochs: int = 100
+    batch_size: int = 16
+    patches: int = 1024
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    patience: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {name: require_count(name, getattr(self, name)) for name in ("epochs", "batch_size", "patience")}
+        checked = {
+            **counts,
+            "patches": require_count("patches", self.patches),
+            "lr": require_number("lr", self.lr, above=0.0),
+            "weight_decay": require_number("weight_decay", self.weight_decay, 0.0),
+            "seed": require_count("seed", self.seed, 0, MOST_SEED),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def job(self) -> dict[str, Any]:
+        """What makes two fits the same."""
+        return asdict(self)
+
+
+def read_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], FitOptions]:
+    """The shape's options, and those of fitting."""
+    of_fit = [field.name for field in fields(FitOptions)]
+    if unknown := sorted(set(options) - {*OF_SHAPE, *of_fit}):
+        raise ShazamError(
+            f"sf.slides.train has no option {unknown[0]!r}; besides its arguments there are "
+            f"{', '.join((*OF_SHAPE, *of_fit))}"
+        )
+    shape = {name: options[name] for name in OF_SHAPE if name in options}
+    return shape, FitOptions(**{name: options[name] for name in of_fit if name in options})

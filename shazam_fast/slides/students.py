@@ -1,0 +1,216 @@
+"""The student of a slide: one model per fold of a cross-validation, whose predictions are averaged; and its files.
+
+On disk it is a directory: `student.json`, and one file of tensors per member, `part-NNNNN.safetensors`. No pickle.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from torch import nn
+
+from .. import __version__
+from ..errors import ArchiveError, MismatchError, ShazamError
+from ..runtime.checks import require_path
+from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
+from ..runtime.files import file_checksum, write_durably
+from ..runtime.jobs import Part
+from ..runtime.tensors import read_tensors, write_tensors
+from ..teachers.licences import find_licence
+from .losses import count_outputs
+from .models.abmil import ABMIL
+from .models.fusion import ShazamABMIL
+from .models.pooling import MaxPooling, MeanPooling, SlideModel
+from .options import SlideConfig
+
+FORMAT = "shazam_fast slide student"
+CARD = "student.json"
+
+
+def build_model(config: SlideConfig) -> SlideModel:
+    """A model with random parameters, drawn from PyTorch's global generator.
+
+    >>> type(build_model(SlideConfig({"uni": 8}, "survival_cox", (), model="max", dim=4))).__name__
+    'MaxPooling'
+    """
+    dims, outputs = list(config.teachers.values()), count_outputs(config.task, len(config.classes))
+    shape = (dims, config.dim, outputs, config.dropout)
+    if config.model == "mean":
+        return MeanPooling(*shape)
+    if config.model == "max":
+        return MaxPooling(*shape)
+    if config.model == "shazam_abmil":
+        return ShazamABMIL(*shape, depth=config.depth)
+    return ABMIL(*shape, gated=config.model == "gated_abmil")
+
+
+class SlideStudent(nn.Module):
+    """Models of the same shape, one per fold, whose probabilities (or risks), attention and shares are averaged.
+
+    Args:
+        config: their shape.
+        members: the models.
+
+    Attributes:
+        training_record: how it was trained, plain values that are saved as JSON.
+
+    >>> import tempfile
+    >>> config = SlideConfig({"uni": 8}, "classification", ("luad", "lusc"), dim=4)
+    >>> SlideStudent(config, [build_model(config)]).save(path := tempfile.mkdtemp())
+    >>> load(path).config.classes
+    ('luad', 'lusc')
+    """
+
+    def __init__(self, config: SlideConfig, members: Sequence[SlideModel]) -> None:
+        super().__init__()
+        self.config = config
+        self.members = nn.ModuleList(members)
+        self.training_record: dict[str, Any] = {}
+
+    @property
+    def models(self) -> list[SlideModel]:
+        """The members."""
+        return [member for member in self.members if isinstance(member, SlideModel)]
+
+    def save(self, path: str | Path) -> None:
+        """Write `student.json` and one file of tensors per member into the directory `path`; the card last.
+
+        Args:
+            path: the directory.
+
+        Raises ShazamError when they cannot be written.
+        """
+        folder = require_path("path", path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            parts = []
+            for number, member in enumerate(self.members):
+                file = folder / f"part-{number:05d}.safetensors"
+                write_tensors(file, member.state_dict(), {})
+                parts.append(Part(file=file.name, rows=0, bytes=file.stat().st_size, xxh3=file_checksum(file)))
+            write_durably(folder / CARD, encode_card(self.config, parts, self.training_record))
+        except OSError as error:
+            raise ShazamError(f"{folder}: the student could not be saved: {error}; choose another directory") from error
+
+
+class Shape(Record, frozen=True, kw_only=True):
+    """A `SlideConfig` as it is stored."""
+
+    teachers: dict[Name, Count]
+    task: Text
+    classes: list[Text]
+    model: Text
+    dim: Count
+    depth: Count
+    dropout: float
+
+
+class Card(Record, frozen=True, kw_only=True):
+    """`student.json` of a slide's student."""
+
+    format: Text
+    version: Annotated[int, msgspec.Meta(ge=1, le=1)]
+    config: Shape
+    parts: list[Part]
+    written_by: Text
+    licences: dict[Name, dict[str, Json]] = msgspec.field(default_factory=dict)
+    training: dict[str, Json] = msgspec.field(default_factory=dict)
+
+
+def encode_card(config: SlideConfig, parts: Sequence[Part], record: Mapping[str, Any]) -> bytes:
+    """`student.json` of a student whose members are in `parts`."""
+    shape = {**asdict(config), "classes": list(config.classes)}
+    card = Card(
+        format=FORMAT,
+        version=1,
+        config=Shape(**shape),
+        parts=list(parts),
+        written_by=f"shazam_fast {__version__}",
+        licences={name: find_licence(name)._asdict() for name in config.teachers},
+        training=dict(record),
+    )
+    return encode_document(card)
+
+
+def read_card(path: Path) -> tuple[SlideConfig, Card]:
+    """Configuration and card of the slide's student in the directory `path`.
+
+    Raises ArchiveError when there is no card, or it is damaged or of something else.
+    """
+    try:
+        card = read_document(path / CARD, Card, format=FORMAT)
+        return SlideConfig(**msgspec.structs.asdict(card.config)), card
+    except ArchiveError as error:
+        if error.kind == "missing":
+            remedy = f"a slide's student is a directory with {CARD}, as sf.slides.train(out=...) writes it"
+            raise ArchiveError(f"{path / CARD}: file not found; {remedy}", "missing") from None
+        raise
+    except ShazamError as error:
+        raise ArchiveError(f"{path / CARD}: corrupt: {error}") from None
+
+
+def load(path: str | Path) -> SlideStudent:
+    """Load a slide's student, on the CPU, in evaluation mode.
+
+    Args:
+        path: the directory that `sf.slides.train(out=...)` or `SlideStudent.save` wrote.
+
+    Returns the student.
+
+    Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the others.
+    """
+    folder = require_path("path", path)
+    config, card = read_card(folder)
+    if not card.parts:
+        raise ArchiveError(f"{folder / CARD}: corrupt: it names no part")
+    student = SlideStudent(config, [read_member(folder, config, part) for part in card.parts])
+    student.training_record = card.training
+    return student.eval()
+
+
+def read_member(folder: Path, config: SlideConfig, part: Part) -> SlideModel:
+    """One member, from the file that `part` describes. Raises ArchiveError when it is missing, damaged or another."""
+    tensors, _ = read_tensors(folder / part.file)
+    if file_checksum(folder / part.file) != part.xxh3:
+        raise ArchiveError(
+            f"{folder / part.file}: checksum mismatch: it does not belong to {CARD} beside it; copy all files again",
+            "checksum",
+        )
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
+        raise ArchiveError(
+            f"{folder / part.file}: tensors do not fit {CARD}: {name!r} {wanted.get(name)} expected, "
+            f"found {found.get(name)}"
+        )
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        model = build_model(config)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def load_student(student: SlideStudent | str | Path) -> SlideStudent:
+    """The student itself, or the one saved in a directory.
+
+    Raises ArchiveError when a file is missing or damaged, ShazamError for anything else than a student or a path.
+    """
+    if isinstance(student, str | Path):
+        return load(student)
+    if not isinstance(student, SlideStudent):
+        raise ShazamError(f"student: a SlideStudent or its directory expected, found {type(student).__name__}")
+    return student
+
+
+def require_teachers(student: SlideStudent, teachers: Mapping[str, int], where: Path) -> None:
+    """Raise MismatchError unless an archive has the student's teachers, in its order."""
+    wanted = dict(student.config.teachers)
+    if list(wanted.items()) != list(teachers.items()):
+        raise MismatchError(
+            f"{where}: the student's teachers {wanted} expected, in this order, found {dict(teachers)}; open it with "
+            f"teachers={list(wanted)}"
+        )
