@@ -16,6 +16,7 @@ from .finetuning import finetune
 from .printing import console
 from .reporting import report
 from .scoring import heatmap, score
+from .slides import slides
 from .training import evaluate, train
 
 app = typer.Typer(
@@ -62,6 +63,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(slides, name="slides")
 
 
 def main() -> None:

@@ -1,0 +1,77 @@
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from cohorts import make_cohort, make_survival
+from program import call
+
+import shazam_fast as sf
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("slides")
+    _, labels, _ = make_cohort(place / "archive", slides=18, sizes=(5, 30))
+    pd.DataFrame({"slide_id": list(labels), "label": list(labels.values())}).to_csv(place / "labels.csv", index=False)
+    pd.DataFrame(make_survival(labels)).to_csv(place / "clinical.csv", index=False)
+    return place
+
+
+QUICK = ("--folds", "3", "--epochs", "2", "--dim", "8", "--device", "cpu")
+
+
+def test_from_selection_to_scores(place, monkeypatch):
+    monkeypatch.chdir(place)
+    run = call("slides", "select", "archive", "--out", "chosen", "--clusters", "4", "--per-cluster", "2")
+    assert run.returncode == 0, run.stderr
+    assert "18 slides" in run.stdout
+    run = call("slides", "train", "archive", "--labels", "labels.csv", "--selection", "chosen", "--out", "run", *QUICK)
+    assert run.returncode == 0, run.stderr
+    assert "auroc" in run.stdout
+    assert "constant predictor" in run.stdout
+    run = call("slides", "evaluate", "run", "archive", "--labels", "labels.csv", "--device", "cpu", "--out", "m.json")
+    assert run.returncode == 0, run.stderr
+    assert (place / "m.json").exists()
+    run = call("slides", "score", "run", "archive", "--out", "scored", "--device", "cpu")
+    assert run.returncode == 0, run.stderr
+    assert len(sf.slides.open_scores(place / "scored")) == 18
+
+
+def test_survival(place, monkeypatch):
+    monkeypatch.chdir(place)
+    columns = ("--time", "months", "--event", "dead")
+    wanted = ("slides", "train", "archive", "--labels", "clinical.csv", "--out", "survival", *QUICK)
+    assert call(*wanted, *columns).returncode == 2
+    run = call(*wanted, *columns, "--observed", "0")
+    assert "looks inverted" in run.stderr
+    run = call(*wanted, *columns, "--observed", "1")
+    assert run.returncode == 0, run.stderr
+    assert "c_index" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("slides", "train", "archive", "--labels", "nowhere.csv", "--out", "new"), "nowhere.csv"),
+        (("slides", "train", "archive", "--labels", "labels.csv", "--out", "archive"), "holds features already"),
+        (("slides", "score", "archive", "archive", "--out", "new"), "holds features, but a slide's student expected"),
+        (("slides", "train", "archive", "--labels", "labels.csv", "--model", "x", "--out", "new"), "model: one of"),
+    ],
+)
+def test_wrong_input_is_one_line(place, monkeypatch, arguments, message):
+    monkeypatch.chdir(place)
+    run = call(*arguments)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert not (place / "new").exists()
+
+
+def test_help_needs_no_torch():
+    script = "import sys; sys.modules['torch'] = None; from shazam_fast.cli.app import main; main()"
+    command = [sys.executable, "-c", script, "slides", "train", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "120"})
+    assert run.returncode == 0, run.stderr
+    assert all(option in run.stdout for option in ("--model", "--epochs", "--dim", "--observed"))
