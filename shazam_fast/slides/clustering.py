@@ -97,7 +97,8 @@ def principal(points: Tensor, count: int) -> Tensor:
     if points.shape[1] <= count:
         return points
     _, directions = torch.linalg.eigh((points.T @ points).double())  # ascending
-    return points @ directions[:, -count:].float()
+    components: Tensor = points @ directions[:, -count:].float()
+    return components
 
 
 def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:

@@ -159,7 +159,7 @@ def assign_targets(wanted: Classes | Survival, table: Table, bags: Bags) -> Targ
     if header is None:
         raise MismatchError(
             f"{table.where}: a column of labels (label, target, class, diagnosis) expected, found {table.headers}; "
-            "name it: sf.slides.Classes(table, column=...), --target-column"
+            "name it: sf.slides.Classes(table, column=...), --label-column"
         )
     labels = table.texts(header)
     rows = _rows_of_bags(table, bags, labels != "", lambda row: labels[row].item())

@@ -20,9 +20,13 @@ QUICK = ("--epochs", "1", "--batch-size", "4", "--dim", "8", "--depth", "1")
 
 
 def commands():
-    """{command: its options}."""
-    found = typer.main.get_command(app).commands
-    return {name: {option for p in command.params for option in p.opts} for name, command in found.items()}
+    """{command or group: the options of all that it has}."""
+    return {name: options(command) for name, command in typer.main.get_command(app).commands.items()}
+
+
+def options(command):
+    inner = getattr(command, "commands", {}).values()
+    return {option for p in command.params for option in p.opts}.union(*map(options, inner))
 
 
 def messages():

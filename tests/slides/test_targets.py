@@ -68,7 +68,7 @@ def test_rows_that_contradict_are_both_named(archive, tmp_path):
     [
         ("slide_id,label\nz1,a\nz2,b\n", "none of the 4 slides or patients"),
         ("slide_id,label\ns1,a\ns2,a\n", "two or more classes expected"),
-        ("slide_id,subtype,stage\ns1,a,1\ns2,b,2\n", "--target-column|label_column"),
+        ("slide_id,subtype,stage\ns1,a,1\ns2,b,2\n", "--label-column"),
         ("name,label\ns1,a\ns2,b\n", "a column of slides .* or of patients expected"),
     ],
 )
