@@ -6,41 +6,33 @@ from pathlib import Path
 from ..errors import MismatchError
 
 HEAD_BYTES = 4096  # of a JSON document, among which its format is named
-<<<<<<< HEAD
-FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|finetuned|comparison)"')
-=======
-FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|slide student|selection)"')
+FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|finetuned|comparison|slide student|selection)"')
 SLIDE_SCORES = "slides.parquet"  # scores of whole slides
->>>>>>> 3e8f9b8 (Add the commands slides select, train, evaluate and score)
 SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
 CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
 HOLDS = {
     "archive": ("features", "inspect, verify, convert, train, evaluate, score and report"),
     "student": ("a student", "evaluate, score and report"),
     "scores": ("scores", "heatmap"),
-<<<<<<< HEAD
     "finetuned": ("a fine-tuned teacher", "extract, with its teacher.safetensors as --weights"),
     "comparison": ("a comparison", "compare, with the same options, which prints it, and report"),
+    "slide student": ("a slide's student", "slides evaluate and slides score"),
+    "slide scores": ("scores of slides", "none; open slides.parquet with pandas"),
+    "selection": ("selected patches", "slides train, evaluate and score, with --selection"),
     "checkpoint": ("an unfinished training", "train or finetune, with the same options, which resumes it"),
 }
-EXPECTED = {"archive": "features", "student": "a student", "scores": "scores", "comparison": "a comparison"}
+EXPECTED = {
+    "archive": "features",
+    "student": "a student",
+    "scores": "scores",
+    "comparison": "a comparison",
+    "slide student": "a slide's student",
+}
 CHECKPOINTED = ("student", "finetuned")  # results of a training
 
 
 def kind_of(path: Path) -> str | None:
-    """A key of HOLDS where this package wrote the directory, else None.
-=======
-    "slide student": ("a slide's student", "slides evaluate and slides score"),
-    "slide scores": ("scores of slides", "none; open slides.parquet with pandas"),
-    "selection": ("selected patches", "slides train, evaluate and score, with --selection"),
-    "checkpoint": ("an unfinished training", "train, with the same options, which resumes it"),
-}
-EXPECTED = {"archive": "features", "student": "a student", "scores": "scores", "slide student": "a slide's student"}
-
-
-def kind_of(path: Path) -> str | None:
     """What this package wrote into the directory, a key of HOLDS; None where it wrote nothing.
->>>>>>> 3e8f9b8 (Add the commands slides select, train, evaluate and score)
 
     >>> kind_of(Path("/nowhere"))
     """
@@ -79,11 +71,7 @@ def require_place_for(out: Path, wanted: str) -> None:
 
     Args:
         out: what the user typed for --out.
-<<<<<<< HEAD
         wanted: a key of HOLDS. An unfinished training is where its result goes.
-=======
-        wanted: a key of HOLDS. An unfinished training is where its student goes.
->>>>>>> 3e8f9b8 (Add the commands slides select, train, evaluate and score)
     """
     found = kind_of(out)
     if found not in (None, wanted, "checkpoint" if wanted in CHECKPOINTED else wanted):

@@ -212,14 +212,8 @@ def stop_on_interrupt(enabled: bool) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-<<<<<<< HEAD
-def _new_state(
-    archive: FeatureArchive, config: TrainConfig, device: torch.device, steps: int
-) -> TrainingState[Student]:
-=======
 def new_student(archive: FeatureArchive, config: TrainConfig) -> Student:
     """A student with its initial parameters, drawn from the configuration's seed, on the CPU."""
->>>>>>> 94a32db (Train many students in one pass (sweep) and average students to one (ensemble))
     generator = torch.Generator().manual_seed(config.seed)
     student = Student(config.student(archive.teachers, archive.classes), generator)
     if config.targets == "frozen":
@@ -229,7 +223,9 @@ def new_student(archive: FeatureArchive, config: TrainConfig) -> Student:
     return student
 
 
-def _new_state(archive: FeatureArchive, config: TrainConfig, device: torch.device, steps: int) -> TrainingState:
+def _new_state(
+    archive: FeatureArchive, config: TrainConfig, device: torch.device, steps: int
+) -> TrainingState[Student]:
     student = new_student(archive, config).to(device)
     trained = [p for p in student.parameters() if p.requires_grad]
     varies = config.schedule != "constant"  # then a tensor, which a step can set without the host

@@ -196,18 +196,14 @@ def _train(
     return TrainResult(student, run.history, metrics)
 
 
-<<<<<<< HEAD
 def _circumstances(device: torch.device) -> dict[str, Any]:
     """Where and with what a student was trained, for its record."""
     versions = {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return {"device": describe_device(device), "versions": versions}
 
 
-def _resolve(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
-=======
 def resolve_config(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
     """A configuration or a preset, with single fields changed. Raises ShazamError naming an unknown option."""
->>>>>>> 94a32db (Train many students in one pass (sweep) and average students to one (ensemble))
     unknown = sorted(set(overrides) - {field.name for field in fields(TrainConfig)})
     if unknown:
         known = ", ".join(field.name for field in fields(TrainConfig))
