@@ -152,15 +152,6 @@ def _student(bench: Bench, **options: Any) -> Fitted:
     )
 
 
-def _levels(bench: Bench) -> Fitted:
-    if not any(":" in name for name in bench.teachers):
-        raise MismatchError(
-            f"{bench.fold.archive.path}: a student on levels needs low, mid and high features of each teacher "
-            f"(extract them with levels), found {', '.join(bench.teachers)}"
-        )
-    return _student(bench, block="levels")
-
-
 def _finetuned(bench: Bench) -> Fitted:
     """Each teacher fine-tuned on the images; the best on val."""
     if bench.images is None:
@@ -199,7 +190,7 @@ METHODS: Mapping[str, Method] = {
     "shazam_paper": Method(partial(_student, preset="huncrc"), random=True),
     "shazam_authors_script": Method(partial(_student, preset="authors_script"), random=True),
     "shazam": Method(_student, random=True),
-    "shazam_levels": Method(_levels, random=True, needs="levels"),
+    "shazam_levels": Method(partial(_student, block="levels"), random=True, needs="levels"),
     "finetuned_teacher": Method(_finetuned, random=True, needs="images"),
 }
 SINGLE_TEACHER = "best_single_balanced"  # the reference that answers "does fusing help?"

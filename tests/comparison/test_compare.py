@@ -109,7 +109,8 @@ def test_a_method_that_fails_does_not_stop_the_others(archive, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("shazam_levels", "needs low, mid and high"), ("finetuned_teacher", "give images=")]
+    ("name", "reason"),
+    [("shazam_levels", "features of three levels of every teacher"), ("finetuned_teacher", "give images=")],
 )
 def test_a_method_that_needs_what_the_archive_lacks_says_so(archive, name, reason):
     found = compare(archive, [name, "best_single_balanced"], repeats=1)
