@@ -23,14 +23,14 @@ class Ensemble(Student):
     """Students of the same teachers, classes and width as one student; made by `average`.
 
     Its logits are the log of the mean of the members' probabilities, so that their softmax is that mean. Its fused
-    feature is the mean of theirs; its shares the mean of theirs, None where a member has none (the residual block).
+    feature is the mean of theirs; its shares the mean of theirs, None where a member has none (all but bare).
 
     Args:
         members: at least one student.
 
     Attributes:
         config: teachers, classes and width of all members, depth of the deepest; the block is "bare" where all members
-            are bare, the teacher dropout the least of theirs.
+            are bare, "levels" where one has levels, else "residual"; the teacher dropout is the least of theirs.
         members: the students.
 
     >>> import torch, shazam_fast as sf
@@ -178,11 +178,12 @@ def _common_config(configs: Sequence[StudentConfig]) -> StudentConfig:
                     f"average: student {index} has {name} {found}, student 0 has {wanted}; "
                     f"average students with the same {name}"
                 )
-    bare = all(config.block == "bare" for config in configs)
+    blocks = {config.block for config in configs}
+    mixed = "levels" if "levels" in blocks else "residual"  # levels of a teacher are then missing together
     return replace(
         first,
         depth=max(config.depth for config in configs),
-        block="bare" if bare else "residual",
+        block="bare" if blocks == {"bare"} else mixed,
         teacher_dropout=min(config.teacher_dropout for config in configs),
     )
 

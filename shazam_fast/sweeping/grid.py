@@ -10,6 +10,7 @@ from ..training.config import TrainConfig
 
 # Options in which students that are trained together may differ; students that differ in others are trained apart.
 OWN = ("seed", "lr", "weight_decay", "lam", "delta", "balance", "teacher_heads", "patience")
+BLOCKS = ("bare", "residual")  # those whose students are stacked
 REFUSED = {"backend": "auto", "precision": "ieee"}  # options that a sweep does not offer, and what they must be
 
 Options = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
@@ -62,6 +63,10 @@ def require_sweepable(config: TrainConfig) -> None:
             raise ShazamError(
                 f"{name}={getattr(config, name)!r}: a sweep offers {offered!r} alone; train this student with train()"
             )
+    if config.block not in BLOCKS:
+        raise ShazamError(
+            f"block={config.block!r}: a sweep offers {' and '.join(BLOCKS)}; train this student with train()"
+        )
 
 
 def group(configs: Sequence[TrainConfig]) -> list[list[int]]:

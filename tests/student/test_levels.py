@@ -270,3 +270,17 @@ def test_the_same_generator_makes_the_same_student():
     left, right = make(), make()
     for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_students_on_levels_are_averaged_and_saved(tmp_path):
+    first, second = make(), make()
+    with torch.no_grad():
+        second.qkv.mul_(0.5)
+    both = sf.average([first, second])
+    assert both.config.block == "levels"
+    assert sf.average([first, make_student(teachers=IN_ORDER)]).config.block == "levels"
+    features, present = batch(first, 4, missing=True)
+    mean = (first(features, present).logits.softmax(1) + second(features, present).logits.softmax(1)) / 2
+    torch.testing.assert_close(both(features, present).logits.exp(), mean)
+    both.save(tmp_path / "both")
+    torch.testing.assert_close(sf.load(tmp_path / "both")(features, present).logits.exp(), mean)

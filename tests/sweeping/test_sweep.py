@@ -219,6 +219,7 @@ def test_a_student_that_diverges_is_named(archive):
         ([{}], {"order_seed": -1}, "order_seed"),
         ([{}], {"backend": "reference"}, "backend='reference'"),
         ([{}], {"precision": "tf32"}, "precision='tf32'"),
+        ({"block": ["bare", "levels"]}, {}, "block='levels': a sweep offers bare and residual; train this student"),
     ],
 )
 def test_wrong_inputs_are_refused(archive, students, options, message):
