@@ -26,8 +26,9 @@ HELP = {
     "component, as in the authors' script).",
     "targets": "What to distil from: projected (the teachers' tokens), detached (the same without gradient) or frozen "
     "(fixed random maps of the features, as in the authors' script).",
-    "balance": "How far classes count alike: 0 (patches count alike) to 1 (as if all classes were equally frequent).",
+    "balance": "How far classes count alike: 0 (patches count alike), 1 (as if all were equally frequent) or more.",
     "teacher_heads": "Weight of the loss of a linear head on each teacher's token.",
+    "mixup": "Parameter of the Beta distribution by which patches are mixed in a training step; 0: not at all.",
     "dim": "Width of the student (D).",
     "depth": "Attention layers (K); of each level with --block levels.",
     "block": "bare (the paper), residual (the authors' script) or levels (low, mid and high features of each teacher).",

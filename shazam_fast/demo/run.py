@@ -70,9 +70,9 @@ def _compare(archive: FeatureArchive, out: Path) -> tuple[dict[str, Metrics], St
     """Metrics of every method on the test area, and the student trained with distillation."""
     results = {f"{name} alone": _probe(archive, [name]) for name in archive.teachers}
     results["concatenation"] = _probe(archive, list(archive.teachers))
-    plain = train(archive, out=out / PLAIN_STUDENT, depth=DEPTH, lam=0.0)
+    plain = train(archive, out=out / PLAIN_STUDENT, preset="unitopatho", depth=DEPTH, lam=0.0)
     results["student, no distillation"] = plain.metrics["test"]
-    distilled = train(archive, out=out / STUDENT, depth=DEPTH, lam=LAM)
+    distilled = train(archive, out=out / STUDENT, preset="unitopatho", depth=DEPTH, lam=LAM)
     results["student"] = distilled.metrics["test"]
     return results, distilled.student
 

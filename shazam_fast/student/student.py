@@ -87,6 +87,7 @@ class Student(nn.Module):
         present: Tensor | None = None,
         rows: Tensor | None = None,
         scale: Tensor | None = None,
+        mixture: Tensor | None = None,
     ) -> Tensor:
         """Standardised features projected to one token per teacher, eq. (1). [B, N, D].
 
@@ -95,8 +96,12 @@ class Student(nn.Module):
             rows: int64 [B]; then `features` is a table [R, sum of dims] and these its rows that make up the batch.
             scale: what the features are divided by in place of `feature_scale`, [sum of dims]; infinity leaves a column
                 out.
+            mixture: s in [0, 1], [1]; then every patch's features are s of its own + 1 - s of those of the patch as far
+                from the batch's end as it is from its start; None: its own.
         """
         tokens = self._project(self.projection, features, present, rows, scale)
+        if mixture is not None:  # mixes the features: the map is linear
+            tokens = mixture * tokens + (1.0 - mixture) * tokens.flip(0)
         return tokens if self.blocks is None else self.blocks.deepen(tokens)
 
     def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:

@@ -67,19 +67,21 @@ class Objective:
         present: Tensor | None = None,
         rows: Tensor | None = None,
         scale: Tensor | None = None,
+        mixture: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch.
 
         Args:
             student: the student to train.
-            features, present, rows, scale: as for `Student.tokens`; frozen targets do not depend on `scale`.
+            features, present, rows, scale, mixture: as for `Student.tokens`; frozen targets do not depend on the last
+                two. Cross-entropies are mixed as the features are.
             labels: int64 [B].
 
         Returns the losses, means over the batch.
         """
-        tokens = student.tokens(features, present, rows, scale)  # [B, N, D]
+        tokens = student.tokens(features, present, rows, scale, mixture)  # [B, N, D]
         output = student.fuse(tokens, present)
-        cross_entropy = self._cross_entropy(output.logits, labels)
+        cross_entropy = self._mixed(output.logits, labels, mixture)
         if self.targets == "frozen":
             targets = student.fixed_targets(features, present, rows)
         else:
@@ -92,19 +94,30 @@ class Objective:
         total = cross_entropy + distillation
         if not self.teacher_heads:
             return Losses(total, cross_entropy, cosine, huber, cosine.new_empty(0))
-        heads = self._head_losses(student, tokens, labels, present)
+        heads = self._head_losses(student, tokens, labels, present, mixture)
         return Losses(total + self.teacher_heads * heads.mean(), cross_entropy, cosine, huber, heads)
 
-    def _head_losses(self, student: Student, tokens: Tensor, labels: Tensor, present: Tensor | None) -> Tensor:
+    def _head_losses(
+        self, student: Student, tokens: Tensor, labels: Tensor, present: Tensor | None, mixture: Tensor | None
+    ) -> Tensor:
         """Cross-entropy of the head on each teacher's token, mean over the batch. tokens [B, N, D] -> [N]."""
         if student.teacher_heads is None:
             raise ShazamError("teacher_heads above 0 needs a student with teacher_heads; train() makes them")
         B, N, _ = tokens.shape
-        logits = student.teacher_heads(tokens).flatten(0, 1)  # [B*N, C]
-        losses = self._cross_entropy(logits, labels.repeat_interleave(N), "none").view(B, N)
-        return (losses if present is None else torch.where(present, losses, 0.0)).mean(dim=0)
+        logits = student.teacher_heads(tokens).transpose(0, 1).flatten(0, 1)  # [N*B, C]
+        losses = self._mixed(logits, labels, mixture, "none").view(N, B)
+        return (losses if present is None else torch.where(present.T, losses, 0.0)).mean(dim=1)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    def _mixed(self, logits: Tensor, labels: Tensor, mixture: Tensor | None, reduction: str = "mean") -> Tensor:
+        """Cross-entropies of logits [n B, C] with the labels [B] repeated n times, mixed as the features are."""
+        times = len(logits) // len(labels)
+        own = self._cross_entropy(logits, labels.repeat(times), reduction)
+        if mixture is None:
+            return own
+        other = self._cross_entropy(logits, labels.flip(0).repeat(times), reduction)
+        return mixture[0] * own + (1.0 - mixture[0]) * other
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
         """Weighted by class. The mean is over rows; PyTorch's would divide by the sum of the batch's weights."""
         shifted = logits if self.offsets is None else logits + self.offsets
         if self.class_weights is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .config import TrainConfig
 
-ORDER, TEACHERS, COLUMNS = range(3)  # purposes of the random numbers
+ORDER, TEACHERS, COLUMNS, MIXTURES = range(4)  # purposes of the random numbers
 MASKS = 1024  # different masks of feature dropout in an epoch, at most; later steps take them again
 RISING = 0.3  # fraction of the steps in which one-cycle raises the learning rate
 START, END = 0.04, 1e-4  # its first and last learning rate, relative to the highest
@@ -25,12 +25,14 @@ class EpochPlan:
         order: the training rows in the order in which they are taken, int64 [n].
         present: the teachers that each row keeps, bool [n, N]; None: all.
         kept: the feature columns that a step keeps, bool [masks, sum of dims]; step s takes mask s % masks; None: all.
+        mixtures: the part of its own features that a patch keeps in each step, float32 [steps]; None: all.
         rates: the learning rate of each step, float32 [steps]; None: it does not change.
     """
 
     order: NDArray[np.int64]
     present: NDArray[np.bool_] | None = None
     kept: NDArray[np.bool_] | None = None
+    mixtures: NDArray[np.float32] | None = None
     rates: NDArray[np.float32] | None = None
 
 
@@ -48,6 +50,7 @@ def plan_epoch(config: TrainConfig, epoch: int, n_rows: int, n_teachers: int, wi
         order=_random(config, ORDER, epoch).permutation(n_rows),
         present=_present_teachers(config, epoch, n_rows, n_teachers),
         kept=_kept_columns(config, epoch, min(steps, MASKS), width),
+        mixtures=_mixtures(config, epoch, steps),
         rates=_one_cycle(config, epoch, steps) if config.schedule == "one_cycle" else None,
     )
 
@@ -73,6 +76,12 @@ def _kept_columns(config: TrainConfig, epoch: int, masks: int, width: int) -> ND
     if p == 0.0:
         return None
     return _random(config, COLUMNS, epoch).random((masks, width), dtype=np.float32) >= np.float32(p)
+
+
+def _mixtures(config: TrainConfig, epoch: int, steps: int) -> NDArray[np.float32] | None:
+    if config.mixup == 0.0:
+        return None
+    return _random(config, MIXTURES, epoch).beta(config.mixup, config.mixup, steps).astype(np.float32)
 
 
 def _one_cycle(config: TrainConfig, epoch: int, steps: int) -> NDArray[np.float32]:

@@ -51,7 +51,12 @@ class TrainingStep:
         """Start or continue an epoch at `step`; every plan has the same parts."""
         self._feed.begin(plan.order, step)
         self._index.fill_(step)
-        for name, values in (("present", plan.present), ("kept", plan.kept), ("rates", plan.rates)):
+        for name, values in (
+            ("present", plan.present),
+            ("kept", plan.kept),
+            ("mixtures", plan.mixtures),
+            ("rates", plan.rates),
+        ):
             if values is None:
                 continue
             if name not in self._plan:
@@ -71,7 +76,8 @@ class TrainingStep:
     def _compute(self, size: int) -> None:
         features, rows, labels, positions = self._feed.take(size)
         present = self._plan["present"].index_select(0, positions) if "present" in self._plan else None
-        losses = self._objective(self._student, features, labels, present, rows, self._scale())
+        mixture = self._plan["mixtures"].index_select(0, self._index) if "mixtures" in self._plan else None
+        losses = self._objective(self._student, features, labels, present, rows, self._scale(), mixture)
         self._optimizer.zero_grad()
         losses.total.backward()
         if "rates" in self._plan:

@@ -43,7 +43,7 @@ class TrainResult:
     Attributes:
         student: on the CPU, of the epoch that is kept.
         history: one record per epoch: `epoch`, `loss`, `cross_entropy`, `cosine` and `huber` (each by teacher),
-            `val_score` (what the best epoch is chosen by) with its parts `val_balanced_accuracy` and
+            `val_score` (what a best epoch is chosen by) with its parts `val_balanced_accuracy` and
             `val_weighted_f1`, `teacher_shares` (mean share over the validation split) and their mean entropy
             `share_entropy` in nats (bare students), and `seconds`.
         metrics: of "val" and, if there is such a split with labels, "test".
@@ -71,15 +71,15 @@ def train(
     preset: str | None = None,
     **overrides: Any,
 ) -> TrainResult:
-    """Train a student on the archive's "train" split, choose the best epoch on "val", read "test" once at the end.
+    """Train a student on the archive's "train" split, follow it on "val", read "test" once at the end.
 
     Args:
         archive: an archive or its path, with labels, classes and splits.
         config: a complete configuration; or give `preset` and single fields of `TrainConfig` by name.
         out: directory for the student and its checkpoint. If it holds an interrupted run, training resumes, to the
             same bits; if a finished one, that is loaded.
-        preset: "unitopatho", "huncrc" (the paper's two tasks), "authors_script" (the released script) or
-            "authors_levels" (the scripts of the later versions, for features of three levels).
+        preset: "recommended" (the default), "unitopatho", "huncrc" (the paper's two tasks), "authors_script" (the
+            released script) or "authors_levels" (the scripts of the later versions, for features of three levels).
         overrides: fields of `TrainConfig` by name.
 
     Returns the student of the epoch that is kept, on the CPU, with its history and metrics.

@@ -15,10 +15,11 @@ from shazam_fast.training.plan import MASKS, plan_epoch
 
 EVERYTHING = {
     "teacher_dropout": 0.3, "balance": 0.7, "teacher_heads": 0.4, "feature_dropout": 0.5, "schedule": "one_cycle",
+    "mixup": 0.3,
 }  # fmt: skip
 PAPER = {
     "epochs": 100, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-3, "schedule": "constant", "lam": 0.5, "delta": 1.0,
-    "huber": "norm", "targets": "projected", "balance": 0.0, "teacher_heads": 0.0, "dim": 128, "depth": 5,
+    "huber": "norm", "targets": "projected", "balance": 0.0, "teacher_heads": 0.0, "mixup": 0.0, "dim": 128, "depth": 5,
     "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "selection": "best",
     "patience": 20, "seed": 0, "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
 }  # fmt: skip
@@ -81,6 +82,34 @@ def test_an_infinite_scale_leaves_a_column_out(block):
     found.sum().backward()
     assert (student.projection.weight.grad[~kept] == 0).all()
     assert (student.projection.weight.grad[kept] != 0).any()
+
+
+@pytest.mark.parametrize("block", ["bare", "residual"])
+def test_mixing_is_that_of_features_and_losses(block):
+    """The losses of mixed features, against those of features that were mixed by hand."""
+    student = make_student(block)
+    student.add_teacher_heads(torch.Generator().manual_seed(1))
+    student.double()
+    features, _ = make_batch(student, 6)
+    labels, share = torch.tensor([0, 1, 2, 2, 1, 0]), 0.3
+    objective = Objective(0.7, 1.0, "norm", "projected", 0.4, torch.tensor([-0.2, -1.5, -2.5], dtype=torch.float64))
+    found = objective(student, features, labels, mixture=torch.tensor([share], dtype=torch.float64))
+    by_hand = share * features + (1 - share) * features.flip(0)
+    own, other = (objective(student, by_hand, y) for y in (labels, labels.flip(0)))
+    for name in ("total", "cross_entropy", "heads", "cosine"):
+        expected = share * getattr(own, name) + (1 - share) * getattr(other, name)
+        torch.testing.assert_close(getattr(found, name), expected)
+    plain = objective(student, features, labels)
+    assert found.total.item() != pytest.approx(plain.total.item())
+
+
+def test_mixtures_are_drawn_from_beta_and_repeat():
+    config = sf.TrainConfig(mixup=0.4, batch_size=1)
+    plan, again, next_epoch = (plan_epoch(config, epoch, 20000, 1, 1) for epoch in (3, 3, 4))
+    np.testing.assert_array_equal(plan.mixtures, again.mixtures)
+    assert (plan.mixtures != next_epoch.mixtures).any()
+    assert plan.mixtures.mean() == pytest.approx(0.5, abs=0.01)
+    assert plan.mixtures.var() == pytest.approx(0.25 / 1.8, abs=0.005)  # 1 / (4 (2 a + 1))
 
 
 def test_feature_dropout_keeps_the_expected_share_and_repeats():
@@ -152,10 +181,10 @@ def test_the_last_epoch_is_kept_where_asked(archive):
     assert last.metrics["val"].balanced_accuracy == last.history[-1]["val_balanced_accuracy"]
 
 
-@pytest.mark.parametrize("option", ["balance", "teacher_heads", "feature_dropout", "schedule", "selection"])
+@pytest.mark.parametrize("option", ["balance", "teacher_heads", "mixup", "feature_dropout", "schedule", "selection"])
 def test_every_option_is_part_of_the_job(tmp_path, archive, option):
     sf.train(archive, out=tmp_path / "run", **QUICK)
-    changed = {"balance": 0.123, "teacher_heads": 0.123, "feature_dropout": 0.123}
+    changed = {"balance": 0.123, "teacher_heads": 0.123, "mixup": 0.123, "feature_dropout": 0.123}
     changed["selection"] = "best" if sf.TrainConfig().selection == "last" else "last"
     changed["schedule"] = "constant" if sf.TrainConfig().schedule == "one_cycle" else "one_cycle"
     with pytest.raises(sf.MismatchError, match=f"written with (an)?other {option}"):
@@ -168,6 +197,7 @@ def test_every_option_is_part_of_the_job(tmp_path, archive, option):
         ({"balance": -0.1}, "balance: a number at least 0 expected, found -0.1"),
         ({"balance": True}, "balance: a number at least 0 expected, found True"),
         ({"teacher_heads": -1}, "teacher_heads: a number at least 0 expected, found -1"),
+        ({"mixup": -0.1}, "mixup: a number at least 0 expected, found -0.1"),
         ({"feature_dropout": 1.0}, "feature_dropout: a number at least 0 and less than 1 expected, found 1.0"),
         ({"selection": "first"}, "selection: one of best, last expected, found 'first'"),
         ({"schedule": "cosine"}, "schedule: one of constant, one_cycle expected, found 'cosine'"),

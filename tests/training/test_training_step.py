@@ -15,9 +15,10 @@ BATCH = 16
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs an NVIDIA GPU")
 
 
-PLAIN = {"balance": 0.0, "teacher_heads": 0.0, "feature_dropout": 0.0, "schedule": "constant"}
+PLAIN = {"balance": 0.0, "teacher_heads": 0.0, "mixup": 0.0, "feature_dropout": 0.0, "schedule": "constant"}
 EVERYTHING = {
     "teacher_dropout": 0.3, "balance": 0.7, "teacher_heads": 0.4, "feature_dropout": 0.5, "schedule": "one_cycle",
+    "mixup": 0.3,
 }  # fmt: skip
 
 
