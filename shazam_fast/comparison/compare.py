@@ -221,5 +221,5 @@ def _run(task: Task, bench: Bench, names: Mapping[str, Any]) -> Cell:
             **place, teachers=bench.teachers, probabilities=None, metrics=None, fit_seconds=0.0, score_seconds=0.0,
             reason=str(error),
         )  # fmt: skip
-    place["teachers"] = fitted.teachers
-    return make_cell(probabilities, fold.archive.classes, place, fit_seconds, score_seconds)
+    place |= {"teachers": fitted.teachers, "fit_seconds": fit_seconds, "score_seconds": score_seconds}
+    return make_cell(probabilities, fold.archive.classes, place)

@@ -222,20 +222,13 @@ class Comparison:
         return f"<p>{html.escape(self.conclusion())}</p><table><tr>{heads}</tr>{rows}</table>"
 
 
-def make_cell(
-    probabilities: NDArray[np.floating[Any]],
-    classes: tuple[str, ...],
-    place: Mapping[str, Any],
-    fit_seconds: float,
-    score_seconds: float,
-) -> Cell:
-    """The cell of a method's test probabilities [n, C]; `place` has its other fields.
+def make_cell(probabilities: NDArray[np.floating[Any]], classes: tuple[str, ...], fields: Mapping[str, Any]) -> Cell:
+    """The cell of a method's test probabilities [n, C]; `fields` has the other fields.
 
     Metrics are those of the probabilities in float32, as they are stored, so that a table read again gives the same.
     """
     stored = probabilities.astype(np.float32)
-    metrics = compute_metrics(stored, place["labels"], classes)
-    return Cell(**place, probabilities=stored, metrics=metrics, fit_seconds=fit_seconds, score_seconds=score_seconds)
+    return Cell(**fields, probabilities=stored, metrics=compute_metrics(stored, fields["labels"], classes))
 
 
 def describe(cell: Cell) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def test_two_classes_and_constant_columns(tmp_path):
     )
 
 
+def test_a_neighbour_at_no_distance_leaves_no_weight_to_others():
+    assert products.vote(np.array([[0.0, 0.5]]), np.array([[0, 1]]), 2).tolist() == [[1.0, 0.0]]
+    np.testing.assert_allclose(products.vote(np.array([[0.25, 0.5]]), np.array([[0, 1]]), 2), [[2 / 3, 1 / 3]])
+
+
 def test_neighbours_vote_as_scikit_learns_do(fold):
     from sklearn.neighbors import KNeighborsClassifier
 
