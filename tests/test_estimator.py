@@ -154,6 +154,17 @@ def test_without_validation_all_rows_train_for_all_epochs(caplog):
     assert "8 rows are too few to hold out 15% with 5 of every class: all of them train" in caplog.text
 
 
+def test_features_train_as_float32():
+    """What float16 cannot hold: differences of 1 in 4,096, and values above 65,504."""
+    X, y = planted(gap=3.0)
+    shifted = (X + 4096.0).astype(np.float32)
+    shifted[:, 0] *= 100.0
+    model = sf.ShazamClassifier(DIMS, **{**SMALL, "lr": 0.01, "validation_fraction": None}).fit(shifted, y)
+    mean = model.student_.feature_mean.numpy()
+    assert np.allclose(mean, shifted.astype(np.float64).mean(axis=0), rtol=1e-7)
+    assert model.score(shifted, y) > 0.95
+
+
 def test_groups_stay_whole(monkeypatch):
     """Rows of a patient are copies of each other: validation on copies would be perfect."""
     seen = {}
