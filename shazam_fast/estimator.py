@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -55,9 +56,10 @@ class ShazamClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         options: other fields of `TrainConfig` by name.
         class_weight: "balanced", or {class: weight >= 0}, of which only the ratios matter: weighs the cross-entropy and
             the accuracy that chooses the epoch, in place of the preset's `balance`. None: as the preset says.
-        validation_fraction: share of the rows, 0 to 0.5, that chooses the best epoch and does not train: drawn by
+        validation_fraction: share of the rows, more than 0 and less than 0.5, that chooses the best epoch and does not train: drawn by
             class, in whole groups where `fit` is given groups. None: all rows train, for all epochs. That is also
-            done, with a warning in the log, where a class has less than 5 validation rows.
+            done where the preset keeps the last epoch (`selection`), and, with a warning in the log, where a class has
+            less than 5 validation rows.
         random_state: int, RandomState or None, of that share, the initial parameters and the batches.
         device: "cpu", "cuda" or "cuda:1", to train on; by default a GPU if PyTorch finds one. Predictions are made on
             the CPU, in float64.
@@ -142,13 +144,16 @@ class ShazamClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise InputError(f"y: two or more classes expected, found one class, {self.classes_.tolist()[0]!r}")
         random = check_random_state(self.random_state)
-        splits = self._splits(codes, groups, int(random.randint(MOST_SEED)))
+        split_seed, seed = random.randint(MOST_SEED, size=2).tolist()
+        config = self._config(seed)
+        splits = self._splits(codes, groups, split_seed, chosen=config.selection == "best")
         training = splits == TRAIN
+        config = replace(config, batch_size=min(config.batch_size, int(training.sum())))
         weights = _class_weights(self.class_weight, self.classes_, y[training])
         blocks = np.split(x, np.cumsum(list(self.teachers_.values()))[:-1], axis=1)
         result = train_arrays(
             dict(zip(self.teachers_, blocks, strict=True)), codes, splits, [str(name) for name in self.classes_],
-            self._config(int(random.randint(MOST_SEED)), int(training.sum())), weights,
+            config, weights,
         )  # fmt: skip
         self.student_, self.history_ = result.student, result.history
         return self
@@ -168,22 +173,23 @@ class ShazamClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         probabilities = self.predict_proba(X)
         return np.asarray(self.classes_[probabilities.argmax(axis=1)])
 
-    def _config(self, seed: int, training_rows: int) -> TrainConfig:
+    def _config(self, seed: int) -> TrainConfig:
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         given |= {**({} if self.class_weight is None else {"balance": 0.0}), **(self.options or {}), "seed": seed}
         try:
-            config = TrainConfig(**given) if self.preset is None else TrainConfig.from_preset(self.preset, **given)
-            return TrainConfig(**{**vars(config), "batch_size": min(config.batch_size, training_rows)})
+            return TrainConfig(**given) if self.preset is None else TrainConfig.from_preset(self.preset, **given)
         except TypeError as error:
             raise ShazamError(f"options: fields of TrainConfig expected: {error}") from None
 
-    def _splits(self, codes: NDArray[np.int64], groups: ArrayLike | None, seed: int) -> NDArray[np.uint8]:
-        """Split codes [n] of rows: 0 train, 1 val."""
+    def _splits(self, codes: NDArray[np.int64], groups: ArrayLike | None, seed: int, chosen: bool) -> NDArray[np.uint8]:
+        """Split codes [n] of rows: 0 train, 1 val. `chosen`: the epoch that is kept is chosen by validation."""
         everything = np.full(len(codes), TRAIN, dtype=np.uint8)
+        units = None if groups is None else _group_codes(groups, codes)
         if self.validation_fraction is None:
             return everything
-        share = require_number("validation_fraction", self.validation_fraction, above=0.0)
-        units = None if groups is None else _group_codes(groups, codes)
+        share = require_number("validation_fraction", self.validation_fraction, above=0.0, below=0.5)
+        if not chosen:
+            return everything
         try:
             splits = GroupedSplit(share, 0.0, seed).assign(codes, units, where="X")
         except MismatchError:  # fewer rows or groups than the share needs

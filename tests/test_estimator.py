@@ -21,6 +21,7 @@ pd = pytest.importorskip("pandas")
 
 DIMS = {"uni": 6, "gigapath": 9}
 SMALL = {"dim": 16, "depth": 2, "epochs": 60, "random_state": 0, "device": "cpu"}
+BEST = {"selection": "best", "schedule": "constant"}
 QUICK = {**SMALL, "dim": 8, "depth": 1, "epochs": 3}
 
 
@@ -121,7 +122,9 @@ def test_grids_pipelines_and_calibration():
 
 def test_arguments_reach_the_training():
     X, y = planted()
-    model = sf.ShazamClassifier(DIMS, **{**QUICK, "lam": 0.25, "batch_size": 10_000}, options={"targets": "detached"})
+    model = sf.ShazamClassifier(
+        DIMS, **{**QUICK, "lam": 0.25, "batch_size": 10_000}, options={**BEST, "targets": "detached"}
+    )
     job = model.fit(X, y).student_.training_record["job"]
     assert (job["lam"], job["targets"], job["epochs"], job["dim"]) == (0.25, "detached", 3, 8)
     assert job["batch_size"] == 204, "all training rows are one batch"
@@ -145,11 +148,14 @@ def test_the_best_validated_epoch_is_taken():
 
 def test_without_validation_all_rows_train_for_all_epochs(caplog):
     X, y = planted()
-    model = sf.ShazamClassifier(DIMS, **QUICK, validation_fraction=None, options={"patience": 1}).fit(X, y)
+    model = sf.ShazamClassifier(DIMS, **QUICK, validation_fraction=None, patience=1).fit(X, y)
     assert len(model.history_) == 3
     assert "val_score" not in model.history_[0]
     assert not caplog.text
-    few = sf.ShazamClassifier(DIMS, **QUICK).fit(X[:8], y[:8])
+    last = sf.ShazamClassifier(DIMS, **QUICK, options={"selection": "last"}).fit(X, y)
+    assert np.array_equal(last.predict_proba(X), model.predict_proba(X))
+    assert not caplog.text
+    few = sf.ShazamClassifier(DIMS, **QUICK, options=BEST).fit(X[:8], y[:8])
     assert "val_score" not in few.history_[0]
     assert "8 rows are too few to hold out 15% with 5 of every class: all of them train" in caplog.text
 
@@ -175,7 +181,7 @@ def test_groups_stay_whole(monkeypatch):
     X, y = planted()
     patients = np.array([f"p{i // 6}" for i in range(240)], dtype=object)
     patients[:6] = None  # unknown: rows alone
-    sf.ShazamClassifier(DIMS, **QUICK).fit(X, y, groups=patients)
+    sf.ShazamClassifier(DIMS, **QUICK, options=BEST).fit(X, y, groups=patients)
     assert 20 < (seen["splits"] == 1).sum() < 52
     for patient in set(patients[6:]):
         assert len(set(seen["splits"][patients == patient])) == 1
@@ -207,8 +213,8 @@ def test_the_loss_is_weighted_by_class():
 
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(30, 4)).astype(np.float32), np.arange(30) % 2
-    config = sf.TrainConfig(
-        epochs=4, batch_size=45, dim=8, depth=1, lam=0.0, device="cpu", standardize=False, teacher_heads=1.0
+    config = sf.TrainConfig.from_preset(
+        "huncrc", epochs=4, batch_size=45, dim=8, depth=1, lam=0.0, device="cpu", standardize=False, teacher_heads=1.0
     )
     twice = np.concatenate([np.arange(30), np.flatnonzero(y == 0)])
     found = []
@@ -271,8 +277,8 @@ def test_values_that_cannot_be_used():
         ({"options": {"speed": 1}}, "fields of TrainConfig expected: .*speed"),
         ({"options": {"huber": "other"}}, "huber: one of"),
         ({"preset": "best"}, "no preset is called 'best'"),
-        ({"validation_fraction": 0.0}, "validation_fraction: a number more than 0 expected"),
-        ({"validation_fraction": 0.9}, "val <= 0.5"),
+        ({"validation_fraction": 0.0}, "validation_fraction: a number more than 0 and less than 0.5 expected"),
+        ({"validation_fraction": 0.9}, "more than 0 and less than 0.5 expected"),
         ({"teacher_dims": [6, 9.5]}, "dim of 'teacher_1'"),
         ({"class_weight": {"normal": -1.0}}, "weights of 0 or more expected"),
         ({"class_weight": {"normal": 0.0, "tumor": 0.0}}, "not all 0"),
