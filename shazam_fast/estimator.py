@@ -56,10 +56,10 @@ class ShazamClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         options: other fields of `TrainConfig` by name.
         class_weight: "balanced", or {class: weight >= 0}, of which only the ratios matter: weighs the cross-entropy and
             the accuracy that chooses the epoch, in place of the preset's `balance`. None: as the preset says.
-        validation_fraction: share of the rows, more than 0 and less than 0.5, that chooses the best epoch and does not train: drawn by
-            class, in whole groups where `fit` is given groups. None: all rows train, for all epochs. That is also
-            done where the preset keeps the last epoch (`selection`), and, with a warning in the log, where a class has
-            less than 5 validation rows.
+        validation_fraction: share of the rows, more than 0 and less than 0.5, that chooses the best epoch and does not
+            train: drawn by class, in whole groups where `fit` is given groups. None: all rows train, for all epochs.
+            That is also done where the preset keeps the last epoch (`selection`), and, with a warning in the log, where
+            a class has less than 5 validation rows.
         random_state: int, RandomState or None, of that share, the initial parameters and the batches.
         device: "cpu", "cuda" or "cuda:1", to train on; by default a GPU if PyTorch finds one. Predictions are made on
             the CPU, in float64.

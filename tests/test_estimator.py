@@ -200,7 +200,7 @@ def test_class_weights():
     X, y = X[keep], y[keep]
     fresh, labels = planted(400, seed=1, gap=0.4)
     plain, balanced, extreme, other = (
-        recalls(sf.ShazamClassifier(DIMS, **SMALL, class_weight=weight).fit(X, y), fresh, labels)
+        recalls(sf.ShazamClassifier(DIMS, **SMALL, preset="huncrc", class_weight=weight).fit(X, y), fresh, labels)
         for weight in (None, "balanced", {"normal": 1e-4, "tumor": 1e3}, {"normal": 10.0})
     )
     assert plain[1] < balanced[1] < extreme[1] == 1.0
