@@ -66,6 +66,7 @@ class Ensemble(Student):
         present: Tensor | None = None,
         rows: Tensor | None = None,
         scale: Tensor | None = None,
+        mixture: Tensor | None = None,
     ) -> Tensor:
         """Raises ShazamError: every member has tokens of its own."""
         raise ShazamError("an ensemble has no tokens of its own; ask its members (ensemble.members)")
