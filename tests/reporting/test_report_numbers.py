@@ -147,12 +147,13 @@ def test_a_site_is_not_told_through_its_patients():
     assert np.median([one.p for one in fair]) > 0.05
 
 
-def test_what_the_class_alone_tells_counts_as_chance():
+@pytest.mark.parametrize("units", [None, np.arange(400) // 8])
+def test_what_the_class_alone_tells_counts_as_chance(units):
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 2, 400)
     values = np.where(rng.random(400) < 0.9, classes, 1 - classes)  # goes along with the class
     fused = rng.normal(size=(400, 4)) + 4 * classes[:, None]
-    found = tell(fused, Attribute("stain", values), classes, 0)
+    found = tell(fused, Attribute("stain", values, units), classes, 0)
     assert found.found > 0.8
     assert found.chance > 0.8
     assert found.p > 0.01
