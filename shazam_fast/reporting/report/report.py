@@ -18,7 +18,8 @@ from ...runtime.files import write_durably
 from ...runtime.locks import require_writable
 from ...runtime.progress import Progress
 from ...scoring.evaluate import require_same_classes
-from ...student.student import Student, load_student
+from ...student.loading import load_student
+from ...student.student import Student
 from ...training.train import TrainResult
 from ..canvas import new_page
 from .confounding import confounding_section
