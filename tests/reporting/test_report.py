@@ -73,6 +73,15 @@ def test_a_report_without_archive_says_what_is_missing(planted, tmp_path):
     assert len(result.history) == 3
 
 
+def test_a_report_of_an_ensemble(planted, tmp_path):
+    archive, result, *_ = planted
+    ensemble = sf.average([result.student, result.student])
+    seen = Seen(sf.report(ensemble, archive, tmp_path / "r.html", device="cpu").read_text())
+    assert set(EVERYTHING) - set(seen.sections) == {"comparison", "training"}
+    assert "the student is an ensemble" in seen.text
+    assert f"{result.metrics['test'].balanced_accuracy:.3f}" in seen.text
+
+
 def test_a_report_of_a_comparison_alone(planted, tmp_path):
     archive, *_ = planted
     found = sf.compare(archive, ["best_single_balanced", "knn"], repeats=2, out=tmp_path / "found")

@@ -210,6 +210,8 @@ def _share_cells(shares: NDArray[np.float32]) -> list[Cell]:
 
 def training_section(record: Mapping[str, Any]) -> Section | str:
     """Curves of the training; or why not."""
+    if "members" in record:
+        return "the student is an ensemble, each of whose members was trained"
     history = record.get("history")
     if not isinstance(history, list) or not history or not all(isinstance(h, dict) and "epoch" in h for h in history):
         return "the student keeps no record of its training"
