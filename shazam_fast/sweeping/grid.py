@@ -9,9 +9,8 @@ from ..errors import ShazamError
 from ..training.config import TrainConfig
 
 # Options in which students that are trained together may differ; students that differ in others are trained apart.
-OWN = ("seed", "lr", "weight_decay", "lam", "delta", "balance", "teacher_heads", "patience")
-BLOCKS = ("bare", "residual")  # those whose students are stacked
-REFUSED = {"backend": "auto", "precision": "ieee"}  # options that a sweep does not offer, and what they must be
+OWN = ("seed", "lr", "weight_decay", "lam", "delta", "balance", "teacher_heads", "patience", "selection")
+OFFERED = {"backend": ("auto",), "precision": ("ieee",), "block": ("bare", "residual")}  # of options with more values
 
 Options = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
 
@@ -58,15 +57,12 @@ def _require_known(found: list[dict[str, Any]]) -> None:
 
 def require_sweepable(config: TrainConfig) -> None:
     """Raise ShazamError when a configuration asks for what a sweep does not offer."""
-    for name, offered in REFUSED.items():
-        if getattr(config, name) != offered:
+    for name, offered in OFFERED.items():
+        if getattr(config, name) not in offered:
             raise ShazamError(
-                f"{name}={getattr(config, name)!r}: a sweep offers {offered!r} alone; train this student with train()"
+                f"{name}={getattr(config, name)!r}: a sweep offers {' and '.join(map(repr, offered))} alone; "
+                "train this student with train()"
             )
-    if config.block not in BLOCKS:
-        raise ShazamError(
-            f"block={config.block!r}: a sweep offers {' and '.join(BLOCKS)}; train this student with train()"
-        )
 
 
 def group(configs: Sequence[TrainConfig]) -> list[list[int]]:

@@ -31,11 +31,11 @@ class Member:
     """One student of a sweep while it is trained.
 
     Attributes:
-        student: it; its parameters are those of the best epoch once the training is over.
+        student: it; its parameters are those of the epoch that is kept once the training is over.
         name: what messages call it.
         history: one record per finished epoch.
-        best: parameters of the best epoch.
-        probabilities: of the best epoch on the validation split, float32 [n, C].
+        best: parameters of the epoch that is kept.
+        probabilities: of that epoch on the validation split, float32 [n, C].
     """
 
     config: TrainConfig
@@ -46,8 +46,10 @@ class Member:
     probabilities: NDArray[np.float32] | None = None
 
     @property
-    def best_epoch(self) -> int:
-        """The first epoch with the highest validation score."""
+    def kept_epoch(self) -> int:
+        """The epoch that is kept so far: the first with the highest validation score, or the last, as configured."""
+        if self.config.selection == "last":
+            return len(self.history) - 1
         scores = [record["val_score"] for record in self.history]
         return scores.index(max(scores))
 
@@ -55,10 +57,10 @@ class Member:
     def finished(self) -> bool:
         """Whether the score has not improved for `patience` epochs, or all epochs are done."""
         epochs = len(self.history)
-        return epochs >= self.config.epochs or epochs - 1 - self.best_epoch >= self.config.patience
+        return epochs >= self.config.epochs or epochs - 1 - self.kept_epoch >= self.config.patience
 
     def metrics(self, labels: NDArray[np.int64]) -> Metrics:
-        """Metrics of the best epoch on the validation split, whose labels are given."""
+        """Metrics of the epoch that is kept, on the validation split, whose labels are given."""
         assert self.probabilities is not None
         return compute_metrics(self.probabilities, labels, tuple(self.student.config.classes))
 
@@ -94,7 +96,7 @@ class GroupRun:
         self._epoch = 0
 
     def train(self, progress: Progress) -> None:
-        """Train every student to its end and give it the parameters of its best epoch.
+        """Train every student to its end and give it the parameters of the epoch that is kept.
 
         Raises NonFiniteError naming the student with a loss or a logit that is not finite.
         """
@@ -152,7 +154,8 @@ class GroupRun:
         columns = self._columns(features, scale, present)
         frozen, dropped = self._shared.targets == "frozen", plan.kept is not None
         targets = self._columns(features, self._scale, present) if frozen and dropped else columns
-        return Batch(columns, targets, labels, present)
+        own = 1.0 if plan.mixtures is None else float(plan.mixtures[step])
+        return Batch(columns, targets, labels, present, own)
 
     def _columns(self, features: Tensor, scale: Tensor, present: Tensor | None) -> list[Tensor]:
         """Standardised features [B, width] of each teacher, [B, dim]; 0 where it is missing."""
@@ -165,7 +168,7 @@ class GroupRun:
     def _validate(
         self, lanes: Lanes, stacks: Sequence[tuple[list[Member], StackedTraining]], losses: Sequence[Tensor]
     ) -> None:
-        """Append a record of the epoch to every student's history; keep the parameters where it is the best so far."""
+        """Append a record of the epoch to every student's history; keep the parameters where it is the one to keep."""
         found: list[list[Tensor]] = [[] for _ in stacks]
         for batch in self._archive.stream(self._rows["val"], VALIDATED_ROWS):
             columns = self._columns(torch.from_numpy(batch.features).to(self._device), self._scale, None)
@@ -176,7 +179,7 @@ class GroupRun:
             logits, rows = torch.cat(parts, dim=1), means.tolist()  # [S, n, C]
             for index, member in enumerate(members):
                 self._record(member, logits[index], rows[index])
-                if member.best_epoch == self._epoch:
+                if member.kept_epoch == self._epoch:
                     member.best = stack.students.parameters_of(index)
                     member.probabilities = logits[index].softmax(dim=1).float().cpu().numpy()
 

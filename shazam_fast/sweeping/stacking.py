@@ -25,10 +25,16 @@ class Batch:
         targets: the same as frozen targets take them, without feature dropout.
         labels: int64 [B].
         present: bool [B, N], which teachers a patch has; None: all.
+        own: the part of its own columns that a patch keeps; the rest are those of the patch as far from the batch's end
+            as it is from its start (`mixup`).
     """
 
-    def __init__(self, columns: list[Tensor], targets: list[Tensor], labels: Tensor, present: Tensor | None) -> None:
-        self.columns, self.targets, self.labels, self.present = columns, targets, labels, present
+    def __init__(
+        self, columns: list[Tensor], targets: list[Tensor], labels: Tensor, present: Tensor | None, own: float
+    ) -> None:
+        self.columns, self.targets, self.labels, self.present, self.own = columns, targets, labels, present, own
+        if own < 1.0:
+            self.columns = [own * x + (1.0 - own) * x.flip(0) for x in columns]
 
 
 class StackedTraining:
@@ -98,7 +104,7 @@ class StackedTraining:
         tokens = students.tokens(batch.columns)  # [S, B, N, D]
         fused = students.fuse(tokens, batch.present)  # [S, B, D]
         logits = students.classify(fused) + self._offsets[:, None]
-        cross_entropy = _cross_entropy(logits, batch.labels).mean(dim=1)
+        cross_entropy = _mixed(logits, batch).mean(dim=1)
         if first.targets == "frozen":
             targets = students.fixed_targets(batch.targets)
         else:
@@ -116,10 +122,19 @@ class StackedTraining:
         """Cross-entropy of the heads on the teachers' tokens, mean over patches and teachers. [S]."""
         S, B, N, _ = tokens.shape
         logits = self.students.classify_tokens(tokens) + self._offsets[:, None, None]
-        losses = _cross_entropy(logits.flatten(1, 2), batch.labels.repeat_interleave(N)).view(S, B, N)
+        losses = _mixed(logits.transpose(1, 2).flatten(1, 2), batch).view(S, N, B)
         if batch.present is not None:
-            losses = torch.where(batch.present, losses, 0.0)
+            losses = torch.where(batch.present.T, losses, 0.0)
         return losses.mean(dim=(1, 2))
+
+
+def _mixed(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropies of logits [S, n B, C] with the labels [B] repeated n times, mixed as the columns. [S, n B]."""
+    times = logits.shape[1] // len(batch.labels)
+    found = _cross_entropy(logits, batch.labels.repeat(times))
+    if batch.own == 1.0:
+        return found
+    return batch.own * found + (1.0 - batch.own) * _cross_entropy(logits, batch.labels.flip(0).repeat(times))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from .. import __version__
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..runtime.checks import require_count
-from ..runtime.devices import choose_device, describe_device
+from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
-from ..scoring.metrics import Metrics
+from ..scoring.metrics import Metrics, selection_score
 from ..student.ensemble import Ensemble, average
 from ..student.student import Student
 from ..training.config import MOST_SEED, TrainConfig
 from ..training.feed import feature_statistics
-from ..training.train import checked_rows, resolve_config
+from ..training.train import checked_rows, circumstances, resolve_config
 from .grid import Options, group, list_options, require_sweepable
 from .run import GroupRun, Member, make_member
 
@@ -33,7 +31,7 @@ class SweepRun:
     Attributes:
         options: what the sweep changed for it.
         config: everything that decided its training.
-        student: on the CPU, of the epoch with the best validation score.
+        student: on the CPU, of the epoch that is kept.
         history: one record per epoch: `epoch`, `loss`, `cross_entropy`, `val_score`, `val_balanced_accuracy`,
             `val_weighted_f1`.
         metrics: of that epoch on the validation split.
@@ -47,8 +45,8 @@ class SweepRun:
 
     @property
     def score(self) -> float:
-        """The best validation score, 0.8 balanced accuracy + 0.2 weighted F1."""
-        return float(max(record["val_score"] for record in self.history))
+        """The validation score of the epoch that is kept, 0.8 balanced accuracy + 0.2 weighted F1."""
+        return selection_score(self.metrics.balanced_accuracy, self.metrics.weighted_f1)
 
 
 @dataclass(frozen=True)
@@ -120,11 +118,13 @@ def sweep(
 ) -> SweepResult:
     """Train many students on the archive's "train" split in one pass, and validate each on "val" after every epoch.
 
-    Students that differ in seed, lr, weight_decay, lam, delta, balance, patience and the weight of teacher heads alone
-    are trained together: every batch is read and standardised once for all. Students that differ in other options
-    (depth, block, dim, ...) are trained group after group. All see the patches in the same order: `order_seed` decides
-    it and all dropout, and `seed` the initial parameters. So a student with seed = order_seed is the one that
-    `train()` gives, up to rounding. The "test" split is not read: use `evaluate` on the student that you choose.
+    Students that differ in seed, lr, weight_decay, lam, delta, balance, patience, selection and the weight of teacher
+    heads alone are trained together: every batch is read and standardised once for all. Students that differ in other
+    options (depth, block, dim, ...) are trained group after group.
+
+    All see the patches in the same order: `order_seed` decides it and all dropout, and `seed` the initial parameters.
+    So a student with seed = order_seed is the one that `train()` gives, up to rounding. The "test" split is not read:
+    use `evaluate` on the student that you choose.
 
     Args:
         archive: an archive or its path, with labels, classes and splits.
@@ -194,7 +194,7 @@ def _train_group(
 
 def _finish(archive: FeatureArchive, member: Member, options: dict[str, Any], labels: Any, order_seed: int) -> SweepRun:
     metrics = member.metrics(labels)
-    place = describe_device(member.student.qkv.device)
+    place = circumstances(member.student.qkv.device)
     student = member.student.cpu()
     student.training_record = {
         "job": member.config.job(archive.fingerprint),
@@ -203,7 +203,6 @@ def _finish(archive: FeatureArchive, member: Member, options: dict[str, Any], la
         "metrics": {"val": metrics.to_dict()},
         "archive": archive.path.name,
         "teachers": archive.records,
-        "device": place,
-        "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        **place,
     }
     return SweepRun(options, member.config, student, member.history, metrics)

@@ -164,7 +164,7 @@ def train_arrays(
         run.train(lambda: False)
     student = run.best_student()
     student.config = replace(student.config, classes=tuple(classes))
-    student.training_record = {"job": asdict(config), "history": run.history, **_circumstances(device)}
+    student.training_record = {"job": asdict(config), "history": run.history, **circumstances(device)}
     return TrainResult(student, run.history, {})
 
 
@@ -188,7 +188,7 @@ def _train(
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
         "archive": archive.path.name,
         "teachers": archive.records,
-        **_circumstances(device),
+        **circumstances(device),
     }
     if out is not None:
         student.save(out)
@@ -196,7 +196,7 @@ def _train(
     return TrainResult(student, run.history, metrics)
 
 
-def _circumstances(device: torch.device) -> dict[str, Any]:
+def circumstances(device: torch.device) -> dict[str, Any]:
     """Where and with what a student was trained, for its record."""
     versions = {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return {"device": describe_device(device), "versions": versions}

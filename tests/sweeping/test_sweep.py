@@ -24,7 +24,7 @@ PLAIN = {**QUICK, "preset": "unitopatho", "device": "cpu", "patience": 50}
 TOLERANCE = {"bare": 1e-5, "residual": 1e-2}
 EVERYTHING = {
     "teacher_dropout": 0.3, "feature_dropout": 0.3, "balance": 0.5, "teacher_heads": 0.3, "schedule": "one_cycle",
-    "targets": "frozen",
+    "targets": "frozen", "mixup": 0.4,
 }  # fmt: skip
 VARIANTS = {
     "bare": {},
@@ -32,6 +32,8 @@ VARIANTS = {
     "residual": {"block": "residual", "targets": "frozen", "huber": "elementwise", "standardize": False},
     "everything": EVERYTHING,
     "residual with everything": {"block": "residual", **EVERYTHING},
+    "last epoch": {"selection": "last"},
+    "recommended": {"preset": "recommended"},
     "one layer": {"depth": 1, "dim": 5},
 }
 
@@ -74,10 +76,11 @@ def alone_in_float64(archive, config, rows, standard, order_seed):
             if plan.kept is not None:
                 kept = torch.from_numpy(plan.kept[step])
                 scale = torch.where(kept, student.feature_scale * (1 - config.feature_dropout), torch.inf)
+            mixture = None if plan.mixtures is None else torch.tensor([float(plan.mixtures[step])]).double()
             if plan.rates is not None:
                 optimizer.param_groups[0]["lr"] = float(plan.rates[step])
             features = torch.from_numpy(archive.gather(here)).double()
-            losses = objective(student, features, torch.from_numpy(archive.labels[here]), present, None, scale)
+            losses = objective(student, features, torch.from_numpy(archive.labels[here]), present, None, scale, mixture)
             optimizer.zero_grad()
             losses.total.backward()
             optimizer.step()
@@ -219,7 +222,7 @@ def test_a_student_that_diverges_is_named(archive):
         ([{}], {"order_seed": -1}, "order_seed"),
         ([{}], {"backend": "reference"}, "backend='reference'"),
         ([{}], {"precision": "tf32"}, "precision='tf32'"),
-        ({"block": ["bare", "levels"]}, {}, "block='levels': a sweep offers bare and residual; train this student"),
+        ([{"block": "levels"}], {}, "block='levels': a sweep offers 'bare' and 'residual' alone"),
     ],
 )
 def test_wrong_inputs_are_refused(archive, students, options, message):
