@@ -68,7 +68,7 @@ def require_sweepable(config: TrainConfig) -> None:
 def group(configs: Sequence[TrainConfig]) -> list[list[int]]:
     """Numbers of the configurations that can be trained together, group after group.
 
-    >>> group([TrainConfig(seed=1), TrainConfig(depth=2), TrainConfig(lr=0.01)])
+    >>> group([TrainConfig(seed=1), TrainConfig(depth=3), TrainConfig(lr=0.01)])
     [[0, 2], [1]]
     """
     found: dict[tuple[Any, ...], list[int]] = {}
