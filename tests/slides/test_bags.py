@@ -89,3 +89,10 @@ def test_epochs_differ_and_seeds_repeat(tmp_path):
     rows = [np.concatenate([p.rows for p in packs.epoch(np.random.default_rng(seed), 0)]) for seed in (1, 1, 2)]
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
+
+
+def test_other_patches_of_large_slides_are_drawn_in_every_epoch(tmp_path):
+    archive, _, _ = make_cohort(tmp_path / "a", slides=2, sizes=(50, 60))
+    packs = Packs(make_bags(archive, "slide", {}), np.arange(2), 2, 10)
+    seen = [set(pack.rows.tolist()) for e in range(30) for pack in packs.epoch(np.random.default_rng(e), e)]
+    assert len(set().union(*seen)) > 0.9 * len(archive)
