@@ -21,6 +21,7 @@ from torch import Tensor
 WIDTH = 64  # columns of a view after projection
 FIT_ROWS = 20_000  # patches by which centres are found; more patches are only assigned to them
 STARTS = 4  # of which the one with the smallest sum of squared distances is kept
+START_ROUNDS = 10  # of Lloyd's algorithm from each start, at most
 ROUNDS = 50  # of Lloyd's algorithm, at most
 BLOCK = 8192  # patches whose distances are computed at once
 
@@ -81,10 +82,10 @@ def cluster(points: Tensor, count: int, seed: int) -> NDArray[np.int64]:
     if len(points) > FIT_ROWS:
         known = points[torch.randperm(len(points), generator=generator)[:FIT_ROWS].sort().values]
     reduced = principal(known, count)
-    tries = [_lloyd(reduced, _first_centres(reduced, count, generator)) for _ in range(STARTS)]
+    tries = [_lloyd(reduced, _first_centres(reduced, count, generator), START_ROUNDS) for _ in range(STARTS)]
     assigned, _ = min(tries, key=lambda one: one[1])
     empty = known.new_zeros(count, known.shape[1])
-    assigned, _ = _lloyd(known, _means(known, assigned, empty))
+    assigned, _ = _lloyd(known, _means(known, assigned, empty), ROUNDS)
     return assign(points, _means(known, assigned, empty))[0].numpy()
 
 
@@ -101,10 +102,10 @@ def principal(points: Tensor, count: int) -> Tensor:
     return components
 
 
-def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
-    """The cluster of each point, int64 [n], when no point moves any more, and the sum of squared distances."""
+def _lloyd(points: Tensor, centres: Tensor, rounds: int) -> tuple[Tensor, float]:
+    """The cluster of each point, int64 [n], after `rounds` or when no point moves, and the sum of squared distances."""
     assigned, distances = assign(points, centres)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         centres = _means(points, assigned, centres)
         moved, distances = assign(points, centres)
         moved = _refill(moved, distances, len(centres))
