@@ -201,7 +201,7 @@ class Comparison:
         Raises ShazamError where pandas is not installed.
         """
         try:
-            import pandas as pd  # type: ignore[import-untyped]
+            import pandas as pd
         except ImportError:
             raise ShazamError("to_pandas needs pandas: pip install pandas") from None
         return pd.DataFrame([describe(cell) for cell in self.cells])
