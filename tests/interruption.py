@@ -4,7 +4,11 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def kill_at(last: int) -> Callable[[], int]:
@@ -35,3 +39,17 @@ def kill_at(last: int) -> Callable[[], int]:
 def checksums(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a folder."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def run_killed(last: int, call: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """Run `call` in a process that is killed when it changes a file for the `last` time, which must happen."""
+    process = get_context("spawn").Process(target=_run, args=(last, call, arguments, options))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _run(last: int, call: Callable[..., object], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    kill_at(last)
+    call(*arguments, **options)

@@ -151,7 +151,7 @@ def test_an_image_listed_twice(unitopatho_root, huncrc_root):
 
 def test_missing_csv_files(unitopatho_root, huncrc_root, tmp_path):
     (unitopatho_root / "test.csv").unlink()
-    with pytest.raises(sf.ArchiveError, match=r"test.csv: the table cannot be read"):
+    with pytest.raises(sf.ArchiveError, match=r"test.csv: file not found"):
         unitopatho(unitopatho_root)
     for name in ("004", "117"):
         (huncrc_root / f"{name}_labels.csv").unlink()

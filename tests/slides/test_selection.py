@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import shutil
 
@@ -6,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from cohorts import make_cohort
-from interruption import kill_at
+from interruption import run_killed
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -126,20 +125,12 @@ def test_selections_on_disk(cohort, tmp_path):
         sf.slides.select(archive, tmp_path / "chosen", clusters=6, per_cluster=2, bags=2)
 
 
-def killed(last, path, out):
-    kill_at(last)
-    sf.slides.select(path, out, clusters=5, per_cluster=2)
-
-
 def test_a_killed_selection_goes_on(cohort, tmp_path):
     archive = cohort
     wanted = sf.slides.select(archive, tmp_path / "whole", clusters=5, per_cluster=2).rows
     for last in (8, 13):
         out = tmp_path / f"killed-{last}"
-        process = multiprocessing.get_context("spawn").Process(target=killed, args=(last, archive.path, out))
-        process.start()
-        process.join()
-        assert process.exitcode == -9
+        run_killed(last, sf.slides.select, archive.path, out, clusters=5, per_cluster=2)
         found = sf.slides.select(archive, out, clusters=5, per_cluster=2).rows
         assert all(np.array_equal(found[name][0], wanted[name][0]) for name in wanted)
         assert sorted(os.listdir(out)) == sorted(os.listdir(tmp_path / "whole"))
