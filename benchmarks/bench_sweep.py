@@ -31,6 +31,7 @@ CASES = {
     "bare D=128, 4 teachers": (TEACHERS, {"dim": 128, "block": "bare"}),
     "residual D=128, 4 teachers": (TEACHERS, {"dim": 128, "block": "residual"}),
     "bare D=32, 2 narrow teachers": (SMALL, {"dim": 32, "block": "bare"}),
+    "recommended, 4 teachers": (TEACHERS, {"preset": "recommended", "dim": 64, "depth": 2, "block": "bare"}),
 }
 
 
@@ -49,12 +50,12 @@ def write_patches(folder, teachers):
     )
 
 
-def step_flops(teachers, D, block):
+def step_flops(teachers, D, block, depth=DEPTH):
     """Products of a step's forward and backward pass per patch, and of a forward pass. Multiply-adds count two."""
     N, width = len(teachers), sum(teachers.values())
-    maps = DEPTH * 2 * N * D * D * (4 if block == "residual" else 3) + 2 * D * (D + CLASSES)
+    maps = depth * 2 * N * D * D * (4 if block == "residual" else 3) + 2 * D * (D + CLASSES)
     maps += 2 * N * D * D if block == "residual" else 0
-    attention = DEPTH * 4 * N * N * D
+    attention = depth * 4 * N * N * D
     first = 2 * width * D
     return 2 * first + 3 * (maps + attention), first + maps + attention
 
@@ -82,7 +83,7 @@ def test_sweep(measure, ceilings, tmp_path, case, students, provider):
     def together():
         return sf.sweep(archive, grid, **options).students
 
-    step, forward = step_flops(teachers, shape["dim"], shape["block"])
+    step, forward = step_flops(teachers, shape["dim"], shape["block"], options["depth"])
     parameters = sum(p.numel() for p in apart_one(archive, options).parameters())
     flops = students * EPOCHS * (TRAIN * step + VAL * forward)
     nbytes = students * EPOCHS * (TRAIN // BATCH) * 28 * parameters

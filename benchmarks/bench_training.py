@@ -56,7 +56,7 @@ class AuthorsLoop:
 
     def __init__(self, archive, D, residual, compiled):
         table = torch.from_numpy(archive.gather(np.arange(archive.n_rows))).half()
-        self.table, self.labels = table.to(DEVICE), torch.from_numpy(archive.labels[:]).to(DEVICE)
+        self.table, self.labels = table.to(DEVICE), torch.tensor(archive.labels, device=DEVICE)
         self.student = AuthorsStudent(D, DEPTH, residual).to(DEVICE)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, weight_decay=1e-3, foreach=True)
         self.loss = self.losses

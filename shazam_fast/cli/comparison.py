@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Column
+from rich.text import Text
 
 from .kinds import require_place_for
 from .options import Device, Features, opens_features
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from ..comparison.result import Comparison
 
 
+# Over 40 lines: every option is documented here.
 @opens_features(splits_itself=True)
 def compare(
     features: Features,
@@ -84,24 +87,25 @@ def compare(
 
 
 def _print_methods(found: "Comparison") -> None:
-    """Methods best first; the settings of a study in their order."""
+    """Methods best first, in 80 columns; the settings of a study in their order, with their teachers."""
     names = list(found.balanced_accuracy)
     if not found.study:
         names.sort(key=lambda name: -found.balanced_accuracy[name].value)
     rows = []
     for name in names:
         i, cost = found.balanced_accuracy[name], found.gflops(name)
-        numbers = [found.mean(name, metric) for metric in ("weighted_f1", "accuracy", "auroc", "calibration_error")]
-        rows.append([
-            name, f"{i.value:.3f}", f"{i.low:.3f} to {i.high:.3f}", *(f"{n:.3f}" for n in numbers),
-            f"{found.seconds(name, 'fit'):.1f}", f"{found.seconds(name, 'score'):.2f}",
-            "not known" if cost is None else f"{cost:,.0f}", _chosen(found, name),
-        ])  # fmt: skip
-    headings = [
-        "setting" if found.study else "method", "balanced accuracy", "95% interval", "weighted F1", "top-1", "AUROC",
-        "calibration error", "fit (s)", "score (s)", "encoders (GFLOPs per patch)", "teachers",
+        row = [
+            name, f"{i.value:.3f} ({i.low:.3f}-{i.high:.3f})", f"{found.mean(name, 'weighted_f1'):.3f}",
+            f"{found.mean(name, 'auroc'):.3f}", f"{found.seconds(name, 'fit'):.1f}",
+        ]  # fmt: skip
+        studied = ["not known" if cost is None else f"{cost:,.0f}", _chosen(found, name)]
+        rows.append([*row, *studied] if found.study else row)
+    headings: list[str | Column] = [
+        Column(Text("setting" if found.study else "method"), no_wrap=True, overflow="fold"),
+        Column(Text("balanced accuracy"), no_wrap=True), "weighted F1", "AUROC", "fit (s)",
     ]  # fmt: skip
-    title = f"{found.repeats} splits of {found.n_rows:,} patches in {found.n_groups:,} groups"
+    headings += ["encoders (GFLOPs per patch)", "teachers"] if found.study else []
+    title = f"{found.repeats} splits of {found.n_rows:,} patches in {found.n_groups:,} groups; 95% intervals"
     print_table(headings, rows, title)
 
 
