@@ -121,6 +121,13 @@ class _Machine:
     def text(self, width: int) -> None:
         self._stack.append(self._take(self._unsigned(width)).decode(errors="replace"))
 
+    def put_short(self) -> None:
+        """`put` with a number of one byte, by far the most frequent instruction."""
+        if self._at == len(self._program):
+            raise _CorruptError("it ends early")
+        self._memo[self._program[self._at]] = self._stack[-1]
+        self._at += 1
+
     def put(self, width: int) -> None:
         self._memo[self._unsigned(width)] = self._stack[-1]
 
@@ -234,7 +241,7 @@ INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {  # named as in the mod
     b"\x8a": _Machine.long_number,  # LONG1
     b"\x8c": partial(_Machine.text, width=1),  # SHORT_BINUNICODE
     b"X": partial(_Machine.text, width=4),  # BINUNICODE
-    b"q": partial(_Machine.put, width=1),  # BINPUT
+    b"q": _Machine.put_short,  # BINPUT
     b"r": partial(_Machine.put, width=4),  # LONG_BINPUT
     b"\x94": _Machine.memoize,  # MEMOIZE
     b"h": partial(_Machine.get, width=1),  # BINGET
