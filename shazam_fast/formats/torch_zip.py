@@ -6,8 +6,8 @@ read by hand because the zipfile module takes longer than all the rest.
 
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import ArchiveError, NotInPlaceError
 from ..runtime.files import open_regular
@@ -30,8 +30,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # pickle of 0x1950a8
 SAVE_AGAIN = "write it again with torch.save(torch.load(path, weights_only=True), path)"
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     name: bytes
     flags: int
     method: int
