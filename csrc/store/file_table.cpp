@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -43,8 +42,7 @@ int64_t descriptor_budget() {
 void Manifest::require_unchanged() const {
   struct stat now;
   if (stat(path.c_str(), &now) != 0) return;
-  const int64_t now_ns = now.st_mtim.tv_sec * int64_t{1'000'000'000} + now.st_mtim.tv_nsec;
-  if (now_ns == modified_ns && now.st_ino == inode) return;
+  if (shazam::modified_ns(now) == modified_ns && now.st_ino == inode) return;
   throw StoreError(ErrorKind::Changed, path + ": written anew after it was opened; open it again");
 }
 

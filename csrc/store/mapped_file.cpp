@@ -32,10 +32,6 @@ struct stat status_of(const std::string& path, int descriptor) {
   return status;
 }
 
-int64_t modified_ns(const struct stat& status) {
-  return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
-}
-
 [[noreturn]] void throw_short(ErrorKind kind, const std::string& path, int64_t expected,
                               int64_t found) {
   throw StoreError(kind, path + ": expected at least " + std::to_string(expected) +
@@ -49,6 +45,10 @@ const char* type_name(mode_t mode) {
 }
 
 }  // namespace
+
+int64_t modified_ns(const struct stat& status) {
+  return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
+}
 
 std::atomic<int64_t> Descriptor::count_{0};
 

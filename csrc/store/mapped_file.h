@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +11,9 @@
 #include "store/store_error.h"
 
 namespace shazam {
+
+/// When a file was last written, in nanoseconds.
+int64_t modified_ns(const struct stat& status);
 
 enum class Access { Normal, Random, Sequential };
 

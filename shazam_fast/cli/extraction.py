@@ -7,7 +7,7 @@ import typer
 from rich.table import Column
 
 from .kinds import require_place_for
-from .options import Device, parse_pairs
+from .options import Dataset, DatasetSplit, Device, parse_pairs
 from .printing import print_table, say
 
 if TYPE_CHECKING:
@@ -28,11 +28,8 @@ def extract(
         list[str],
         typer.Option(help="Name of a teacher (shazam-fast teachers lists them); repeat for more.", metavar="NAME"),
     ],
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="unitopatho or huncrc: SOURCE is that dataset as published.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="With --dataset: by_slide or as_published.")] = "by_slide",
+    dataset: Dataset = None,
+    split: DatasetSplit = "by_slide",
     labels: Annotated[
         str | None,
         typer.Option(

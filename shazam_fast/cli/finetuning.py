@@ -7,7 +7,7 @@ import typer
 
 from ..comparison.finetuning.config import FinetuneConfig
 from .kinds import require_place_for
-from .options import add_options, config_options
+from .options import Dataset, DatasetSplit, add_options, config_options
 from .printing import say
 from .training import print_metrics
 
@@ -42,11 +42,8 @@ def finetune(
     out: Annotated[
         Path, typer.Option(help="Directory for the fine-tuned teacher. Run the command again to resume it.")
     ],
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="unitopatho or huncrc: SOURCE is that dataset as published.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="With --dataset: by_slide or as_published.")] = "by_slide",
+    dataset: Dataset = None,
+    split: DatasetSplit = "by_slide",
     weights: Annotated[
         str, typer.Option(help="File of the teacher's weights, hub (downloads them) or random.", metavar="PATH")
     ] = "hub",

@@ -21,6 +21,11 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.", show_default=False),
 ]
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="unitopatho or huncrc: SOURCE is that dataset as published.", show_default=False),
+]
+DatasetSplit = Annotated[str, typer.Option(help="With --dataset: by_slide or as_published.")]
 Split = Annotated[str | None, typer.Option(help="train, val, test or none. Default: all patches.", show_default=False)]
 
 

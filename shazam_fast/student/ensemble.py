@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,18 +61,11 @@ class Ensemble(Student):
         """Mean of the members' outputs; arguments and shapes as for `Student.forward`."""
         return _mean_output([member(features, present) for member in self.members], self.config.block == "bare")
 
-    def tokens(
-        self,
-        features: Tensor,
-        present: Tensor | None = None,
-        rows: Tensor | None = None,
-        scale: Tensor | None = None,
-        mixture: Tensor | None = None,
-    ) -> Tensor:
+    def tokens(self, *arguments: Any, **options: Any) -> Tensor:
         """Raises ShazamError: every member has tokens of its own."""
         raise ShazamError("an ensemble has no tokens of its own; ask its members (ensemble.members)")
 
-    def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:
+    def fuse(self, *arguments: Any, **options: Any) -> StudentOutput:
         """Raises ShazamError: every member fuses tokens of its own."""
         raise ShazamError("an ensemble fuses no tokens of its own; ask its members (ensemble.members)")
 
