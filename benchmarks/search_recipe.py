@@ -7,7 +7,8 @@ Reads archives and .npz files (`feat_<teacher>` [n, d], `labels`, `group`; rows 
 every recipe of `RECIPES`, or those named, on every split, and adds one row per recipe, set and way of reading it to the
 log: means over the splits of balanced accuracy and weighted F1 on the test rows, and of both on the validation rows.
 What was trained is read in several ways at no cost: after the epoch with the best validation score or after the last,
-and with another share of the log class priors than in training (`balance`).
+with another share of the log class priors than in training (`balance`), and with the teacher heads' mean logits in
+place of a part of the head's (`votes`).
 
 The students of all splits are trained side by side in plain PyTorch (`search_student`). `RECIPES` is the record of what
 was tried, results/recipe_search.csv has the figures; fields of `Recipe` that no entry changes were not tried. There,
@@ -17,6 +18,7 @@ same seeds, as the groups were numbered in another order (`split_order`).
 
 import argparse
 import csv
+import itertools
 import math
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,6 +36,7 @@ from shazam_fast.scoring.metrics import confusion_matrix, selection_metrics, sel
 PARTS = ("train", "val", "test")
 VAL = TEST = 0.2  # shares of the rows, as in `sf.compare`
 BALANCES = (0.5, 1.0, 1.5, 2.0, 3.0)
+VOTES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights of the teacher heads' mean logits
 RISING = 0.3  # fraction of the steps in which one-cycle raises the learning rate
 READ_EVERY = 4  # epochs
 
@@ -162,10 +165,13 @@ class Trainer:
 
     @torch.no_grad()
     def logits(self, part):
-        """Logits [n, C] of every student on its own split's part, with averaged parameters where there are such."""
+        """Logits of the head and mean of the teachers' [2, n, C] of every student on its own split's part.
+
+        With averaged parameters where there are such.
+        """
         own = [p.detach().clone() for p in self.students.parameters()] if self.recipe.ema else []
         self.students.put(self.average)
-        found = [self.students.alone(s).logits(patches.features[part]) for s, patches in enumerate(self.splits)]
+        found = [self.students.alone(s).both_logits(patches.features[part]) for s, patches in enumerate(self.splits)]
         self.students.put(own)
         return found
 
@@ -248,14 +254,18 @@ def scores(logits, labels, n_classes):
 
 
 def readings(recipe, patches, val, test):
-    """{(selection, balance): (test BA, test wF1, val BA, val wF1)} of the epochs' logits on one split."""
+    """{(selection, balance, votes): (test BA, test wF1, val BA, val wF1)} of the epochs' logits on one split."""
     y, C, found = patches.labels, patches.n_classes, {}
-    for balance in BALANCES:
+    for balance, votes in itertools.product(BALANCES, VOTES):
         offset = patches.log_priors * (recipe.priors - balance)
-        values = [scores(logits + offset, y["val"], C) for logits in val]
+
+        def read(logits, part, offset=offset, votes=votes):
+            return scores((1 - votes) * logits[0] + votes * logits[1] + offset, y[part], C)
+
+        values = [read(logits, "val") for logits in val]
         best = int(np.argmax([selection_score(*value) for value in values]))
         for selection, chosen in (("best", best), ("last", len(val) - 1)):
-            found[selection, balance] = (*scores(test[chosen] + offset, y["test"], C), *values[chosen])
+            found[selection, balance, votes] = (*read(test[chosen], "test"), *values[chosen])
     return found
 
 
@@ -268,7 +278,7 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="take every so-many-th column of each teacher")
     parser.add_argument("--dim", type=int, default=START.dim, help="width of the students")
     arguments = parser.parse_args()
-    columns = ["recipe", "set", "every", "splits", "selection", "balance", "balanced_accuracy", "weighted_f1"]
+    columns = ["recipe", "set", "every", "splits", "selection", "balance", "votes", "balanced_accuracy", "weighted_f1"]
     columns += ["val_balanced_accuracy", "val_weighted_f1", "seconds", *(field.name for field in fields(Recipe))]
     fresh = not arguments.log.exists()
     tables = {path.stem: read(path, arguments.every) for path in arguments.sets}
@@ -289,7 +299,7 @@ def main():
                     values = [*(f"{value:.4f}" for value in means), f"{seconds:.1f}"]
                     chosen = " ".join(map(str, arguments.splits))
                     log.writerow([name, data, arguments.every, chosen, *key, *values, *asdict(recipe).values()])
-                    print(f"{name:26} {data:7} {key[0]} {key[1]:4} " + " ".join(values), flush=True)
+                    print(f"{name:26} {data:7} {key[0]} {key[1]:4} {key[2]:4} " + " ".join(values), flush=True)
                 file.flush()
 
 

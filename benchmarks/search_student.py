@@ -29,9 +29,11 @@ class Students:
         values = {name: value[s : s + 1].detach() for name, value in self.values.items()}
         return Students(1, self.dims, self.C, self.D, self.K, self.block, values=values)
 
-    def logits(self, x):
-        """Of the only student: features [n, W] -> [n, C]."""
-        return self.head(self.fuse(self.tokens(x[None]), None)[0])[0]
+    def both_logits(self, x):
+        """Of the only student, by its head and the mean of its teachers': features [n, W] -> [2, n, C]."""
+        tokens = self.tokens(x[None])
+        votes = self.teacher_logits(tokens).mean(dim=2)
+        return torch.cat([self.head(self.fuse(tokens, None)[0]), votes])
 
     def tokens(self, x):
         """Standardised features [S, B, W] -> tokens [S, B, N, D]."""

@@ -220,12 +220,15 @@ class FoldedStudent:
         head_weight_2: Floats,
         head_bias_2: Floats,
         shift: Floats | None = None,
+        vote_weight: Floats | None = None,
+        vote_bias: Floats | None = None,
     ) -> None:
         """The tensors of `shazam_fast.FoldedStudent` by their names there. Copied.
 
         dims: the columns of each teacher.
         shift: [sum of dims], subtracted from the features, as float32, before the first product. A mean that is large
             for its spread costs no digits that way.
+        vote_weight, vote_bias: of its `votes`, [N, D, C] and [N, C]; None without them.
         """
 
     def forward(

@@ -8,10 +8,13 @@ import shazam_fast as sf
 from shazam_fast.student.layers import Norm
 
 
-def make_student(block="bare", teachers=TEACHERS, dim=16, depth=3, dtype=torch.float64, **options):
+def make_student(block="bare", teachers=TEACHERS, dim=16, depth=3, dtype=torch.float64, heads=False, **options):
     config = sf.StudentConfig(teachers, CLASSES, dim=dim, depth=depth, block=block, **options)
     generator = torch.Generator().manual_seed(1)
-    student = sf.Student(config, generator).to(dtype)
+    student = sf.Student(config, generator)
+    if heads:
+        student.add_teacher_heads(generator)
+    student = student.to(dtype)
     student.feature_mean.uniform_(-1, 1, generator=generator)
     student.feature_scale.uniform_(0.1, 10, generator=generator)
     with torch.no_grad():

@@ -167,7 +167,9 @@ std::unique_ptr<FoldedStudent> make_student(std::vector<int64_t> dims, const py:
                                             const py::array& head_bias_1,
                                             const py::array& head_weight_2,
                                             const py::array& head_bias_2,
-                                            const OptionalArray& shift) {
+                                            const OptionalArray& shift,
+                                            const OptionalArray& vote_weight,
+                                            const OptionalArray& vote_bias) {
   FoldedTensors tensors = sizes_of(std::move(dims), score_maps, head_weight_2);
   const int64_t N = static_cast<int64_t>(tensors.dims.size()), D = tensors.D;
   const int64_t width = std::accumulate(tensors.dims.begin(), tensors.dims.end(), int64_t{0});
@@ -179,6 +181,11 @@ std::unique_ptr<FoldedStudent> make_student(std::vector<int64_t> dims, const py:
   tensors.head_weight_2 = input(head_weight_2, {D, tensors.C}, "head_weight_2");
   tensors.head_bias_2 = input(head_bias_2, {tensors.C}, "head_bias_2");
   tensors.shift = shift ? input(*shift, {width}, "shift") : nullptr;
+  require(!vote_weight == !vote_bias, "vote_bias", "given exactly with vote_weight");
+  if (vote_weight) {
+    tensors.vote_weight = input(*vote_weight, {N, D, tensors.C}, "vote_weight");
+    tensors.vote_bias = input(*vote_bias, {N, tensors.C}, "vote_bias");
+  }
   return std::make_unique<FoldedStudent>(tensors);
 }
 
@@ -221,7 +228,8 @@ void bind_student(py::module_& module) {
   py::class_<FoldedStudent>(module, "FoldedStudent")
       .def(py::init(&make_student), arg("dims"), arg("weight"), arg("bias"), arg("score_maps"),
            arg("head_weight_1"), arg("head_bias_1"), arg("head_weight_2"), arg("head_bias_2"),
-           arg("shift").none(true) = py::none())
+           arg("shift").none(true) = py::none(), arg("vote_weight").none(true) = py::none(),
+           arg("vote_bias").none(true) = py::none())
       .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("shares"),
            arg("pooled"));
   module.def("attention_forward", &forward, arg("qkv"), arg("present").none(true),

@@ -66,6 +66,14 @@ FoldedStudent::FoldedStudent(const FoldedTensors& tensors, const RowKernels& ker
     const int64_t columns = std::accumulate(dims_.begin(), dims_.end(), int64_t{0});
     shift_.assign(tensors.shift, tensors.shift + columns);
   }
+  if (tensors.vote_weight != nullptr) {
+    const int64_t rows = teachers() * D_;
+    vote_weight_.resize(C_ * rows);
+    for (int64_t k = 0; k < rows; ++k) {
+      for (int64_t c = 0; c < C_; ++c) vote_weight_[c * rows + k] = tensors.vote_weight[k * C_ + c];
+    }
+    vote_bias_.assign(tensors.vote_bias, tensors.vote_bias + teachers() * C_);
+  }
   for (int64_t layer = 0; layer < K_; ++layer) {
     score_maps_.push_back(pack(tensors.score_maps + layer * D_, D_, D_, K_ * D_));
   }
@@ -182,6 +190,24 @@ void FoldedStudent::classify(const float* pooled, int64_t patches, float* logits
   }
 }
 
+/// Adds the mean of the present teachers' own logits. Tokens of missing teachers are 0.
+void FoldedStudent::vote(const float* tokens, int64_t patches, const std::vector<uint8_t>& present,
+                         float* logits, std::vector<float>& scratch) const {
+  const int64_t N = teachers();
+  const auto count = static_cast<float>(std::accumulate(present.begin(), present.end(), 0));
+  scratch.resize(std::max<size_t>(scratch.size(), (patches + 1) * C_));
+  float* const offset = scratch.data() + patches * C_;
+  std::fill_n(offset, C_, 0.0f);
+  for (int64_t i = 0; i < N; ++i) {
+    for (int64_t c = 0; present[i] && c < C_; ++c) offset[c] += vote_bias_[i * C_ + c] / count;
+  }
+  kernels_.dots({tokens, patches, N * D_}, {vote_weight_.data(), C_, N * D_}, N * D_, 1.0f / count,
+                scratch.data());
+  for (int64_t b = 0; b < patches; ++b) {
+    for (int64_t c = 0; c < C_; ++c, ++logits) *logits += scratch[b * C_ + c] + offset[c];
+  }
+}
+
 void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& starts,
                             float* logits, float* shares, float* pooled) const {
   const int64_t N = teachers(), B = features.rows;
@@ -197,6 +223,7 @@ void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& 
            scratch);
   }
   classify(pooled, B, logits, scratch);
+  if (!vote_weight_.empty()) vote(tokens.data(), B, present, logits, scratch);
 }
 
 }  // namespace shazam

@@ -23,6 +23,8 @@ struct FoldedTensors {
   const float* head_weight_2;  // [D, C]
   const float* head_bias_2;    // [C]
   const float* shift;          // [sum of dims], taken from the features before the product; or null
+  const float* vote_weight;    // added logits of each teacher's token, [N, D, C]; or null
+  const float* vote_bias;      // [N, C]; null with it
 };
 
 /// The whole folded student for tiles of patches, each computed by one thread within its caches:
@@ -65,6 +67,8 @@ class FoldedStudent {
               float* pooled, std::vector<float>& scratch) const;
   void classify(const float* pooled, int64_t patches, float* logits,
                 std::vector<float>& scratch) const;
+  void vote(const float* tokens, int64_t patches, const std::vector<uint8_t>& present,
+            float* logits, std::vector<float>& scratch) const;
 
   std::vector<int64_t> dims_;
   int64_t D_, K_, C_;
@@ -74,6 +78,7 @@ class FoldedStudent {
   Packed head_;
   std::vector<float> bias_, head_bias_1_, head_weight_2_, head_bias_2_;  // head_weight_2 is [C, D]
   std::vector<float> shift_;  // empty where nothing is subtracted
+  std::vector<float> vote_weight_, vote_bias_;  // [C, N * D] and [N, C]; or empty
 };
 
 }  // namespace shazam

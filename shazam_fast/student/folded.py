@@ -1,6 +1,7 @@
 """The folded student: a trained bare student with all linear maps multiplied out, for scoring."""
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from .. import _core
 from ..errors import ShazamError
 from ..ops import dispatch as ops
 from .config import StudentConfig
-from .layers import Projection
+from .layers import TEACHERS_SAY, Projection, TeacherHeads
 from .output import StudentOutput
 
 
@@ -46,6 +47,7 @@ class FoldedStudent(nn.Module):
     head_bias_1: Tensor  # [D]
     head_weight_2: Tensor  # [D, C]
     head_bias_2: Tensor  # [C]
+    votes: TeacherHeads | None  # the teacher heads, times their weight in the logits
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class FoldedStudent(nn.Module):
         standard: tuple[Tensor, Tensor],
         qkv: Tensor,
         head: nn.Sequential,
+        teacher_heads: TeacherHeads | None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -67,11 +70,14 @@ class FoldedStudent(nn.Module):
             mean, scale = standard
             weight = projection.weight.double() / scale.double()[:, None]
             score_maps, value_map = _fold_attention(qkv)
-            folded_head = _fold_head(head, value_map)
+            folded_head = _fold_head(head, value_map, 1.0 if teacher_heads is None else 1.0 - TEACHERS_SAY)
         tensors = {"shift": mean, "unit": torch.ones_like(mean), "weight": weight, "bias": projection.bias}
         tensors |= {"score_maps": score_maps, "value_map": value_map, **folded_head}
         for name, tensor in tensors.items():  # copies: training the student further must not change this one
             self.register_buffer(name, tensor.detach().to(dtype, copy=True))
+        self.votes = None if teacher_heads is None else deepcopy(teacher_heads).requires_grad_(False)
+        for part in () if self.votes is None else self.votes.parameters():
+            part.mul_(TEACHERS_SAY)
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
         """As `Student.forward`; without gradients.
@@ -88,6 +94,8 @@ class FoldedStudent(nn.Module):
         hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
         logits = torch.addmm(self.head_bias_2, hidden, self.head_weight_2)
+        if self.votes is not None:
+            logits = logits + self.votes.mean(tokens, present)
         return StudentOutput(logits, lambda: pooled @ self.value_map, shares)
 
     def to_core(self) -> _core.FoldedStudent | None:
@@ -96,7 +104,8 @@ class FoldedStudent(nn.Module):
             return None
         names = ("weight", "bias", "score_maps", "head_weight_1", "head_bias_1", "head_weight_2", "head_bias_2")
         tensors = [getattr(self, name).contiguous().numpy() for name in (*names, "shift")]
-        return _core.FoldedStudent(self.dims, *tensors)
+        votes = () if self.votes is None else (self.votes.weight, self.votes.bias)
+        return _core.FoldedStudent(self.dims, *tensors, *(values.contiguous().numpy() for values in votes))
 
 
 def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +120,8 @@ def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(maps, dim=1), C
 
 
-def _fold_head(head: nn.Sequential, value_map: Tensor) -> dict[str, Tensor]:
+def _fold_head(head: nn.Sequential, value_map: Tensor, say: float) -> dict[str, Tensor]:
+    """The head behind C_K, its logits times `say`, in float64."""
     first, _, norm, last = head
     assert isinstance(first, nn.Linear)
     assert isinstance(norm, nn.LayerNorm)
@@ -120,6 +130,6 @@ def _fold_head(head: nn.Sequential, value_map: Tensor) -> dict[str, Tensor]:
     return {
         "head_weight_1": value_map @ first.weight.double().T,
         "head_bias_1": first.bias.double(),
-        "head_weight_2": norm.weight.double()[:, None] * last_weight,
-        "head_bias_2": last.bias.double() + norm.bias.double() @ last_weight,
+        "head_weight_2": say * norm.weight.double()[:, None] * last_weight,
+        "head_bias_2": say * (last.bias.double() + norm.bias.double() @ last_weight),
     }

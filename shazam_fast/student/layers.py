@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import dispatch as ops
+from ..ops.stacked import mean_tokens
+
+TEACHERS_SAY = 0.75  # weight of the teacher heads' logits beside the head's, chosen by benchmarks/search_recipe.py
 
 
 class Projection(nn.Module):
@@ -65,6 +68,10 @@ class TeacherHeads(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits by each teacher's token alone. [B, N, D] -> [B, N, C]."""
         return torch.baddbmm(self.bias[:, None], tokens.transpose(0, 1), self.weight).transpose(0, 1)
+
+    def mean(self, tokens: Tensor, present: Tensor | None) -> Tensor:
+        """Mean logits of the teachers that a patch has (bool `present` [B, N]; None: all). [B, N, D] -> [B, C]."""
+        return mean_tokens(self(tokens), present)
 
 
 class Norm(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.stacked import attend, linear, mean_tokens
+from .layers import TEACHERS_SAY
 from .student import Student
 
 MAPS = ("projection.weight", "frozen_targets.weight")  # [sum of dims, D]: kept as one tensor per teacher
@@ -96,6 +97,14 @@ class StackedStudents:
             x = x + linear(attended.view(S, B * N, D), out, offset)
             x = torch.addcmul(shift[:, None], F.layer_norm(x, (D,)), gain[:, None])
         return mean_tokens(x.view(S * B, N, D), there).view(S, B, D)
+
+    def predict(self, columns: Sequence[Tensor]) -> Tensor:
+        """Logits as `Student.forward` gives them, of patches that have all teachers; as for `tokens`. [S, B, C]."""
+        tokens = self.tokens(columns)
+        logits = self.classify(self.fuse(tokens, None))
+        if "teacher_heads.weight" not in self.tensors:
+            return logits
+        return (1.0 - TEACHERS_SAY) * logits + TEACHERS_SAY * self.classify_tokens(tokens).mean(dim=2)
 
     def classify(self, fused: Tensor) -> Tensor:
         """The heads' logits of fused features. [S, B, D] -> [S, B, C]."""

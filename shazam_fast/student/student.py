@@ -12,7 +12,7 @@ from ..runtime.checks import require_path
 from .config import StudentConfig
 from .files import write_student
 from .folded import FoldedStudent
-from .layers import Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
+from .layers import TEACHERS_SAY, Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
 from .levels import L, LevelTrunk
 from .output import StudentOutput
 
@@ -30,7 +30,7 @@ class Student(nn.Module):
         feature_mean, feature_scale: by which features are standardised, learned on the training split, [sum of dims].
         frozen_targets: fixed random maps that it was distilled from (`targets="frozen"`); None otherwise.
         teacher_heads: classifiers on each teacher's token (tokens [B, N, D] -> logits [B, N, C]) that it was trained
-            with; None otherwise. They have no part in `forward`.
+            with; None otherwise. Their mean weighs three quarters in the logits of `forward`.
         training_record: how it was trained, plain values that are saved as JSON.
 
     >>> import torch
@@ -75,11 +75,17 @@ class Student(nn.Module):
             present: bool [B, N], which teachers a patch has (at least one, of each level); None when it has all.
                 Features of missing teachers have no influence, whatever they hold, NaN included.
 
-        Returns logits [B, C], fused [B, D] and shares [B, N] (None but for bare students).
+        Returns logits [B, C], fused [B, D] and shares [B, N] (None but for bare students). With teacher heads, logits
+        are a quarter of the head's and three quarters of the mean of those of the teachers that the patch has.
 
         Raises MismatchError when the features have another width.
         """
-        return self.fuse(self.tokens(features, present), present)
+        tokens = self.tokens(features, present)
+        output = self.fuse(tokens, present)
+        if self.teacher_heads is not None:
+            votes = self.teacher_heads.mean(tokens, present)
+            output.logits = (1.0 - TEACHERS_SAY) * output.logits + TEACHERS_SAY * votes
+        return output
 
     def tokens(
         self,
@@ -105,7 +111,7 @@ class Student(nn.Module):
         return tokens if self.blocks is None else self.blocks.deepen(tokens)
 
     def fuse(self, tokens: Tensor, present: Tensor | None = None) -> StudentOutput:
-        """Attention over `tokens` [B, N, D], their mean and the head; `present` as for `forward`."""
+        """Attention over `tokens` [B, N, D], their mean and the head, without teacher heads; `present` as there."""
         if self.levels is not None:
             outputs = self.levels(tokens, self.qkv, present)
             return StudentOutput(self.head(outputs[-1]), outputs[-1], None, outputs)
@@ -137,14 +143,16 @@ class Student(nn.Module):
             generator: draws the initial values; PyTorch's global one by default.
         """
         config = self.config
-        self.teacher_heads = TeacherHeads(len(self.dims), config.dim, len(config.classes), generator)
+        heads = TeacherHeads(len(self.dims), config.dim, len(config.classes), generator)
+        self.teacher_heads = heads.to(self.qkv)
 
     def fold(self) -> FoldedStudent:
         """The same function with all linear maps multiplied out, for scoring. Exact.
 
         Raises ShazamError for all but bare students, which cannot be folded.
         """
-        return FoldedStudent(self.config, self.projection, (self.feature_mean, self.feature_scale), self.qkv, self.head)
+        standard = self.feature_mean, self.feature_scale
+        return FoldedStudent(self.config, self.projection, standard, self.qkv, self.head, self.teacher_heads)
 
     def save(self, path: str | Path) -> None:
         """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them.

@@ -88,7 +88,7 @@ class StackedTraining:
     @torch.no_grad()
     def logits(self, columns: Sequence[Tensor]) -> Tensor:
         """Of every student for the patches with these standardised features of each teacher [B, dim]. [S, B, C]."""
-        return self.students.classify(self.students.fuse(self.students.tokens(columns), None))
+        return self.students.predict(columns)
 
     def _share_out(self) -> None:
         """Every student's own parameters and moments, views of the stacked ones."""

@@ -27,9 +27,9 @@ def ones(*shape):
     return np.ones(shape, np.float32)
 
 
-def make_student(dims, D, score_maps, shift=None):
+def make_student(dims, D, score_maps, *optional):
     weights = ones(sum(dims), D), ones(len(dims), D), score_maps
-    return _core.FoldedStudent(dims, *weights, ones(D, D), ones(D), ones(D, 2), ones(2), shift)
+    return _core.FoldedStudent(dims, *weights, ones(D, D), ones(D), ones(D, 2), ones(2), *optional)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,9 @@ def make_student(dims, D, score_maps, shift=None):
         (lambda: make_student([0], 4, ones(4, 4)), "dims: expected a width from 1"),
         (lambda: make_student([3], 4, ones(4, 3)), r"score_maps: expected \[D, K \* D\]"),
         (lambda: make_student([3], 4, ones(4, 4), ones(4)), "shift: expected a shape"),
+        (lambda: make_student([3], 4, ones(4, 4), None, ones(1, 4, 3), ones(1, 2)), "vote_weight: expected a shape"),
+        (lambda: make_student([3], 4, ones(4, 4), None, ones(1, 4, 2), ones(2)), "vote_bias: expected a shape"),
+        (lambda: make_student([3], 4, ones(4, 4), None, ones(1, 4, 2)), "vote_bias: expected given exactly with"),
         (lambda: make_student([], 4, ones(4, 4)), "teachers: expected from 1 to 32"),
         (lambda: _core.folded_scores(ones(5, 3, 0), ones(5, 3, 0), None, ones(5, 0), ones(5, 3)), "tokens: expected"),
         (lambda: _core.attention_forward(ones(6, 0), None, ones(2, 3, 3), ones(2, 3, 0)), "tokens: expected a width"),

@@ -12,11 +12,13 @@ from shazam_fast.scoring.engine import Scorer
 from shazam_fast.student.matching import TeacherMatch
 
 
-def make_student(dims, D, K, C, seed=0):
+def make_student(dims, D, K, C, seed=0, heads=False):
     teachers = {f"teacher-{i}": dim for i, dim in enumerate(dims)}
     generator = torch.Generator().manual_seed(seed)
     student = sf.Student(sf.StudentConfig(teachers, [str(c) for c in range(C)], dim=D, depth=K), generator)
     student.feature_mean.normal_(generator=generator)
+    if heads:
+        student.add_teacher_heads(generator)
     return student.eval(), generator
 
 
@@ -27,13 +29,14 @@ def forward(core, features, starts, D, C):
     return logits, weights, pooled
 
 
+@pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("rows", [1, 13, 48, 101])
 @pytest.mark.parametrize(
     ("dims", "D", "K", "C"),
     [([5, 3], 4, 1, 2), ([300, 257, 16], 33, 3, 5), ([64], 16, 2, 3), ([700, 20], 288, 2, 7), ([9] * 32, 17, 2, 2)],
 )
-def test_every_shape(rows, dims, D, K, C):
-    student, generator = make_student(dims, D, K, C)
+def test_every_shape(rows, dims, D, K, C, heads):
+    student, generator = make_student(dims, D, K, C, heads=heads)
     folded = student.fold()
     features = torch.randn(rows, sum(dims), generator=generator)
     starts = np.cumsum([0, *dims[:-1]]).tolist()
@@ -69,8 +72,9 @@ def test_a_patch_does_not_see_its_tile():
             np.testing.assert_array_equal(found[60 % len(found)], expected[60])
 
 
-def test_absent_teachers_and_other_columns():
-    student, generator = make_student([4, 6, 5], 8, 2, 3)
+@pytest.mark.parametrize("heads", [False, True])
+def test_absent_teachers_and_other_columns(heads):
+    student, generator = make_student([4, 6, 5], 8, 2, 3, heads=heads)
     core = student.fold().to_core()
     features = torch.randn(20, 30, generator=generator)
     logits, weights, _ = forward(core, features.numpy(), [20, -1, 3], 8, 3)

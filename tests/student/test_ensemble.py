@@ -86,8 +86,11 @@ def test_a_damaged_ensemble_is_refused(tmp_path):
 
 def small(archive, blocks=("bare", "bare")):
     return [
-        sf.Student(sf.StudentConfig(archive.teachers, archive.classes, dim=8, depth=2, block=block)).eval()
-        for block in blocks
+        sf.Student(
+            sf.StudentConfig(archive.teachers, archive.classes, dim=8, depth=2, block=block),
+            torch.Generator().manual_seed(seed),
+        ).eval()
+        for seed, block in enumerate(blocks)
     ]
 
 

@@ -10,10 +10,11 @@ from synthetic import make_patches
 import shazam_fast as sf
 
 
+@pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("teachers", [{"uni": 5}, {"a": 6, "b": 3, "c": 2, "d": 9, "e": 4}])
-def test_folded_is_what_the_equations_say(teachers, missing):
-    student = make_student(teachers=teachers)
+def test_folded_is_what_the_equations_say(teachers, missing, heads):
+    student = make_student(teachers=teachers, heads=heads)
     features, present = make_batch(student, 6, missing=missing)
     mask = None if present is None else present.numpy()
     folded = student.fold()

@@ -68,14 +68,19 @@ EXPECTED = {"bare": expected_bare, "residual": expected_residual}
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("block", ["bare", "residual"])
 @pytest.mark.parametrize("teachers", [TEACHERS, {"uni": 5}, {"a": 1, "b": 3, "c": 2, "d": 9, "e": 4}])
-@pytest.mark.parametrize("B", [1, 5])
-def test_forward_is_what_the_equations_say(block, missing, teachers, B):
-    student = make_student(block, teachers)
+@pytest.mark.parametrize(("B", "heads"), [(1, False), (5, False), (5, True)])
+def test_forward_is_what_the_equations_say(block, missing, teachers, B, heads):
+    student = make_student(block, teachers, heads=heads)
     features, present = make_batch(student, B, missing=missing)
     output = student(features, present)
     mask = None if present is None else present.numpy()
     tokens, fused, weights, logits = EXPECTED[block](student, features, mask)
     there = np.ones(tokens.shape[:2], bool) if mask is None else mask
+    if heads:
+        maps = student.teacher_heads
+        each = np.einsum("bnd,ndc->bnc", tokens, array(maps.weight)) + array(maps.bias)
+        votes = np.stack([patch[own].mean(axis=0) for patch, own in zip(each, there, strict=True)])
+        logits = 0.25 * logits + 0.75 * votes
     np.testing.assert_allclose(array(student.tokens(features, present))[there], tokens[there], atol=1e-12)
     np.testing.assert_allclose(array(output.fused), fused, atol=1e-12)
     np.testing.assert_allclose(array(output.logits), logits, atol=1e-11)

@@ -40,7 +40,7 @@ def test_offsets_and_heads_are_what_the_formula_says(missing):
     offsets = torch.tensor([-0.2, -1.5, -2.5], dtype=torch.float64)
     found = Objective(0.7, 1.0, "norm", "projected", 0.3, offsets)(student, features, labels, present)
     plain = Objective(0.7, 1.0, "norm", "projected")(student, features, labels, present)
-    logits = array(student(features, present).logits) + array(offsets)
+    logits = array(student.fuse(student.tokens(features, present), present).logits) + array(offsets)
     cross_entropy = equations.cross_entropy(logits, labels.numpy())
     tokens, maps = array(student.tokens(features, present)), student.teacher_heads
     expected = []

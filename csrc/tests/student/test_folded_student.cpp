@@ -23,7 +23,7 @@ Values normal(int64_t count, float scale, unsigned seed) {
 struct Model {
   std::vector<int64_t> dims;
   int64_t D, K, C, columns = 0;
-  Values weight, bias, maps, head_1, head_bias_1, head_2, head_bias_2, shift;
+  Values weight, bias, maps, head_1, head_bias_1, head_2, head_bias_2, shift, votes, vote_biases;
 
   Model(std::vector<int64_t> given, int64_t D, int64_t K, int64_t C)
       : dims(std::move(given)), D(D), K(K), C(C) {
@@ -38,7 +38,8 @@ struct Model {
   FoldedTensors tensors() const {
     return {dims, D, K, C, weight.data(), bias.data(), maps.data(), head_1.data(),
             head_bias_1.data(), head_2.data(), head_bias_2.data(),
-            shift.empty() ? nullptr : shift.data()};
+            shift.empty() ? nullptr : shift.data(), votes.empty() ? nullptr : votes.data(),
+            votes.empty() ? nullptr : vote_biases.data()};
   }
 };
 
@@ -108,5 +109,29 @@ TEST(features_are_shifted_before_the_product) {
       features[i] = shifted[i] + model.shift[i % model.columns];
     }
     CHECK(infer(model, features, B, kernels) == expected);
+  }
+}
+
+TEST(the_mean_of_the_present_teachers_own_logits_is_added) {
+  for (const RowKernels& kernels : row_kernels()) {
+    for (std::vector<int64_t> dims : {std::vector<int64_t>{9}, std::vector<int64_t>{40, 9, 8, 7}}) {
+      Model model(dims, 33, 2, 5);
+      const auto N = static_cast<int64_t>(dims.size());
+      const int64_t B = 13;
+      Values features = normal(B * model.columns, 1.0f, 8);
+      const Values alone = infer(model, features, B, kernels);
+      model.vote_biases = normal(N * 5, 1.0f, 10);
+      model.votes = Values(N * 33 * 5, 0.0f);
+      const Values found = infer(model, features, B, kernels);
+      for (int64_t b = 0; b < B; ++b) {
+        for (int64_t c = 0; c < 5; ++c) {
+          float mean = 0.0f;  // of the heads of the teachers that are there: all but the second
+          for (int64_t i = 0; i < N; ++i) mean += N > 2 && i == 1 ? 0.0f : model.vote_biases[i * 5 + c];
+          const float expected = alone[b * 5 + c] + mean / static_cast<float>(N > 2 ? N - 1 : N);
+          CHECK(std::abs(found[b * 5 + c] - expected) < 1e-5f);
+        }
+      }
+      for (size_t i = B * 5; i < alone.size(); ++i) CHECK(found[i] == alone[i]);
+    }
   }
 }
