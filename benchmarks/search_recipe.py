@@ -13,7 +13,7 @@ place of a part of the head's (`votes`).
 The students of all splits are trained side by side in plain PyTorch (`search_student`). `RECIPES` is the record of what
 was tried, results/recipe_search.csv has the figures; fields of `Recipe` that no entry changes were not tried. There,
 the first recipes were trained on every fourth column (`every`), and on other splits than `sf.compare` makes with the
-same seeds, as the groups were numbered in another order (`split_order`).
+same seeds, as the groups were numbered in another order (`split_order`); `votes` was read of the last recipe alone.
 """
 
 import argparse

@@ -8,7 +8,7 @@ the sum of theirs, so that any set of teachers costs little once K is known of e
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from .fold import PARTS, Fold
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
 
@@ -100,7 +101,7 @@ def fit_probe(fold: Fold, teachers: Sequence[str], *, balanced: bool = False, sc
     model = logistic_regression(REGULARISATIONS[0], balanced)
     best: tuple[float, float, Array, Array] | None = None
     for C in REGULARISATIONS:  # each starts from the solution of the one before
-        model.set_params(C=C).fit(space.train, y)
+        solve(model.set_params(C=C), space.train, y)
         coefficients, bias = _of_all_classes(model)
         score = validation_score(softmax(space.val @ coefficients + bias), fold.labels("val"))
         if best is None or score > best[0]:
@@ -115,6 +116,21 @@ def logistic_regression(C: float, balanced: bool) -> "LogisticRegression":
 
     weights = "balanced" if balanced else None
     return LogisticRegression(C=C, max_iter=MAX_ITERATIONS, tol=1e-4, class_weight=weights, warm_start=True)
+
+
+def solve(model: "LogisticRegression", x: Array, y: NDArray[np.int64]) -> "LogisticRegression":
+    """The model fitted by one thread: its products are so small that BLAS's threads cost ten times what they gain."""
+    with _thread_pools().limit(limits=1, user_api="blas"):
+        return model.fit(x, y)
+
+
+@cache
+def _thread_pools() -> "ThreadpoolController":
+    """Of the libraries that SciPy and scikit-learn have loaded; finding them takes milliseconds."""
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _of_all_classes(model: "LogisticRegression") -> tuple[Array, Array]:

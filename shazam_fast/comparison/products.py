@@ -11,7 +11,17 @@ from torch.nn import functional as F
 
 from ..errors import MismatchError
 from .fold import Fold
-from .probes import Array, Probe, fit_probe, logistic_regression, make_space, softmax, standardised, validation_score
+from .probes import (
+    Array,
+    Probe,
+    fit_probe,
+    logistic_regression,
+    make_space,
+    softmax,
+    solve,
+    standardised,
+    validation_score,
+)
 
 INNER_FOLDS = 5  # of the training split, for out-of-fold predictions
 NEIGHBOURS = (5, 10, 20, 50)  # values of k that the validation split chooses among
@@ -54,7 +64,7 @@ def out_of_fold(fold: Fold, teacher: str, C: float, balanced: bool, seed: int | 
         if len(present) == 1:
             found[outside, present[0]] = 1.0
             continue
-        model = logistic_regression(C, balanced).fit(x[inside], y[inside])
+        model = solve(logistic_regression(C, balanced), x[inside], y[inside])
         found[np.ix_(outside, model.classes_)] = model.predict_proba(x[outside])
     return found
 
@@ -108,7 +118,7 @@ def error_correlation(inner: Sequence[Array], y: NDArray[np.int64]) -> Array:
 
 def stacked(fold: Fold, probes: Mapping[str, Probe], inner: Sequence[Array]) -> Predict:
     """Logistic regression on the log probabilities of the single-teacher probes, fitted on the out-of-fold ones."""
-    model = logistic_regression(0.1, balanced=True).fit(_logs(inner), fold.labels("train"))
+    model = solve(logistic_regression(0.1, balanced=True), _logs(inner), fold.labels("train"))
     return lambda part: np.asarray(model.predict_proba(_logs([probe.predict(part) for probe in probes.values()])))
 
 
