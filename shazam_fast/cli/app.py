@@ -23,7 +23,7 @@ app = typer.Typer(
     name="shazam-fast",
     help="Fuse the features of several pathology foundation models: train a student, score patches, draw heatmaps.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # two columns, which fit 80 characters
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -51,7 +51,7 @@ def demo(
         "shazam-demo"
     ),
 ) -> None:
-    """Train, score and draw a real histology image: no download, about a minute."""
+    """Train, score and draw real tissue: no download, about a minute."""
     from ..demo.run import run_demo
 
     run_demo(out, console)

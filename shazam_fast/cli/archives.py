@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .kinds import require_place_for
-from .options import Features, opens_features
+from .options import Dtype, Features, opens_features
 from .printing import print_table, say
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def convert(
     features: Features,
     out: Annotated[Path, typer.Option(help="Archive to write. Run the command again to resume it.")],
-    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    dtype: Dtype = "float16",
 ) -> None:
     """Pack features of any format into one archive."""
     from ..archive.conversion import convert as run
@@ -37,7 +37,7 @@ def convert(
 
 @opens_features()
 def verify(features: Features) -> None:
-    """Check the checksums of an archive, and that all features are finite."""
+    """Check the checksums, and that all features are finite."""
     archive = features.open()
     archive.verify()
     checked = "match their checksums" if _is_native(features) else "are complete (they have no checksums)"
@@ -46,7 +46,10 @@ def verify(features: Features) -> None:
 
 @opens_features()
 def inspect(features: Features) -> None:
-    """Print what an archive holds: teachers and their norms, patches, slides, patch size, classes per split, bytes."""
+    """Print what an archive or a folder of features holds.
+
+    Teachers and their norms, patches, slides, patch size, classes per split, bytes.
+    """
     archive = features.open()
     kind = "native archive of" if _is_native(features) else "opened in place from"
     say(

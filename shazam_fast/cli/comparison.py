@@ -1,81 +1,67 @@
 """`shazam-fast compare`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column
 from rich.text import Text
 
 from .kinds import require_place_for
-from .options import Device, Features, opens_features
+from .options import Device, Features, add_options, config_options, opens_features, optional
 from .printing import print_table, say
 
 if TYPE_CHECKING:
     from ..comparison.result import Comparison
 
 
-# Over 40 lines: every option is documented here.
-@opens_features(splits_itself=True)
-def compare(
-    features: Features,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="A method; repeat for each. Default: all, or the study's own.", show_default=False),
-    ] = None,
+STUDIES = ("depth", "lambda", "leave-one-out", "subsets", "learning-curve")  # without an import of NumPy
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of `shazam_fast.compare`, under the names of its arguments."""
+
     study: Annotated[
         str | None,
-        typer.Option(
-            help="Compare settings instead: depth, lambda, leave-one-out, subsets or learning-curve.",
-            show_default=False,
-        ),
-    ] = None,
-    repeats: Annotated[
-        int | None,
-        typer.Option(help="Number of random splits that keep patients whole. Default: 10.", show_default=False),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Fits per split, with other seeds, of methods with randomness.")] = 1,
-    val: Annotated[float, typer.Option(help="Fraction of the patches for validation.")] = 0.2,
-    test: Annotated[float, typer.Option(help="Fraction of the patches for the test.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Random seed of splits, methods and intervals.")] = 0,
+        optional(f"Compare settings instead: {', '.join(STUDIES)}.", words=STUDIES),
+    ] = None
+    repeats: Annotated[int | None, optional("Number of random splits that keep patients whole. Default: 10.")] = None
+    seeds: Annotated[int, typer.Option(help="Fits per split, with other seeds, of methods with randomness.")] = 1
+    val: Annotated[float, typer.Option(help="Fraction of the patches for validation.")] = 0.2
+    test: Annotated[float, typer.Option(help="Fraction of the patches for the test.")] = 0.2
+    seed: Annotated[int, typer.Option(help="Random seed of splits, methods and intervals.")] = 0
     own_splits: Annotated[
         bool, typer.Option("--own-splits", help="Use the splits of the features instead of random ones.")
-    ] = False,
+    ] = False
     sites: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV with columns slide_id (or patient) and site. A site stays in one split.",
-            metavar="CSV",
-            show_default=False,
-        ),
+        Path | None, optional("CSV with columns slide_id (or patient) and site. A site stays in one split.", "CSV")
+    ] = None
+    device: Device = None
+
+
+@opens_features(splits_itself=True)
+@add_options(config_options(CompareOptions, {}), "options", dict)
+def compare(
+    features: Features,
+    options: dict[str, Any],
+    method: Annotated[
+        list[str] | None, optional("A method; repeat for each. Default: all, or the study's own.", "NAME")
     ] = None,
-    device: Device = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory for the result; the same command continues an interrupted one there.", show_default=False
-        ),
+        Path | None, optional("Directory for the result; the same command continues an interrupted one there.")
     ] = None,
 ) -> None:
-    """Compare fusion methods and baselines on the same splits, with 95% intervals: does fusing help here?"""
+    """Compare fusion methods and baselines on the same splits.
+
+    Does fusing help here? Balanced accuracy and weighted F1 with 95% intervals, and one sentence of conclusion.
+    """
     from ..comparison.compare import compare as run
 
     if out is not None:
         require_place_for(out, "comparison")
-    found = run(
-        features.open(),
-        method,
-        study=study,
-        repeats=repeats,
-        seeds=seeds,
-        val=val,
-        test=test,
-        seed=seed,
-        own_splits=own_splits,
-        sites=sites,
-        device=device,
-        out=out,
-    )
+    found = run(features.open(), method, out=out, **options)
     _print_methods(found)
     for note in found.notes:
         say(note, "yellow")

@@ -1,92 +1,98 @@
 """`shazam-fast extract` and `teachers`."""
 
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column
 
 from .kinds import require_place_for
-from .options import Dataset, DatasetSplit, Device, parse_pairs
+from .options import (
+    Dataset,
+    DatasetSplit,
+    Device,
+    Dtype,
+    add_options,
+    complete,
+    complete_teacher,
+    config_options,
+    optional,
+    parse_pairs,
+)
 from .printing import print_table, say
 
 if TYPE_CHECKING:
     from ..teachers.spec import TeacherSpec
 
 
-# Over 40 lines: every option is documented here.
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Options of `shazam_fast.extract`, under the names of its arguments."""
+
+    labels: Annotated[
+        str | None, optional("The word folder: there is one folder of images per class.", "folder", ("folder",))
+    ] = None
+    coords: Annotated[Path | None, optional("Patch coordinates written by TRIDENT or CLAM (file or folder).")] = None
+    transform: Annotated[
+        str,
+        typer.Option(
+            help="own: each teacher's; imagenet: the same for all, as in the authors' scripts.",
+            autocompletion=complete(("own", "imagenet")),
+        ),
+    ] = "own"
+    unreadable: Annotated[
+        str,
+        typer.Option(
+            help="At an image that cannot be read: stop or exclude.", autocompletion=complete(("stop", "exclude"))
+        ),
+    ] = "stop"
+    dtype: Dtype = "float16"
+    batch_size: Annotated[
+        int | None, optional("Images per forward pass. Default: 64 on a GPU, 8 on the CPU.", least=1)
+    ] = None
+    workers: Annotated[int | None, optional("Image-decoding threads. Default: one per core.", least=1)] = None
+    device: Device = None
+    cluster: Annotated[str | None, optional("ray: spread the work over a Ray cluster.", words=("ray",))] = None
+
+
+@add_options(config_options(ExtractOptions, {}), "options", dict)
 def extract(
     source: Annotated[
         Path,
         typer.Argument(
             help="Folder of images, CSV with a column path, slide, or folder of slides.",
+            metavar="SOURCE",
             show_default=False,
         ),
     ],
+    options: dict[str, Any],
     out: Annotated[Path, typer.Option(help="Archive to write. Run the command again to resume it.")],
     teacher: Annotated[
         list[str],
-        typer.Option(help="Name of a teacher (shazam-fast teachers lists them); repeat for more.", metavar="NAME"),
+        typer.Option(
+            help="Name of a teacher (shazam-fast teachers lists them); repeat for more.",
+            metavar="NAME",
+            autocompletion=complete_teacher,
+        ),
     ],
     dataset: Dataset = None,
     split: DatasetSplit = "by_slide",
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="The word folder: there is one folder of images per class.", metavar="folder", show_default=False
-        ),
-    ] = None,
-    coords: Annotated[
-        Path | None,
-        typer.Option(help="Patch coordinates written by TRIDENT or CLAM (file or folder).", show_default=False),
-    ] = None,
     levels: Annotated[str, typer.Option(help="high, or low,mid,high for features of three depths.")] = "high",
     weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PATH", help="Local file of a teacher's weights. Default: Hugging Face.", show_default=False
-        ),
-    ] = None,
-    transform: Annotated[
-        str, typer.Option(help="own: each teacher's; imagenet: the same for all, as in the authors' scripts.")
-    ] = "own",
-    unreadable: Annotated[str, typer.Option(help="At an image that cannot be read: stop or exclude.")] = "stop",
-    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images per forward pass. Default: 64 on a GPU, 8 on the CPU.", show_default=False),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Image-decoding threads. Default: one per core.", show_default=False),
-    ] = None,
-    device: Device = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="ray: spread the work over a Ray cluster.", show_default=False),
+        list[str] | None, optional("Local file of a teacher's weights. Default: Hugging Face.", "NAME=PATH")
     ] = None,
 ) -> None:
-    """Run foundation models over images and write their features as an archive."""
+    """Run foundation models over images and write an archive."""
     from ..extraction.extract import extract as run
     from ..images.datasets import load_dataset
 
     require_place_for(out, "archive")
-    report = run(
-        source if dataset is None else load_dataset(dataset, source, split),
-        teacher,
-        out,
-        labels=labels,
-        coords=coords,
-        levels=levels.split(","),
-        weights=parse_pairs(weights or [], "--weights"),
-        transform=transform,
-        unreadable=unreadable,
-        dtype=dtype,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        cluster=cluster,
-    )
+    images = source if dataset is None else load_dataset(dataset, source, split)
+    files = parse_pairs(weights or [], "--weights")
+    report = run(images, teacher, out, levels=levels.split(","), weights=files, **options)
     for item in report.left_out:
         say(f"left out: {item['reason']}")
     blocks = ", ".join(f"{name} {dim:,}" for name, dim in report.teachers.items())
@@ -94,13 +100,28 @@ def extract(
 
 
 def teachers(
-    name: Annotated[str | None, typer.Argument(help="Print all about this teacher.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Print all about this teacher.", metavar="NAME", show_default=False, autocompletion=complete_teacher
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Print the foundation models that are known by name, or all about one of them."""
+    """Print the teachers known by name, or all about one of them."""
     from ..teachers.registry import get_teacher, list_teachers
 
-    if name is not None:
-        return _print_teacher(get_teacher(name))
+    specs = list_teachers() if name is None else [get_teacher(name)]
+    if as_json:
+        about = [_describe(spec) for spec in specs]
+        print(json.dumps(about if name is None else about[0], indent=1))
+    elif name is None:
+        _print_teachers(specs)
+    else:
+        _print_teacher(specs[0])
+
+
+def _print_teachers(specs: "Iterable[TeacherSpec]") -> None:
     print_table(
         [Column(heading, no_wrap=True) for heading in ("name", "dim", "pooling", "input", "gated")] + ["licence"],
         [
@@ -112,13 +133,17 @@ def teachers(
                 "yes" if spec.gated else "no",
                 f"{spec.licence}{' *' if spec.covers_derivatives else ''}",
             )
-            for spec in list_teachers()
+            for spec in specs
         ],
     )
-    say("gated: Hugging Face asks you to accept a licence before you can download the weights")
-    say("* the terms also cover models trained on the teacher's features, such as a student")
-    say("shazam-fast teachers NAME prints all about one")
-    return None
+    say("gated: accept a licence on Hugging Face before you download the weights")
+    say("* the terms also cover models trained on its features, such as a student")
+    say("shazam-fast teachers NAME prints all about one; --json is for programs")
+
+
+def _describe(spec: "TeacherSpec") -> dict[str, Any]:
+    """A teacher as plain values. How a module is created is left out: that may be a function."""
+    return {key: value for key, value in asdict(replace(spec, arguments={})).items() if key != "arguments"}
 
 
 def _print_teacher(spec: "TeacherSpec") -> None:

@@ -7,7 +7,7 @@ import typer
 
 from ..comparison.finetuning.config import FinetuneConfig
 from .kinds import require_place_for
-from .options import Dataset, DatasetSplit, add_options, config_options
+from .options import Dataset, DatasetSplit, add_options, complete_teacher, config_options
 from .printing import say
 from .training import print_metrics
 
@@ -32,11 +32,17 @@ def finetune(
         typer.Argument(
             help="CSV with columns path, label and split, or folder with train, val and test, and one folder per class "
             "in each.",
+            metavar="SOURCE",
             show_default=False,
         ),
     ],
     teacher: Annotated[
-        str, typer.Option(help="Name of the teacher (shazam-fast teachers lists them).", metavar="NAME")
+        str,
+        typer.Option(
+            help="Name of the teacher (shazam-fast teachers lists them).",
+            metavar="NAME",
+            autocompletion=complete_teacher,
+        ),
     ],
     options: dict[str, Any],
     out: Annotated[

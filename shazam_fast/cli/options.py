@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -15,18 +16,67 @@ if TYPE_CHECKING:
     from ..archive.archive import FeatureArchive
 
 Command = Callable[..., None]
+Words = Callable[[str], list[str]]  # what a shell may complete the beginning of a word to
 
-StudentPath = Annotated[Path, typer.Argument(help="Directory of a student.", show_default=False)]
+
+def complete(words: Sequence[str]) -> Words:
+    """The completion of an option's value in a shell, from the words that it can be.
+
+    >>> complete(["train", "val", "test"])("t")
+    ['train', 'test']
+    """
+
+    def completion(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return completion
+
+
+def complete_teacher(incomplete: str) -> list[str]:
+    """The completion of a teacher's name.
+
+    >>> complete_teacher("uni")
+    ['uni', 'uni2']
+    """
+    from ..teachers.registry import list_teachers
+
+    return complete([spec.name for spec in list_teachers()])(incomplete)
+
+
+def optional(help: str, metavar: str | None = None, words: Sequence[str] = (), least: int | None = None) -> Any:
+    """An option of which the help says what is done without it; its default None is not printed.
+
+    Args:
+        help: what it means.
+        metavar: name of its value in the help.
+        words: that a shell completes its value to.
+        least: the smallest number that it takes.
+    """
+    return typer.Option(
+        help=help, metavar=metavar, min=least, autocompletion=complete(words) if words else None, show_default=False
+    )
+
+
+StudentPath = Annotated[Path, typer.Argument(help="Directory of a student.", metavar="STUDENT", show_default=False)]
 Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.", show_default=False),
+    str | None, optional("cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.", words=("cpu", "cuda"))
 ]
 Dataset = Annotated[
     str | None,
-    typer.Option(help="unitopatho or huncrc: SOURCE is that dataset as published.", show_default=False),
+    optional("unitopatho or huncrc: SOURCE is that dataset as published.", words=("unitopatho", "huncrc")),
 ]
-DatasetSplit = Annotated[str, typer.Option(help="With --dataset: by_slide or as_published.")]
-Split = Annotated[str | None, typer.Option(help="train, val, test or none. Default: all patches.", show_default=False)]
+Dtype = Annotated[str, typer.Option(help="float16 or float32.", autocompletion=complete(("float16", "float32")))]
+DatasetSplit = Annotated[
+    str,
+    typer.Option(
+        help="With --dataset: by_slide or as_published.", autocompletion=complete(("by_slide", "as_published"))
+    ),
+]
+SPLIT_NAMES = ("train", "val", "test", "none")
+JudgedSplit = Annotated[
+    str, typer.Option(help="Patches to judge by: train, val, test or none.", autocompletion=complete(SPLIT_NAMES))
+]
+Split = Annotated[str | None, optional("train, val, test or none. Default: all patches.", words=SPLIT_NAMES)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +99,7 @@ class Features:
 
 
 def _option(name: str, kind: Any, help: str, metavar: str | None = None) -> inspect.Parameter:
-    annotation = Annotated[kind | None, typer.Option(help=help, metavar=metavar, show_default=False)]
+    annotation = Annotated[kind | None, optional(help, metavar)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -142,25 +192,27 @@ def add_options(
     return decorate
 
 
-def config_options(config: type[Any], help: Mapping[str, str]) -> list[inspect.Parameter]:
+def config_options(
+    config: type[Any], help: Mapping[str, str], words: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[inspect.Parameter]:
     """One option per field of a dataclass, with its type and default, for `add_options`.
 
     Args:
         config: the dataclass; every field has a default.
-        help: field -> its help.
+        help: field -> its help; fields that are annotated for typer need none.
+        words: field -> what a shell completes its value to.
     """
-    kinds = get_type_hints(config)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[
-                kinds[field.name], typer.Option(help=help.get(field.name), show_default=field.default is not None)
-            ],
+    found, kinds = [], get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        kind = kinds[field.name]
+        if field.name in help:
+            completion = complete(words[field.name]) if field.name in words else None
+            shown = field.default is not None
+            kind = Annotated[kind, typer.Option(help=help[field.name], show_default=shown, autocompletion=completion)]
+        found.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind)
         )
-        for field in fields(config)
-    ]
+    return found
 
 
 def parse_pairs(given: Sequence[str], option: str) -> dict[str, str]:

@@ -24,9 +24,9 @@ def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]], 
         title: what the table holds.
     """
     headings = (c if isinstance(c, Column) else Column(Text(c)) for c in columns)
-    table = Table(
-        *headings, title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = Table(*headings, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    if title:
+        say(title)  # not the table's own title, which is broken at the table's width
     console.print(table)

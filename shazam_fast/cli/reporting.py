@@ -7,7 +7,7 @@ import typer
 
 from ..errors import ArchiveError
 from .kinds import require_kind
-from .options import Device, Features, StudentPath, opens_features, parse_pairs
+from .options import Device, Features, JudgedSplit, StudentPath, opens_features, optional, parse_pairs
 from .printing import say
 
 
@@ -16,23 +16,23 @@ def report(
     student: StudentPath,
     features: Features,
     out: Annotated[Path, typer.Option(help="HTML file for the report.")] = Path("report.html"),
-    comparison: Annotated[
-        Path | None, typer.Option(help="Directory that compare --out wrote.", show_default=False)
-    ] = None,
-    split: Annotated[str, typer.Option(help="Patches to judge by: train, val, test or none.")] = "test",
+    comparison: Annotated[Path | None, optional("Directory that compare --out wrote.")] = None,
+    split: JudgedSplit = "test",
     attribute: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=CSV",
-            help="What else might confound, such as site=sites.csv: a table with columns slide_id and NAME. "
+        optional(
+            "What else might confound, such as site=sites.csv: a table with columns slide_id and NAME. "
             "Repeat for more.",
-            show_default=False,
+            "NAME=CSV",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed, also of --val and --test.")] = 0,
     device: Device = None,
 ) -> None:
-    """Write one HTML file: metrics with intervals, calibration, teachers, confounding check, hardest patches."""
+    """Write one HTML file on a student.
+
+    Metrics with intervals, calibration, teachers, confounding check, hardest patches.
+    """
     from ..reporting.report.report import report as run
 
     require_kind(student, "student")
@@ -42,15 +42,9 @@ def report(
         name: _by_slide(name, Path(file)) for name, file in parse_pairs(attribute or [], "--attribute").items()
     }
     path = run(
-        student,
-        features.open(),
-        out,
-        comparison=comparison,
-        split=split,
-        attributes=attributes,
-        seed=seed,
+        student, features.open(), out, comparison=comparison, split=split, attributes=attributes, seed=seed,
         device=device,
-    )
+    )  # fmt: skip
     say(f"report: {path}")
 
 

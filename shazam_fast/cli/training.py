@@ -6,9 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..student.config import BLOCKS
+from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, TARGETS
 from ..training.config import PRESETS, TrainConfig
 from .kinds import require_kind, require_place_for
-from .options import Device, Features, StudentPath, add_options, config_options, opens_features
+from .options import (
+    Device,
+    Features,
+    JudgedSplit,
+    StudentPath,
+    add_options,
+    config_options,
+    opens_features,
+    optional,
+)
+from .outputs import require_file_place, write_json
 from .printing import print_table, say
 
 if TYPE_CHECKING:
@@ -51,15 +63,27 @@ def _typed(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]
     return {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
+CHOICES = {  # option -> what its value can be, for completion in a shell
+    "schedule": SCHEDULES,
+    "huber": HUBERS,
+    "targets": TARGETS,
+    "selection": SELECTIONS,
+    "block": BLOCKS,
+    "device": ("cpu", "cuda"),
+    "backend": ("auto", "triton", "reference"),
+    "precision": ("ieee", "tf32", "bf16", "fp16"),
+}
+
+
 @opens_features(seeded=True)
-@add_options(config_options(TrainConfig, HELP), "options", dict)
+@add_options(config_options(TrainConfig, HELP, CHOICES), "options", dict)
 def train(
     context: typer.Context,
     features: Features,
     options: dict[str, Any],
     out: Annotated[Path, typer.Option(help="Directory for the student. Run the command again to resume it.")],
     preset: Annotated[
-        str | None, typer.Option(help=f"Values of options, by name: {', '.join(PRESETS)}.", show_default=False)
+        str | None, optional(f"Values of options, by name: {', '.join(PRESETS)}.", words=tuple(PRESETS))
     ] = None,
 ) -> None:
     """Train a student. Ctrl-C keeps a checkpoint; the same command resumes from it."""
@@ -78,14 +102,20 @@ def train(
 def evaluate(
     student: StudentPath,
     features: Features,
-    split: Annotated[str, typer.Option(help="train, val, test or none.")] = "test",
+    split: JudgedSplit = "test",
     device: Device = None,
+    out: Annotated[Path | None, optional("JSON file for the metrics.")] = None,
 ) -> None:
     """Print a student's metrics on a labelled split."""
     from ..scoring.evaluate import evaluate as run
 
     require_kind(student, "student")
-    print_metrics({split: run(student, features.open(), split, device=device)})
+    if out is not None:
+        require_file_place(out, "--out")
+    metrics = run(student, features.open(), split, device=device)
+    print_metrics({split: metrics})
+    if out is not None:
+        write_json(out, {"split": split, **metrics.to_dict()})
 
 
 def print_metrics(metrics: "dict[str, Metrics]") -> None:
