@@ -92,6 +92,14 @@ def choose_of(archive: FeatureArchive, teachers: Sequence[str]) -> FeatureArchiv
     return FeatureArchive(take_teachers(archive._contents, teachers))
 
 
+def split_of(archive: FeatureArchive, splits: GroupedSplit) -> FeatureArchive:
+    """An open archive with splits made at random; its labels and groups stay.
+
+    Raises what `open_archive` raises for such splits.
+    """
+    return FeatureArchive(annotate(archive._contents, splits=splits))
+
+
 def read_sites(archive: FeatureArchive, sites: Given) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """The site (hospital, scanner) of every patch of an open archive.
 

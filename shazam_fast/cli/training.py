@@ -24,6 +24,7 @@ from .outputs import require_file_place, write_json
 from .printing import print_table, say
 
 if TYPE_CHECKING:
+    from ..archive.archive import FeatureArchive
     from ..scoring.metrics import Metrics
 
 HELP = {
@@ -57,6 +58,25 @@ HELP = {
 }
 
 
+def _open_with_splits(features: Features, seed: int) -> "FeatureArchive":
+    """The archive that is trained on. Where it has no splits and none were asked for, random ones are made, and said.
+
+    Args:
+        features: what was asked for.
+        seed: of the random splits.
+    """
+    archive = features.open()
+    if "splits" in features.given or not archive.classes or len(archive.split("none")) < archive.n_rows:
+        return archive
+    from ..annotation.splits import GroupedSplit
+    from ..archive.opening import split_of
+
+    split = GroupedSplit(seed=seed)
+    options = f"--val {split.val} --test {split.test} --seed {seed}"
+    say(f"no splits are given: made as by {options}; evaluate, score and report need these options too")
+    return split_of(archive, split)
+
+
 def _typed(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the user typed: one left at its default must not undo what the preset says."""
     sources = {name: context.get_parameter_source(name) for name in options}
@@ -86,11 +106,16 @@ def train(
         str | None, optional(f"Values of options, by name: {', '.join(PRESETS)}.", words=tuple(PRESETS))
     ] = None,
 ) -> None:
-    """Train a student. Ctrl-C keeps a checkpoint; the same command resumes from it."""
+    """Train a student. Ctrl-C keeps a checkpoint; the same command resumes from it.
+
+    Without splits in the features, --splits, --val or --test, 15% of the patches, whole patients or slides, are for
+    validation and 15% for the test.
+    """
     from ..training.train import train as run
 
     require_place_for(out, "student")
-    result = run(features.open(), out=out, preset=preset, **_typed(context, options))
+    archive = _open_with_splits(features, options["seed"])
+    result = run(archive, out=out, preset=preset, **_typed(context, options))
     kept = result.history[-1]
     if result.student.training_record["job"]["selection"] == "best":
         kept = max(result.history, key=lambda record: record["val_score"])

@@ -70,10 +70,7 @@ def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:
         raise no_labels(archive)
     rows = archive.split(split)
     if len(rows) == 0:
-        raise MismatchError(
-            f"{archive.path}: no patch is marked {split!r}. Add splits: --splits FILE, or "
-            "sf.open(..., splits=sf.GroupedSplit())"
-        )
+        raise empty_split(archive, split)
     unlabelled = rows[archive.labels[rows] < 0]
     if unlabelled.size == 0:
         return rows
@@ -88,6 +85,14 @@ def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:
 def no_labels(archive: FeatureArchive) -> MismatchError:
     """The error of an archive without any label, for the caller to raise."""
     return MismatchError(f"{archive.path}: the archive has no labels; open it with labels=... (--labels FILE)")
+
+
+def empty_split(archive: FeatureArchive, split: str) -> MismatchError:
+    """The error of an archive without a patch in a split, for the caller to raise."""
+    return MismatchError(
+        f"{archive.path}: no patch is marked {split!r}. Add splits: --splits FILE, or those of a training: --val, "
+        "--test and --seed as there; in Python sf.open(..., splits=sf.GroupedSplit())"
+    )
 
 
 def _slide_of(archive: FeatureArchive, row: int) -> str:

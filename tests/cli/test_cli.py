@@ -265,27 +265,6 @@ def test_progress_is_shown_on_a_terminal_after_two_seconds(tmp_path):
         assert ("scoring" in text and "patches/s" in text) is shown
 
 
-def test_the_table_of_teachers_fits_80_columns():
-    printed = call("teachers", width=80).stdout
-    lines = {line.split()[0]: line for line in printed.splitlines() if line.split()}
-    assert all(name in lines for name in (spec.name for spec in sf.list_teachers()))
-    assert "2,560" in lines["virchow2"]
-    assert "1,280" in lines["virchow2-cls"]
-    assert "224 of 256" in lines["gigapath"]
-    assert "*" in lines["uni"]
-    assert "*" not in lines["gigapath"]
-    assert "\u2026" not in printed
-
-
-def test_one_teacher():
-    run = call("teachers", "uni2")
-    assert re.search(r"weights +MahmoodLab/UNI2-h \(gated", run.stdout)
-    assert re.search(r"feature +1,536 columns, pooling cls", run.stdout)
-    run = call("teachers", "unni")
-    assert run.returncode == 1
-    assert "did you mean uni" in run.stderr
-
-
 def test_output_that_nobody_reads_to_its_end():
     command = f'{sys.executable} -c "{SCRIPT}" teachers | head -n 1'
     run = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

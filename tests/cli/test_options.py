@@ -7,7 +7,6 @@ from program import call, run_program
 import shazam_fast as sf
 
 QUICK = ("--epochs", "2", "--batch-size", "8", "--dim", "16", "--depth", "2")
-READING = ("inspect", "verify", "convert", "train", "evaluate", "score")
 h5py = pytest.importorskip("h5py", reason="the cohort lies in HDF5 files (extra: hdf5)")
 
 
@@ -48,24 +47,6 @@ def counts(run):
     """{class: patches in train, val, test, none} as `inspect` prints them."""
     words = [line.split() for line in run.stdout.splitlines()]
     return {w[0]: [int(n.replace(",", "")) for n in w[-4:]] for w in words if len(w) == 5 and w[-1].isdigit()}
-
-
-@pytest.mark.parametrize("command", READING)
-def test_every_command_that_opens_features_has_the_same_options(command):
-    text = run_program(command, "--help", width=200).stdout
-    for option in (
-        "labels",
-        "splits",
-        "groups",
-        "label-column",
-        "teacher",
-        "slides",
-        "on-error",
-        "val",
-        "test",
-        "seed",
-    ):
-        assert f"--{option} " in text
 
 
 def test_a_slide_that_a_teacher_lacks_can_be_left_out(cohort, tmp_path):
@@ -131,6 +112,33 @@ def test_from_features_to_maps_with_splits_made_on_the_way(cohort, tmp_path):
     options = ["--split", "test", "--out", tmp_path / "scores"]
     scored = call("score", student, job, *options, *tables(cohort), *groups, *splits)
     assert f"{n_test} patches scored" in scored.stdout, scored.stderr
+
+
+def test_without_splits_a_training_makes_them_and_says_so(cohort, tmp_path):
+    job, labels = cohort / "20x_256px_0px_overlap", tables(cohort)
+    trained = call("train", job, "--out", tmp_path / "a", *labels, *QUICK, "--seed", "3")
+    assert trained.returncode == 0, trained.stderr
+    made = ("--val", "0.15", "--test", "0.15", "--seed", "3")
+    assert f"no splits are given: made as by {' '.join(made)};" in trained.stdout
+    same = call("train", job, "--out", tmp_path / "b", *labels, *QUICK, *made)
+    assert "no splits" not in same.stdout
+    assert sf.load(tmp_path / "a").training_record["job"] == sf.load(tmp_path / "b").training_record["job"]
+    again = call("train", job, "--out", tmp_path / "a", *labels, *QUICK, "--seed", "3")
+    assert (again.returncode, again.stdout) == (0, trained.stdout)
+    refused = call("evaluate", tmp_path / "a", job, *labels)
+    assert refused.returncode == 1
+    assert "--val, --test and --seed as there" in refused.stderr
+
+
+def test_a_column_of_splits_in_the_labels_is_used(cohort, tmp_path):
+    rows = [f"s{i:02d},{'ab'[i % 2]},{'train' if i < 6 else 'val' if i < 9 else 'test'}" for i in range(12)]
+    (tmp_path / "labels.csv").write_text("slide_id,label,split\n" + "\n".join(rows) + "\n")
+    job = cohort / "20x_256px_0px_overlap"
+    options = ("--labels", tmp_path / "labels.csv", "--teacher", "uni")
+    assert counts(call("inspect", job, *options)) == {"a": [24, 16, 8, 0], "b": [24, 8, 16, 0]}
+    run = call("train", job, "--out", tmp_path / "student", *options, *QUICK)
+    assert run.returncode == 0, run.stderr
+    assert "no splits" not in run.stdout
 
 
 def test_the_seed_decides_the_splits(cohort, tmp_path):

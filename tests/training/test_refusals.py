@@ -27,7 +27,7 @@ def test_a_loss_that_explodes_is_named(archive):
 
 
 def test_splits_that_are_missing(tmp_path, patches):
-    with pytest.raises(sf.MismatchError, match=r"no patch is marked 'train'. Add splits: --splits FILE, or sf.open"):
+    with pytest.raises(sf.MismatchError, match=r"no patch is marked 'train'. Add splits: --splits FILE, or those"):
         sf.train(change(patches, tmp_path, splits=None), **QUICK)
     splits = np.where(patches["splits"] == "val", "none", patches["splits"])
     archive = sf.write_archive(tmp_path / "no-val", **{**patches, "splits": splits})

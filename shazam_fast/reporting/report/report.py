@@ -11,13 +11,13 @@ from ... import __version__
 from ...archive.archive import FeatureArchive
 from ...archive.opening import ArchiveLike, open_archive
 from ...comparison.result import Comparison
-from ...errors import MismatchError, ShazamError
+from ...errors import ShazamError
 from ...runtime.checks import require_count, require_path
 from ...runtime.devices import choose_device
 from ...runtime.files import write_durably
 from ...runtime.locks import require_writable
 from ...runtime.progress import Progress
-from ...scoring.evaluate import require_same_classes
+from ...scoring.evaluate import empty_split, require_same_classes
 from ...student.loading import load_student
 from ...student.student import Student
 from ...training.train import TrainResult
@@ -125,10 +125,7 @@ def _evidence(student: Student, archive: FeatureArchive, split: str, seed: int, 
         require_same_classes(student.config, archive)
     rows = archive.split(split)
     if len(rows) == 0:
-        raise MismatchError(
-            f"{archive.path}: no patch is marked {split!r}. Add splits: --splits FILE, or "
-            "sf.open(..., splits=sf.GroupedSplit()); or take another split (--split)"
-        )
+        raise empty_split(archive, split)
     with Progress(f"scoring {archive.path.name}", len(rows), "patches"):
         return gather_evidence(student, archive, rows, split, seed, device)
 
