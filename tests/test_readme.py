@@ -78,6 +78,20 @@ def test_the_blocks_run_in_order(place, monkeypatch):
     for folder in ("trident.maps", "maps"):
         assert len(list((place / folder).glob("*.png"))) == 20
     assert len(sf.list_teachers()) == len(before) + 1
+    check_what_the_commands_wrote(place)
+
+
+def check_what_the_commands_wrote(place):
+    """Each of the files and directories that a command's --out names is there and opens."""
+    written = [Path(out) for _, text, reason in blocks() if reason is None for out in re.findall(r"--out (\S+)", text)]
+    assert len(written) >= 5
+    for path in written:
+        assert (place / path).exists(), path
+    job = sf.open(place / "job.archive")
+    assert {name: len(job.split(name)) for name in ("train", "val", "test")} == {"train": 224, "val": 48, "test": 48}
+    assert sf.evaluate(place / "runs" / "job", job).balanced_accuracy > 0.8
+    assert len(sf.open_scores(place / "cohort.scores")) == 320
+    assert (place / "report.html").read_text(encoding="utf-8").startswith("<!")
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +113,56 @@ def test_blocks_that_are_not_run_are_spelt_right():
                 help_text = run_shell(f"shazam-fast {command} --help", Path(os.environ.get("TMPDIR", "/tmp"))).stdout
                 for option in (word for word in words if word.startswith("--")):
                     assert f"{option} " in help_text, line
+
+
+def read_readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_that_is_not_run_is_python():
+    for language, text, _ in blocks():
+        if language == "python":
+            compile(text, "README.md", "exec")
+
+
+def test_names_in_the_text_exist():
+    """Functions, options of commands, presets, extras and files, in sentences as in blocks."""
+    text = read_readme()
+    names = set(re.findall(r"\bsf\.([A-Za-z_]+)", text))
+    assert len(names) > 15
+    assert [name for name in names if not hasattr(sf, name)] == []
+    slides = set(re.findall(r"\bsf\.slides\.([A-Za-z_]+)", text))
+    assert [name for name in slides if not hasattr(sf.slides, name)] == []
+    presets = re.findall(r'preset="(\w+)"', text)
+    assert presets
+    assert [sf.TrainConfig.from_preset(name) for name in presets]
+    for file in re.findall(r"`((?:benchmarks|shazam_fast|kernels|tests|docs|\.ci)/[\w./-]+)`", text):
+        assert (ROOT / file).exists(), file
+
+
+def test_options_in_the_text_exist():
+    import typer
+
+    from shazam_fast.cli.app import app
+
+    def options(command):
+        inner = getattr(command, "commands", {}).values()
+        return {option for p in command.params for option in p.opts}.union(*map(options, inner))
+
+    known = options(typer.main.get_command(app))
+    found = set(re.findall(r"`(--[a-z][a-z-]*)", read_readme()))
+    assert len(found) > 10
+    assert found <= known | {"--nproc-per-node", "--quick"}, found - known
+
+
+def test_extras_are_those_of_the_package():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    table = set(re.findall(r"^\| `(\w+)` \|", read_readme(), re.MULTILINE))
+    assert table | {"demo", "test", "dev"} == set(extras)
+    named = set(re.findall(r"extras? `(\w+)`", read_readme()))
+    assert named <= set(extras)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CITATION.cff"])
