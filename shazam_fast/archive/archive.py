@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -14,19 +13,21 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _core
 from ..annotation.columns import check_column
 from ..errors import ArchiveError, MismatchError
-from ..formats.pieces import SPLITS, Contents, DTypeName, InMemory
+from ..formats.pieces import Contents, DTypeName, InMemory
 from ..runtime.checks import require_count
 from ..runtime.progress import Progress
+from ..runtime.summaries import name_some, summary_html
 from .fingerprint import compare_checksums, file_status, fingerprint, require_unchanged
-from .rows import Batch, as_rows, read_column, require_finite
+from .rows import Batch, PatchColumns, RowKey, as_rows, choose_rows, require_finite
 
 VERIFY_BYTES = 256 << 20  # bytes of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # batches that `stream` gathers ahead of the one in use
 ANNOUNCED_BYTES = 768 << 10  # bytes per read-ahead request; the core leaves longer runs to the system
+PICKED_ROWS = 4096  # rows read at a time where only one teacher's columns are kept
 STREAM_ROWS = 512  # rows per batch; the buffers then stay in the CPU's cache, which is a third faster
 
 
-class FeatureArchive:
+class FeatureArchive(PatchColumns):
     """Features of several teachers for the same patches, opened in place; made by `shazam_fast.open`.
 
     The teachers' features of a patch lie side by side, in the order of `teachers`. Nothing is read until it is asked
@@ -60,19 +61,18 @@ class FeatureArchive:
     """
 
     def __init__(self, contents: Contents) -> None:
-        self._contents = contents
         listed = contents.stamp
         stamp = None if listed is None else (os.fsencode(listed.path), listed.time, listed.inode)
         self._stores = [
             _core.FeatureStore(b.columns, b.dtype, b.files, b.table, manifest=stamp) for b in contents.blocks
         ]
+        super().__init__(contents, self._stores[0].rows)
         self._first_column = np.cumsum([0, *(b.columns for b in contents.blocks)]).tolist()
         self._threads = len(os.sched_getaffinity(0))
         self.path = contents.path
         self.teachers = dict(contents.teachers)
         first, *others = {b.dtype for b in contents.blocks}
         self.dtype: DTypeName = "float32" if others else first
-        self.n_rows = self._stores[0].rows
         self.classes = contents.classes
         self.slides = contents.slides
         self.groups = contents.groups
@@ -85,9 +85,30 @@ class FeatureArchive:
     def __reduce__(self) -> tuple[type["FeatureArchive"], tuple[Contents]]:
         return FeatureArchive, (self._contents,)
 
+    __iter__ = None  # patch by patch would be slow: see `batches` and `stream`
+
+    def __getitem__(self, key: RowKey | str | tuple[RowKey, str]) -> NDArray[np.float32]:
+        """`archive[rows]`: features [n, width]; `archive["uni"]`: one teacher's, [n_rows, dim]; `archive[rows, "uni"]`.
+
+        Rows are one number (then [width]), a slice, row numbers or a mask of booleans. Read at once, as float32.
+        Raises MismatchError for an unknown teacher, otherwise as `gather`.
+        """
+        chosen, teacher = key if isinstance(key, tuple) else (slice(None), key) if isinstance(key, str) else (key, None)
+        rows = choose_rows(chosen, self.n_rows)
+        columns = slice(None) if teacher is None else self.columns_of(teacher)
+        parts = [self.gather(rows[i : i + PICKED_ROWS])[:, columns] for i in range(0, len(rows) or 1, PICKED_ROWS)]
+        features = np.concatenate(parts)
+        return features[0] if isinstance(chosen, int | np.integer) else features
+
     def __repr__(self) -> str:
-        teachers = ", ".join(f"{name}: {dim}" for name, dim in self.teachers.items())
+        teachers = name_some(f"{name}: {dim}" for name, dim in self.teachers.items())
         return f"FeatureArchive({str(self.path)!r}, {self.n_rows:,} patches, teachers={{{teachers}}}, {self.dtype})"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {"path": self.path, "patches": f"{self.n_rows:,}", "dtype": self.dtype}
+        facts |= {"slides": len(self.slides) or "", "groups": len(self.groups) or ""}
+        facts |= {"classes": name_some(self.classes, 20), "left out": name_some(self.left_out)}
+        return summary_html("FeatureArchive", facts, ("teacher", "columns"), self.teachers.items())
 
     @property
     def records(self) -> dict[str, dict[str, str]]:
@@ -120,46 +141,6 @@ class FeatureArchive:
         """Bytes of one patch's features as stored."""
         return sum(store.columns * store.itemsize for store in self._stores)
 
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Class index of every patch, int64 [n_rows], -1 unknown. Raises ArchiveError when one is out of range."""
-        return self.column("label", 0, self.n_rows)
-
-    @cached_property
-    def splits(self) -> NDArray[np.uint8]:
-        """Split of every patch, uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none. Raises ArchiveError for others."""
-        return self.column("split", 0, self.n_rows)
-
-    @cached_property
-    def slide_index(self) -> NDArray[np.int32]:
-        """Index into `slides` of every patch, int32 [n_rows], -1 unknown. Raises ArchiveError as `labels`."""
-        return self.column("slide", 0, self.n_rows)
-
-    @cached_property
-    def group_index(self) -> NDArray[np.int32]:
-        """Index into `groups` of every patch, int32 [n_rows], -1 unknown. Raises ArchiveError as `labels`."""
-        return self.column("group", 0, self.n_rows)
-
-    @cached_property
-    def coords(self) -> NDArray[np.int32] | NDArray[np.float32]:
-        """x and y of every patch, int32 or float32 [n_rows, 2], in the unit that `geometry` names, -1 unknown."""
-        return self.column("coords", 0, self.n_rows)
-
-    def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """Row numbers, int64 [n], of one split.
-
-        Args:
-            name: "train", "val", "test" or "none".
-            start, stop: only rows in [start, stop); all by default.
-
-        Raises MismatchError for another name.
-        """
-        if name not in SPLITS:
-            raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
-        stop = self.n_rows if stop is None else stop
-        codes = self.splits if (start, stop) == (0, self.n_rows) else self.column("split", start, stop)
-        return start + np.flatnonzero(codes == SPLITS[name])
-
     def with_splits(self, splits: NDArray[np.uint8]) -> "FeatureArchive":
         """The same archive with other split codes uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none.
 
@@ -176,11 +157,6 @@ class FeatureArchive:
         names = list(self.teachers)
         start = sum(self.teachers[name] for name in names[: names.index(teacher)])
         return slice(start, start + self.teachers[teacher])
-
-    def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop) of "label", "split", "slide", "group" or "coords", see `read_column`."""
-        require_unchanged(self._contents)
-        return read_column(self._contents, name, range(start, stop), self.n_rows)
 
     def gather(self, rows: ArrayLike, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
         """Features of the given rows, all teachers side by side. [n] -> [n, width].

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,9 @@ from ..annotation.columns import check_indices
 from ..errors import ArchiveError, MismatchError, NonFiniteError
 from ..formats.native import StoredColumn
 from ..formats.pieces import COLUMNS, SPLITS, UNKNOWN, Contents
+from .fingerprint import require_unchanged
+
+RowKey = SupportsIndex | slice | ArrayLike
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,32 @@ def as_rows(rows: ArrayLike) -> NDArray[np.int64]:
     if index.size and index.dtype.kind not in "iu":
         raise MismatchError(f"rows: whole numbers expected, found {index.dtype}; convert them with astype(numpy.int64)")
     return np.ascontiguousarray(index, dtype=np.int64)
+
+
+def choose_rows(key: object, n_rows: int) -> NDArray[np.int64]:
+    """Row numbers, int64 [n], that stand between the brackets of `archive[...]`.
+
+    Args:
+        key: a number (from the end if negative), a slice, row numbers, or a mask of booleans, one per row.
+        n_rows: rows of the archive.
+
+    Raises MismatchError for anything else, a number that is out of range, or a mask of another length.
+
+    >>> choose_rows(slice(0, 6, 2), 5).tolist(), choose_rows(-1, 5).tolist()
+    ([0, 2, 4], [4])
+    """
+    if isinstance(key, slice):
+        return np.arange(*key.indices(n_rows))
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not -n_rows <= key < n_rows:
+            raise MismatchError(f"row {key} of {n_rows} rows; they are numbered from 0")
+        return np.array([key % n_rows])
+    rows = np.asarray(key)
+    if rows.dtype == np.bool_ and rows.ndim == 1:
+        if len(rows) != n_rows:
+            raise MismatchError(f"a mask of {n_rows} booleans expected, one per row, found {len(rows)}")
+        return np.flatnonzero(rows)
+    return as_rows(rows)
 
 
 def read_column(contents: Contents, name: str, rows: range, n_rows: int) -> NDArray[Any]:
@@ -72,6 +102,63 @@ def read_column(contents: Contents, name: str, rows: range, n_rows: int) -> NDAr
         raise ArchiveError(f"{contents.path}: split {column[row]} in row {start + row} is none of {SPLITS}")
     column.flags.writeable = False
     return column
+
+
+class PatchColumns:
+    """Per-patch columns of an archive, read whole on first use, and read-only.
+
+    Args:
+        contents: what the archive is made of.
+        n_rows: number of patches.
+    """
+
+    def __init__(self, contents: Contents, n_rows: int) -> None:
+        self._contents, self.n_rows = contents, n_rows
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class index of every patch, int64 [n_rows], -1 unknown. Raises ArchiveError when one is out of range."""
+        return self.column("label", 0, self.n_rows)
+
+    @cached_property
+    def splits(self) -> NDArray[np.uint8]:
+        """Split of every patch, uint8 [n_rows]: 0 train, 1 val, 2 test, 255 none. Raises ArchiveError for others."""
+        return self.column("split", 0, self.n_rows)
+
+    @cached_property
+    def slide_index(self) -> NDArray[np.int32]:
+        """Index into `slides` of every patch, int32 [n_rows], -1 unknown. Raises ArchiveError as `labels`."""
+        return self.column("slide", 0, self.n_rows)
+
+    @cached_property
+    def group_index(self) -> NDArray[np.int32]:
+        """Index into `groups` of every patch, int32 [n_rows], -1 unknown. Raises ArchiveError as `labels`."""
+        return self.column("group", 0, self.n_rows)
+
+    @cached_property
+    def coords(self) -> NDArray[np.int32] | NDArray[np.float32]:
+        """x and y of every patch, int32 or float32 [n_rows, 2], in the unit that `geometry` names, -1 unknown."""
+        return self.column("coords", 0, self.n_rows)
+
+    def split(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Row numbers, int64 [n], of one split.
+
+        Args:
+            name: "train", "val", "test" or "none".
+            start, stop: only rows in [start, stop); all by default.
+
+        Raises MismatchError for another name.
+        """
+        if name not in SPLITS:
+            raise MismatchError(f"no split is called {name!r}; splits are {', '.join(SPLITS)}")
+        stop = self.n_rows if stop is None else stop
+        codes = self.splits if (start, stop) == (0, self.n_rows) else self.column("split", start, stop)
+        return start + np.flatnonzero(codes == SPLITS[name])
+
+    def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) of "label", "split", "slide", "group" or "coords", see `read_column`."""
+        require_unchanged(self._contents)
+        return read_column(self._contents, name, range(start, stop), self.n_rows)
 
 
 def require_finite(contents: Contents, rows: Sequence[int] | NDArray[np.int64], features: NDArray[np.float32]) -> None:

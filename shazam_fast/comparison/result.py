@@ -1,6 +1,5 @@
 """What a comparison found: one cell per method, split and seed, and the intervals made of them."""
 
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError, ShazamError
+from ..runtime.summaries import summary_html
 from ..scoring.metrics import FRACTIONS, Metrics, compute_metrics
 from ..teachers.licences import known_as
 from ..teachers.registry import get_teacher
@@ -213,13 +213,12 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """A table for notebooks, best first."""
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{i.value:.3f}</td><td>{i.low:.3f} to {i.high:.3f}</td>"
-            f"<td>{self.weighted_f1[name].value:.3f}</td></tr>"
-            for name, i in sorted(self.balanced_accuracy.items(), key=lambda entry: -entry[1].value)
+        ranked = sorted(self.balanced_accuracy.items(), key=lambda entry: -entry[1].value)
+        rows = (
+            (name, f"{i.value:.3f}", f"{i.low:.3f} to {i.high:.3f}", f"{self.weighted_f1[name].value:.3f}")
+            for name, i in ranked
         )
-        heads = "".join(f"<th>{h}</th>" for h in ("method", "balanced accuracy", "95% interval", "weighted F1"))
-        return f"<p>{html.escape(self.conclusion())}</p><table><tr>{heads}</tr>{rows}</table>"
+        return summary_html(self.conclusion(), {}, ("method", "balanced accuracy", "95% interval", "weighted F1"), rows)
 
 
 def make_cell(probabilities: NDArray[np.floating[Any]], classes: tuple[str, ...], fields: Mapping[str, Any]) -> Cell:

@@ -13,9 +13,10 @@ from ..ops import dispatch as ops
 from .config import StudentConfig
 from .layers import TEACHERS_SAY, Projection, TeacherHeads
 from .output import StudentOutput
+from .predicting import Predictor
 
 
-class FoldedStudent(nn.Module):
+class FoldedStudent(Predictor):
     """A trained bare student for scoring; made by `Student.fold`, for inference only.
 
     The features' scales, the value maps and the gain of the LayerNorm are multiplied into other maps. With C_0 = I:

@@ -15,9 +15,10 @@ from .folded import FoldedStudent
 from .layers import TEACHERS_SAY, Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
 from .levels import L, LevelTrunk
 from .output import StudentOutput
+from .predicting import Predictor
 
 
-class Student(nn.Module):
+class Student(Predictor):
     """Shazam's student network.
 
     Features are [B, sum of dims], the teachers side by side in the order of `config.teachers`.

@@ -22,8 +22,9 @@ from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.jobs import require_same_job
 from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.summaries import summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
-from ..scoring.metrics import Metrics
+from ..scoring.metrics import FRACTIONS, Metrics
 from ..student.files import CARD
 from ..student.loading import load
 from ..student.student import Student
@@ -36,7 +37,7 @@ logger = logging.getLogger("shazam_fast")
 CLASSES_NAMED = 5  # in a message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult:
     """A trained student, one record per epoch, and its metrics.
 
@@ -60,6 +61,16 @@ class TrainResult:
     student: Student
     history: list[dict[str, Any]]
     metrics: dict[str, Metrics]
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} balanced accuracy {m.balanced_accuracy:.3f}" for name, m in self.metrics.items())
+        return f"TrainResult({len(self.history)} epochs; {scores or 'no metrics'}; {self.student!r})"
+
+    def _repr_html_(self) -> str:
+        facts = {"epochs": len(self.history), "student": repr(self.student)}
+        head = ("split", "rows", *(name.replace("_", " ") for name in FRACTIONS))
+        rows = ((n, m.n_rows, *(f"{getattr(m, f):.3f}" for f in FRACTIONS)) for n, m in self.metrics.items())
+        return summary_html("TrainResult", facts, head, rows)
 
 
 # Over 40 lines: every option is documented here.
