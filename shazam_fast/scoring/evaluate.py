@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
+from ..runtime.checks import require_choice
 from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
 from ..student.config import StudentConfig
@@ -16,10 +17,18 @@ from ..student.loading import load_student
 from ..student.student import Student
 from .engine import Scorer
 from .metrics import Metrics, compute_metrics
+from .slide_table import mean_by_slide
+
+LEVELS = ("patch", "slide")
 
 
 def evaluate(
-    student: Student | str | Path, archive: ArchiveLike, split: str = "test", *, device: str | None = None
+    student: Student | str | Path,
+    archive: ArchiveLike,
+    split: str = "test",
+    *,
+    level: str = "patch",
+    device: str | None = None,
 ) -> Metrics:
     """Compute the metrics of a student on a labelled split.
 
@@ -27,15 +36,17 @@ def evaluate(
         student: a student or where it was saved.
         archive: an archive or its path, with labels and splits.
         split: "train", "val", "test" or "none".
+        level: "patch"; or "slide": a slide's probabilities are the mean of its patches', its label is the one that all
+            its patches have, and `n_rows` counts slides.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
 
-    Returns the metrics.
+    Returns the metrics, which keep probabilities and labels for `plot`.
 
     Raises:
         ShazamError: the device is not there.
         ArchiveError: the archive or the student is missing or damaged.
         MismatchError: the archive has no labels, or other classes or teachers than the student; the split is empty,
-            or a patch of it has no label.
+            or a patch of it has no label; with level "slide", a patch is of no slide, or a slide has two labels.
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
 
     >>> import numpy as np, tempfile, shazam_fast as sf
@@ -46,6 +57,7 @@ def evaluate(
     >>> sf.evaluate(student, archive, "test", device="cpu").n_rows
     20
     """
+    require_choice("level", level, LEVELS)
     place, student, archive = choose_device(device), load_student(student), open_archive(archive)
     require_same_classes(student.config, archive)
     rows = labelled_rows(archive, split)
@@ -54,7 +66,30 @@ def evaluate(
         Progress(f"evaluating {archive.path.name}", len(rows), "patches"),
     ):
         probabilities = scorer.score(rows).probabilities
-    return compute_metrics(probabilities, archive.labels[rows], tuple(student.config.classes))
+    labels = archive.labels[rows]
+    if level == "slide":
+        probabilities, labels = _per_slide(archive, rows, probabilities)
+    return compute_metrics(probabilities, labels, tuple(student.config.classes))
+
+
+def _per_slide(
+    archive: FeatureArchive, rows: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Mean probabilities [S, C] and labels [S] of the slides that the rows are of."""
+    slides, labels = archive.slide_index[rows], archive.labels[rows]
+    if (slides < 0).any():
+        row = int(rows[np.argmin(slides >= 0)])
+        raise MismatchError(f"{archive.path}: row {row} is of no slide; level='slide' needs the slide of every patch")
+    occurring, first, local = np.unique(slides, return_index=True, return_inverse=True)
+    if (other := labels != labels[first][local]).any():
+        place = int(np.argmax(other))
+        names = [archive.classes[label] for label in (labels[first][local[place]], labels[place])]
+        raise MismatchError(
+            f"{archive.path}: slide {archive.slides[slides[place]]!r} has patches of {names[0]!r} and {names[1]!r}; "
+            "level='slide' needs one label per slide: evaluate with level='patch', or label the slides"
+        )
+    means = mean_by_slide(probabilities, local, len(occurring))
+    return means.astype(np.float32), labels[first]
 
 
 def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:

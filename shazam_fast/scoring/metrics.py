@@ -2,26 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
+from ..runtime.summaries import summary_html
 
 CALIBRATION_BINS = 15  # of equal width, for the expected calibration error
 FRACTIONS = ("balanced_accuracy", "weighted_f1", "accuracy", "auroc", "calibration_error")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metrics:
     """How well predictions match labels on `n_rows` patches.
 
     Fractions in [0, 1]: `balanced_accuracy` (mean recall of the classes present), `weighted_f1`, `accuracy` (top-1),
     `auroc` (one class against the rest, mean over the classes present; NaN if only one class is present),
     `calibration_error` (expected, of the predicted class's probability, 15 equal bins).
-    `confusion` int64 [C, C] counts true class by row, predicted by column.
+    `confusion` int64 [C, C] counts true class by row, predicted by column. `probabilities` float32 [n_rows, C] and
+    `labels` int64 [n_rows] are what they were computed from; None for metrics that were read from a file.
 
     >>> import numpy as np, shazam_fast as sf
     >>> matrix = np.array([[1, 1], [0, 2]])
@@ -38,11 +40,23 @@ class Metrics:
     auroc: float
     calibration_error: float
     confusion: NDArray[np.int64]
+    probabilities: NDArray[np.floating[Any]] | None = field(default=None, repr=False, compare=False)
+    labels: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={getattr(self, name):.3f}" for name in FRACTIONS)
+        return f"Metrics({self.n_rows:,} rows, {len(self.classes)} classes: {numbers})"
+
+    def _repr_html_(self) -> str:
+        facts = {name.replace("_", " "): f"{getattr(self, name):.3f}" for name in FRACTIONS}
+        rows = ((name, *counts) for name, counts in zip(self.classes, self.confusion.tolist(), strict=True))
+        return summary_html(f"Metrics of {self.n_rows:,}", facts, ("true \\ predicted", *self.classes), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON, which has no NaN: an `auroc` that is NaN becomes None."""
         auroc = None if math.isnan(self.auroc) else self.auroc
-        return {**asdict(self), "auroc": auroc, "classes": list(self.classes), "confusion": self.confusion.tolist()}
+        numbers = {name: getattr(self, name) for name in ("n_rows", "classes", *FRACTIONS)}
+        return {**numbers, "auroc": auroc, "classes": list(self.classes), "confusion": self.confusion.tolist()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -52,7 +66,7 @@ class Metrics:
         """
         values = {"n_rows" if name == "rows" else name: value for name, value in values.items()}  # "rows" until 0.1
         try:
-            numbers = {name: float(values[name]) for name in FRACTIONS if values[name] is not None}
+            numbers: dict[str, Any] = {name: float(values[name]) for name in FRACTIONS if values[name] is not None}
             classes = tuple(str(name) for name in values["classes"])
             confusion = np.array(values["confusion"], dtype=np.int64).reshape(len(classes), len(classes))
             return cls(
@@ -96,6 +110,8 @@ def compute_metrics(
         auroc=_macro_auroc(probabilities, labels),
         calibration_error=_calibration_error(probabilities.max(axis=1), prediction == labels),
         confusion=confusion,
+        probabilities=probabilities,
+        labels=labels,
     )
 
 

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from ..errors import ArchiveError, MismatchError
 from ..formats.geometry import Geometry
 from ..runtime.checks import require_path
-from ..runtime.files import file_checksum
 from ..runtime.jobs import Part
+from ..runtime.summaries import name_some, summary_html
 from .manifest import ScoresManifest, read_manifest
+from .slide_table import slide_table
+from .tables import PartReader, require_pandas, write_csv
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 
@@ -52,16 +55,28 @@ class Scores:
         self.geometry: Mapping[str, Geometry] = manifest.geometry
         self._rows = manifest.rows
         self._has_shares = manifest.shares or bool(manifest.weights)
-        self._names_0_1 = _names_of_0_1(manifest)
         self._parts = parts
-        self._checked: set[str] = set()  # files of parts
+        self._reader = PartReader(manifest, path)
 
     def __len__(self) -> int:
         return self._rows
 
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else repr(str(self.path))
-        return f"Scores({place}, {self._rows:,} patches, classes={list(self.classes)}, teachers={list(self.teachers)})"
+        names = f"classes: {name_some(self.classes)}; teachers: {name_some(self.teachers)}"
+        return f"Scores({place}, {self._rows:,} patches; {names})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "path": "in memory" if self.path is None else self.path,
+            "patches": f"{self._rows:,}",
+            "slides": f"{len(self.slides):,}",
+            "teachers": name_some(self.teachers, 20),
+            "missing teachers": name_some(self.missing_teachers, 20),
+        }
+        counts = np.bincount(self.prediction, minlength=len(self.classes)).tolist()
+        rows = ((name, f"{n:,}", f"{n / max(1, self._rows):.1%}") for name, n in zip(self.classes, counts, strict=True))
+        return summary_html("Scores", facts, ("predicted class", "patches", "fraction"), rows)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator["pa.Table"]:
         """An Arrow table of every part in turn, with these columns; all by default.
@@ -69,13 +84,59 @@ class Scores:
         Raises MismatchError when there is no such column; ArchiveError, kind "missing" or "checksum", when a part is
         missing or damaged.
         """
-        return (self._read_part(part, columns) for part in self._parts)
+        return (self._reader.read(part, columns) for part in self._parts)
 
     def read(self, columns: Sequence[str] | None = None) -> "pa.Table":
         """All patches as one Arrow table; `.to_pandas()` makes a data frame of it. Raises as `tables` does."""
         import pyarrow as pa
 
         return pa.concat_tables(list(self.tables(columns))).unify_dictionaries()
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """All patches as a DataFrame, one row per patch, with these columns; all by default.
+
+        Raises ShazamError where pandas is not installed; otherwise as `tables`.
+        """
+        require_pandas("scores.to_pandas()")
+        return self.read(columns).to_pandas()
+
+    def to_csv(self, path: str | Path, columns: Sequence[str] | None = None) -> None:
+        """Write a CSV table with a header and one row per patch, part by part; complete or not at all.
+
+        Args:
+            path: the file.
+            columns: names of columns; all but "fused" by default, which a CSV table cannot hold.
+
+        Raises ShazamError when it cannot be written; MismatchError when there is no such column, or it is "fused";
+        otherwise as `tables`.
+
+        >>> import numpy as np, tempfile, shazam_fast as sf
+        >>> archive = sf.write_archive(f"{(folder := tempfile.mkdtemp())}/patches", {"uni": np.ones((3, 8))})
+        >>> student = sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1)).eval()
+        >>> sf.score(student, archive, device="cpu").to_csv(f"{folder}/scores.csv", ["row", "prediction"])
+        >>> open(f"{folder}/scores.csv").readline()
+        '"row","prediction"\\n'
+        """
+        write_csv(self.tables(columns), require_path("path", path), given=columns is not None)
+
+    def by_slide(self) -> "pa.Table":
+        """One row per slide, in the order of `slides`; `.to_pandas()` makes a data frame of it.
+
+        Columns: `slide`, `patches` (their number), `probability_<class>` (mean over the patches), `fraction_<class>`
+        (of the patches, predicted to be of that class), and `area_mm2` and `area_mm2_<class>`, which are null where
+        the positions, the size of the patches or the micrometres per pixel are not known (see `geometry`). Where
+        patches overlap, an area counts once, in equal parts for the patches that cover it.
+
+        Raises MismatchError when no patch is of a slide; otherwise as `tables`.
+
+        >>> import numpy as np, tempfile, shazam_fast as sf
+        >>> folder = tempfile.mkdtemp()
+        >>> archive = sf.write_archive(f"{folder}/patches", {"uni": np.ones((3, 8))}, slides=["s1", "s1", "s2"])
+        >>> student = sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1)).eval()
+        >>> sf.score(student, archive, device="cpu").by_slide()["patches"].to_pylist()
+        [2, 1]
+        """
+        return slide_table(self)
 
     def of_slide(self, name: str) -> "pa.Table":
         """All columns of one slide's patches. Raises MismatchError when no patch is of that slide."""
@@ -85,7 +146,7 @@ class Scores:
         found = []
         for part, slides in zip(self._parts, self._slides_of_parts, strict=True):
             if name in slides:
-                table = self._read_part(part, None)
+                table = self._reader.read(part)
                 found.append(table.filter(pc.equal(table["slide"].cast(pa.string()), name)))
         if not found:
             raise MismatchError(f"{self!r}: no patch of slide {name!r}; slides are {list(self.slides)[:5]}")
@@ -102,6 +163,11 @@ class Scores:
         return self._numbers(["row"])[:, 0]
 
     @cached_property
+    def slide_index(self) -> NDArray[np.int64]:
+        """Index into `slides` of every patch, int64 [n], -1 unknown."""
+        return self._codes("slide", self.slides)
+
+    @cached_property
     def coords(self) -> NDArray[Any]:
         """x and y of every patch as the features' files have them (unit: see `geometry`), -1 where unknown. [n, 2]."""
         return self._numbers(["x", "y"], unknown=-1)
@@ -109,7 +175,7 @@ class Scores:
     @cached_property
     def prediction(self) -> NDArray[np.int64]:
         """The most probable class of every patch, an index into `classes`. int64 [n]."""
-        return _frozen(np.concatenate([self._codes(table["prediction"]) for table in self.tables(["prediction"])]))
+        return self._codes("prediction", self.classes)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
@@ -146,47 +212,16 @@ class Scores:
             parts.append(np.stack([array.to_numpy() for array in arrays], axis=1))
         return _frozen(np.concatenate(parts))
 
-    def _codes(self, column: "pa.ChunkedArray") -> NDArray[np.int64]:
-        code = {name: index for index, name in enumerate(self.classes)}
-        chunks = [
-            np.array([code[name] for name in chunk.dictionary.to_pylist()], np.int64)[chunk.indices.to_numpy()]
-            for chunk in column.chunks
-        ]
-        return np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+    def _codes(self, column: str, names: Sequence[str]) -> NDArray[np.int64]:
+        """Index into `names` of a column of names, int64 [n], -1 where there is none."""
+        import pyarrow.compute as pc
 
-    def _read_part(self, part: "pa.Table | Part", columns: Sequence[str] | None) -> "pa.Table":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not isinstance(part, Part):
-            return part.select(_choose(columns, part.column_names))
-        file = self._check(part)
-        try:
-            stored = {self._names_0_1.get(name, name): name for name in pq.read_schema(file).names}
-            wanted = _choose(columns, list(stored))
-            table = pq.read_table(file, columns=[stored[name] for name in wanted], partitioning=None)
-        except (OSError, pa.ArrowException) as error:
-            raise ArchiveError(f"{file}: cannot be read: {error}; score into another directory") from None
-        return table.rename_columns(wanted)
-
-    def _check(self, part: Part) -> Path:
-        """The part's file, compared with its checksum unless it was before."""
-        assert self.path is not None
-        file = self.path / part.file
-        if part.file in self._checked:
-            return file
-        try:
-            size, checksum = file.stat().st_size, file_checksum(file)
-        except OSError as error:
-            raise ArchiveError(f"{file}: missing: {error}; score into another directory", "missing") from None
-        if (size, checksum) != (part.bytes, part.xxh3):
-            raise ArchiveError(
-                f"{file}: checksum mismatch: {part.bytes} bytes with xxh3 {part.xxh3} were written, {size} bytes with "
-                f"{checksum} found; the file was damaged or replaced; score into another directory",
-                "checksum",
-            )
-        self._checked.add(part.file)
-        return file
+        code, found = {name: index for index, name in enumerate(names)}, [np.empty(0, np.int64)]
+        for table in self.tables([column]):
+            for chunk in table[column].chunks:
+                codes = np.array([*(code[name] for name in chunk.dictionary.to_pylist()), -1], np.int64)
+                found.append(codes[pc.fill_null(chunk.indices, -1).to_numpy()])
+        return _frozen(np.concatenate(found))
 
 
 def open_scores(path: str | Path) -> Scores:
@@ -226,16 +261,3 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     """The array, read-only: `Scores` keeps it and gives it out again."""
     array.flags.writeable = False
     return array
-
-
-def _choose(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:
-    if absent := [name for name in columns or () if name not in names]:
-        raise MismatchError(f"the scores have no column {absent[0]!r}; they have {', '.join(names)}")
-    return list(names if columns is None else columns)
-
-
-def _names_of_0_1(manifest: ScoresManifest) -> dict[str, str]:
-    """Columns as version 0.1 called them -> as they are called now."""
-    if manifest.weights is None:
-        return {}
-    return {"embedding": "fused", **{f"weight_{name}": f"share_{name}" for name in manifest.teachers}}

@@ -1,5 +1,8 @@
 """Scores as users read them, from memory and from disk."""
 
+import csv
+import sys
+
 import numpy as np
 import pytest
 from synthetic import CLASSES, TEACHERS
@@ -69,3 +72,58 @@ def test_directories_that_hold_no_scores(trained, tmp_path):
     part.write_bytes(damaged[:-1])
     with pytest.raises(sf.ArchiveError, match=r"part-00000.parquet: \d+ bytes were written"):
         sf.open_scores(tmp_path / "out")
+
+
+def test_pandas(scores, trained, monkeypatch):
+    pytest.importorskip("pandas")
+    frame = scores.to_pandas()
+    assert frame["prediction"].tolist() == [CLASSES[c] for c in scores.prediction]
+    assert list(scores.to_pandas(["row", "x"]).columns) == ["row", "x"]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(sf.ShazamError, match=r"scores.to_pandas\(\) needs pandas: pip install pandas"):
+        scores.to_pandas()
+
+
+def test_csv(scores, tmp_path):
+    scores.to_csv(tmp_path / "all.csv")
+    with open(tmp_path / "all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prediction"] for row in rows] == [CLASSES[c] for c in scores.prediction]
+    assert [float(row["probability_adenoma"]) for row in rows] == pytest.approx(scores.probabilities[:, 1].tolist())
+    assert [row["slide"] for row in rows] == [scores.slides[s] for s in scores.slide_index]
+    scores.to_csv(tmp_path / "two.csv", ["row", "slide"])
+    assert (tmp_path / "two.csv").read_text().splitlines()[0] == '"row","slide"'
+    with pytest.raises(sf.ShazamError, match=r"no/x.csv: cannot be written"):
+        scores.to_csv(tmp_path / "no" / "x.csv")
+    with pytest.raises(sf.MismatchError, match="no column 'conch'"):
+        scores.to_csv(tmp_path / "three.csv", ["conch"])
+    assert sorted(path.name for path in tmp_path.glob("*.csv*")) == ["all.csv", "two.csv"]
+
+
+def test_csv_of_fused_features(trained, tmp_path):
+    scores = sf.score(*trained, fused=True)
+    scores.to_csv(tmp_path / "all.csv")
+    assert "fused" not in (tmp_path / "all.csv").read_text().splitlines()[0]
+    with pytest.raises(sf.MismatchError, match="cannot hold the column 'fused'"):
+        scores.to_csv(tmp_path / "all.csv", ["row", "fused"])
+
+
+def test_by_slide(scores):
+    table = scores.by_slide()
+    assert table["slide"].to_pylist() == list(scores.slides)
+    assert table["patches"].to_pylist() == [25] * 12
+    for index in (0, 11):
+        here = scores.slide_index == index
+        mean = scores.probabilities[here].mean(axis=0)
+        fraction = (scores.prediction[here][:, None] == np.arange(3)).mean(axis=0)
+        for c, name in enumerate(CLASSES):
+            assert table[f"probability_{name}"][index].as_py() == pytest.approx(mean[c], rel=1e-5)
+            assert table[f"fraction_{name}"][index].as_py() == pytest.approx(fraction[c])
+    assert table["area_mm2"].null_count == 12  # no size is recorded
+
+
+def test_scores_show_themselves(scores):
+    assert len(repr(scores)) < 300
+    text = scores._repr_html_()
+    assert "<td>carcinoma</td>" in text
+    assert f"<td>{(scores.prediction == 2).sum()}</td>" in text
