@@ -15,7 +15,7 @@ from .options import Device, Features, add_options, opens_features
 from .printing import print_table, say
 
 if TYPE_CHECKING:
-    from ..slides.metrics import SlideMetrics
+    from ..slides.cohort.metrics import SlideMetrics
 
 slides = typer.Typer(help="Whole slides: one label or survival time per slide or patient.", no_args_is_help=True)
 
@@ -64,7 +64,7 @@ def _training_options() -> list[inspect.Parameter]:
 
 def _targets(features: Features, time: str | None, event: str | None, observed: str | None) -> tuple[Any, Features]:
     """The targets that --labels and its columns name, and the features without them."""
-    from ..slides.targets import Classes, Survival
+    from ..slides.cohort.targets import Classes, Survival
 
     given = dict(features.given)
     source, column = given.pop("labels", None), given.pop("label_column", None)

@@ -11,9 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cohort.metrics import SlideMetrics as SlideMetrics
+    from .cohort.targets import Classes as Classes
+    from .cohort.targets import Survival as Survival
     from .crossvalidation import SlideTraining as SlideTraining
     from .crossvalidation import train as train
-    from .metrics import SlideMetrics as SlideMetrics
     from .scores import SlideScores as SlideScores
     from .scores import open_scores as open_scores
     from .scoring import evaluate as evaluate
@@ -23,17 +25,15 @@ if TYPE_CHECKING:
     from .selection import select as select
     from .students import SlideStudent as SlideStudent
     from .students import load as load
-    from .targets import Classes as Classes
-    from .targets import Survival as Survival
 
 _HOMES = {
     "crossvalidation": ("SlideTraining", "train"),
-    "metrics": ("SlideMetrics",),
+    "cohort.metrics": ("SlideMetrics",),
     "scores": ("SlideScores", "open_scores"),
     "scoring": ("evaluate", "score"),
     "selection": ("Selection", "open_selection", "select"),
     "students": ("SlideStudent", "load"),
-    "targets": ("Classes", "Survival"),
+    "cohort.targets": ("Classes", "Survival"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

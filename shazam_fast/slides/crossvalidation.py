@@ -24,16 +24,17 @@ from ..runtime.files import unfinished_path, write_synced
 from ..runtime.jobs import PartDirectory, PartRecord, require_same_job, writing
 from ..runtime.locks import DirectoryLock, require_writable
 from .bags import Bags, find_patients, make_bags
-from .fitting import Fold, deal_folds, fit
+from .cohort.folds import Fold, deal_folds
+from .cohort.metrics import Predictions, SlideMetrics, measure
+from .cohort.targets import Classes, ClassTargets, Source, Survival, Targets, assign_targets, read_targets, take
+from .fitting import fit
 from .losses import read_outputs
-from .metrics import Predictions, SlideMetrics, measure
 from .models.inference import predict
 from .models.pooling import SlideModel
 from .options import LOSSES, UNITS, FitOptions, SlideConfig, read_options
 from .scores import SlideScores
 from .selection import SelectionLike, selected_rows
 from .students import CARD, SlideStudent, encode_card, load, read_member
-from .targets import Classes, ClassTargets, Source, Survival, Targets, assign_targets, read_targets, take
 
 logger = logging.getLogger("shazam_fast")
 

@@ -3,68 +3,27 @@
 import logging
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import MismatchError, NonFiniteError
+from ..errors import NonFiniteError
 from ..runtime.progress import Progress
 from ..training.feed import feature_statistics
 from .bags import Bags, Pack, Packs
+from .cohort.folds import Fold
+from .cohort.targets import SurvivalTargets, Targets, take
 from .losses import TaskLoss, time_cuts
 from .models.inference import predict
 from .models.pooling import SlideModel
 from .options import FitOptions, SlideConfig
 from .students import build_model
-from .targets import ClassTargets, SurvivalTargets, Targets, take
 
 logger = logging.getLogger("shazam_fast")
 
 STATISTICS_ROWS = 50_000  # patches from which means and scales are taken
-
-
-class Fold(NamedTuple):
-    """Which bags a fold trains on, chooses the epoch by, and tests, int64 each."""
-
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-    test: NDArray[np.int64]
-
-
-def deal_folds(bags: Bags, targets: Targets, count: int, seed: int) -> NDArray[np.int64]:
-    """Deal patients into folds, classes (or observed events) in proportion.
-
-    Args:
-        bags, targets: all bags and their targets.
-        count: number of folds.
-        seed: of the order in which patients are dealt.
-
-    Returns the fold of each bag, int64 [n], -1 without a target; all bags of a patient have the same.
-
-    Raises MismatchError when a class, or observed events, have fewer patients than there are folds.
-    """
-    known = np.flatnonzero(targets.known)
-    patients, codes = np.unique([bags.patients[bag] for bag in known.tolist()], return_inverse=True)
-    strata = targets.strata()[known]
-    counts = np.zeros((len(patients), int(strata.max()) + 1), dtype=np.int64)
-    np.add.at(counts, (codes, strata), 1)  # [patients, strata]
-    for stratum, number in enumerate((counts > 0).sum(axis=0).tolist()):
-        if 0 < number < count and (stratum or isinstance(targets, ClassTargets)):  # censored times may be few
-            raise MismatchError(
-                f"{bags.archive.path}: {targets.describe(stratum)} is there for {number} patients, fewer than the "
-                f"{count} folds; give fewer folds, or leave it out of the targets"
-            )
-    rng, dealt = np.random.default_rng(seed), 0
-    of_patient = np.empty(len(patients), dtype=np.int64)
-    for stratum in np.argsort(counts.sum(axis=0), kind="stable").tolist():  # a patient counts for his commonest class
-        members = rng.permutation(np.flatnonzero(counts.argmax(axis=1) == stratum))
-        of_patient[members] = (dealt + np.arange(len(members))) % count
-        dealt += len(members)
-    folds = np.full(len(bags), -1, dtype=np.int64)
-    folds[known] = of_patient[codes]
-    return folds
 
 
 def fit(

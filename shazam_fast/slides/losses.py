@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .targets import ClassTargets, SurvivalTargets, Targets
+from .cohort.targets import ClassTargets, SurvivalTargets, Targets
 
 INTERVALS = 4  # of time in survival_nll, as in MCAT and what followed it
 

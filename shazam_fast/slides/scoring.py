@@ -22,13 +22,13 @@ from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..scoring.parts import parquet_bytes
 from .bags import Bags, find_patients, make_bags
-from .metrics import Predictions, SlideMetrics, measure
+from .cohort.metrics import Predictions, SlideMetrics, measure
+from .cohort.targets import Classes, ClassTargets, Source, Survival, assign_targets, read_targets, take
 from .models.inference import walk
 from .options import UNITS
 from .scores import TABLE, SlideScores, join_scores, read_scores, score_group, scores_parquet
 from .selection import SelectionLike, selected_rows
 from .students import SlideStudent, load_student, require_teachers
-from .targets import Classes, ClassTargets, Source, Survival, assign_targets, read_targets, take
 
 logger = logging.getLogger("shazam_fast")
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
+from shazam_fast.slides.cohort.metrics import Predictions, c_index, measure
+from shazam_fast.slides.cohort.targets import ClassTargets, SurvivalTargets
 from shazam_fast.slides.losses import TaskLoss, cox_loss, hazard_loss, read_outputs, time_cuts
-from shazam_fast.slides.metrics import Predictions, c_index, measure
-from shazam_fast.slides.targets import ClassTargets, SurvivalTargets
 
 RNG = np.random.default_rng(0)
 

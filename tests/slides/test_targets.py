@@ -5,7 +5,7 @@ import pytest
 import shazam_fast as sf
 from shazam_fast.errors import MismatchError, ShazamError
 from shazam_fast.slides.bags import find_patients, make_bags
-from shazam_fast.slides.targets import Classes, Survival, assign_targets, read_targets
+from shazam_fast.slides.cohort.targets import Classes, Survival, assign_targets, read_targets
 
 SLIDES = ["s1", "s1", "s2", "s3", "s4", "s4"]
 PATIENTS = ["p", "p", "p", "q", "r", "r"]

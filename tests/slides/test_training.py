@@ -12,9 +12,10 @@ from interruption import run_killed
 import shazam_fast as sf
 from shazam_fast.errors import ArchiveError, MismatchError, ShazamError
 from shazam_fast.slides.bags import find_patients, make_bags
-from shazam_fast.slides.fitting import Fold, deal_folds, fit
+from shazam_fast.slides.cohort.folds import Fold, deal_folds
+from shazam_fast.slides.cohort.targets import ClassTargets
+from shazam_fast.slides.fitting import fit
 from shazam_fast.slides.options import FitOptions, SlideConfig
-from shazam_fast.slides.targets import ClassTargets
 
 LONG = {"folds": 4, "epochs": 60, "patience": 60, "dim": 32, "device": "cpu"}
 QUICK = {"folds": 3, "epochs": 3, "dim": 16, "device": "cpu"}

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..annotation.columns import encode_labels
-from ..errors import MismatchError, ShazamError
-from ..tables.cells import cell_of, read_numbers, without_decimals
-from ..tables.reader import Table, is_frame, read_table, table_of_frame, table_of_mapping
-from ..tables.slide_names import match_slides, show
-from .bags import Bags
+from ...annotation.columns import encode_labels
+from ...errors import MismatchError, ShazamError
+from ...tables.cells import cell_of, read_numbers, without_decimals
+from ...tables.reader import Table, is_frame, read_table, table_of_frame, table_of_mapping
+from ...tables.slide_names import match_slides, show
+from ..bags import Bags
 
 logger = logging.getLogger("shazam_fast")
 
@@ -147,7 +147,7 @@ def assign_targets(wanted: Classes | Survival, table: Table, bags: Bags) -> Targ
 
     >>> import tempfile
     >>> import shazam_fast as sf
-    >>> from .bags import make_bags
+    >>> from ..bags import make_bags
     >>> path = sf.write_archive(f"{tempfile.mkdtemp()}/a", {"uni": np.ones((2, 4))}, slides=["s1", "s2"])
     >>> bags = make_bags(sf.open(path), "slide", {})
     >>> assign_targets(*read_targets({"s1.svs": "luad", "s2": "lusc"}), bags).codes.tolist()

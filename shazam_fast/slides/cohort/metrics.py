@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..comparison.intervals import DRAWS, Interval, Tally, bootstrap_metrics, interval
+from ...comparison.intervals import DRAWS, Interval, Tally, bootstrap_metrics, interval
 from .targets import ClassTargets, SurvivalTargets, Targets
 
 BLOCK = 1024  # slides whose pairs are counted at once

@@ -1,0 +1,1 @@
+"""What is known of slides and patients: targets, folds of patients, metrics."""
