@@ -91,7 +91,7 @@ def select(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Cluster the patches of each slide by all teachers at once, and select some of every cluster."""
-    from ..slides.selection import select as run
+    from ..slides.selecting.selection import select as run
 
     require_place_for(out, "selection")
     chosen = run(features.open(), out, clusters=clusters, per_cluster=per_cluster, bags=bags, seed=seed)

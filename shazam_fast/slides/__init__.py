@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .scores import open_scores as open_scores
     from .scoring import evaluate as evaluate
     from .scoring import score as score
-    from .selection import Selection as Selection
-    from .selection import open_selection as open_selection
-    from .selection import select as select
+    from .selecting.selection import Selection as Selection
+    from .selecting.selection import open_selection as open_selection
+    from .selecting.selection import select as select
     from .students import SlideStudent as SlideStudent
     from .students import load as load
 
@@ -31,7 +31,7 @@ _HOMES = {
     "cohort.metrics": ("SlideMetrics",),
     "scores": ("SlideScores", "open_scores"),
     "scoring": ("evaluate", "score"),
-    "selection": ("Selection", "open_selection", "select"),
+    "selecting.selection": ("Selection", "open_selection", "select"),
     "students": ("SlideStudent", "load"),
     "cohort.targets": ("Classes", "Survival"),
 }

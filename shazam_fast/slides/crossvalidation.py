@@ -33,7 +33,7 @@ from .models.inference import predict
 from .models.pooling import SlideModel
 from .options import LOSSES, UNITS, FitOptions, SlideConfig, read_options
 from .scores import SlideScores
-from .selection import SelectionLike, selected_rows
+from .selecting.selection import SelectionLike, selected_rows
 from .students import CARD, SlideStudent, encode_card, load, read_member
 
 logger = logging.getLogger("shazam_fast")

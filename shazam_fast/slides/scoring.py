@@ -27,7 +27,7 @@ from .cohort.targets import Classes, ClassTargets, Source, Survival, assign_targ
 from .models.inference import walk
 from .options import UNITS
 from .scores import TABLE, SlideScores, join_scores, read_scores, score_group, scores_parquet
-from .selection import SelectionLike, selected_rows
+from .selecting.selection import SelectionLike, selected_rows
 from .students import SlideStudent, load_student, require_teachers
 
 logger = logging.getLogger("shazam_fast")

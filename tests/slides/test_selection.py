@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import shazam_fast as sf
 from shazam_fast.errors import ArchiveError, MismatchError, NonFiniteError
-from shazam_fast.slides.clustering import Views, cluster, draw
+from shazam_fast.slides.selecting.clustering import Views, cluster, draw
 
 DIMS = {"conch": 48, "virchow2": 160, "gigapath": 96}
 
@@ -77,7 +77,7 @@ def test_draws_take_from_every_cluster():
 
 
 def test_more_points_than_centres_are_fitted_on(monkeypatch):
-    monkeypatch.setattr("shazam_fast.slides.clustering.FIT_ROWS", 400)
+    monkeypatch.setattr("shazam_fast.slides.selecting.clustering.FIT_ROWS", 400)
     x, kinds = planted()
     assert adjusted_rand_score(kinds, clustered(x, 12)) > 0.9
 

@@ -13,18 +13,18 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from ..archive.archive import FeatureArchive
-from ..archive.opening import ArchiveLike, open_archive
-from ..errors import ArchiveError, MismatchError, ShazamError
-from ..runtime.checks import require_count, require_path
-from ..runtime.documents import Count, Json, Record, Text, encode_document, read_document
-from ..runtime.files import file_checksum, unfinished_path
-from ..runtime.jobs import Part, PartDirectory, require_same_job, writing
-from ..runtime.locks import DirectoryLock, require_writable
-from ..runtime.progress import Progress
-from ..runtime.tensors import read_tensors, write_tensors
-from ..training.config import MOST_SEED
-from .bags import Bags, make_bags
+from ...archive.archive import FeatureArchive
+from ...archive.opening import ArchiveLike, open_archive
+from ...errors import ArchiveError, MismatchError, ShazamError
+from ...runtime.checks import require_count, require_path
+from ...runtime.documents import Count, Json, Record, Text, encode_document, read_document
+from ...runtime.files import file_checksum, unfinished_path
+from ...runtime.jobs import Part, PartDirectory, require_same_job, writing
+from ...runtime.locks import DirectoryLock, require_writable
+from ...runtime.progress import Progress
+from ...runtime.tensors import read_tensors, write_tensors
+from ...training.config import MOST_SEED
+from ..bags import Bags, make_bags
 from .clustering import Views, cluster, draw, project_rows
 
 logger = logging.getLogger("shazam_fast")
