@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import shazam_fast as sf
-from shazam_fast.slides.bags import Packs, make_bags
+from shazam_fast.slides.bags import make_bags
+from shazam_fast.slides.models.packs import Packs
 from shazam_fast.slides.options import SlideConfig
 from shazam_fast.slides.selecting.clustering import Views, cluster, project_rows
 from shazam_fast.slides.students import build_model

@@ -33,7 +33,8 @@ Observed = Annotated[
 ]
 HELP = {
     "dim": "Width of what is pooled (D).",
-    "depth": "Attention layers over a patch's tokens (K), of shazam_abmil.",
+    "depth": "Attention layers: over a patch's tokens, of shazam_abmil; within clusters, of fusecpath.",
+    "top_k": "Patches, or clusters, that each one attends to, of fusecpath.",
     "dropout": "Probability of leaving out a column of the pooled feature in training.",
     "epochs": "Passes over the training slides, at most.",
     "batch_size": "Slides per step, on average.",

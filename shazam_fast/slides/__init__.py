@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .bags import Selection as Selection
     from .cohort.metrics import SlideMetrics as SlideMetrics
     from .cohort.targets import Classes as Classes
     from .cohort.targets import Survival as Survival
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
     from .scores import open_scores as open_scores
     from .scoring import evaluate as evaluate
     from .scoring import score as score
-    from .selecting.selection import Selection as Selection
     from .selecting.selection import open_selection as open_selection
     from .selecting.selection import select as select
     from .students import SlideStudent as SlideStudent
     from .students import load as load
 
 _HOMES = {
+    "bags": ("Selection",),
     "crossvalidation": ("SlideTraining", "train"),
     "cohort.metrics": ("SlideMetrics",),
     "scores": ("SlideScores", "open_scores"),
     "scoring": ("evaluate", "score"),
-    "selecting.selection": ("Selection", "open_selection", "select"),
+    "selecting.selection": ("open_selection", "select"),
     "students": ("SlideStudent", "load"),
     "cohort.targets": ("Classes", "Survival"),
 }

@@ -1,30 +1,20 @@
-"""Bags: the patches of each slide, or of each patient, of an archive; and packs of bags for a training step.
-
-A pack has P patches of several bags, and says of each patch which bag it is of (packing of variable bags: PackMIL,
-arXiv 2509.20923). P and the number of places for bags are the same for all packs of a training; what bags leave empty
-is filled with zeros that belong to a place of their own.
-"""
+"""Bags: the patches of each slide, or of each patient, of an archive."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..archive.archive import FeatureArchive
 from ..errors import MismatchError
 from ..tables.cells import without_decimals
 from ..tables.reader import Table
 from ..tables.slide_names import match_slides, show
+from .options import OF_CLUSTERS
 
 logger = logging.getLogger("shazam_fast")
-
-SPARE_PLACES = 2  # a pack has places for this many times the slides that it is meant for
 
 
 @dataclass(frozen=True)
@@ -39,6 +29,7 @@ class Bags:
         rows: int64 [P], the bags' rows, one bag after another.
         bounds: int64 [n + 1]; bag i has rows[bounds[i]:bounds[i + 1]].
         draws: [n] selections of each bag's rows, of which a training epoch takes one; None: none was made.
+        regions: int64 [P], the cluster that each row was selected from, numbered within its bag; None: none was made.
     """
 
     archive: FeatureArchive
@@ -48,6 +39,7 @@ class Bags:
     rows: NDArray[np.int64]
     bounds: NDArray[np.int64]
     draws: tuple[tuple[NDArray[np.int64], ...], ...] | None = None
+    regions: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,28 +53,38 @@ class Bags:
         """Rows of one bag, int64."""
         return self.rows[self.bounds[bag] : self.bounds[bag + 1]]
 
+    def regions_of(self, bag: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The region of each of some rows of a bag that was selected, int64."""
+        assert self.regions is not None
+        own = slice(self.bounds[bag], self.bounds[bag + 1])
+        return self.regions[own][np.searchsorted(self.rows[own], rows)]
 
-class Pack(NamedTuple):
-    """Features of several bags.
 
-    Args:
-        features: float32 [P, width]; zeros where `segments` is the last place.
-        segments: int64 [P], which place each patch is in, 0..S.
-        bags: int64 [S], which bag is in each place, -1 for an empty one.
-        rows: int64 [p], rows of the archive, of the first p patches.
+@dataclass(frozen=True)
+class Selection:
+    """Selected rows of every slide.
+
+    Attributes:
+        rows: slide -> its bags, each the row numbers of selected patches, int64, ascending.
+        clusters: slide -> for each of its bags, the cluster that each row was selected from, int64.
+        features, slides: digests of the archive that they number the rows of.
+
+    >>> selection = Selection({"s1": (np.array([0, 7]),)}, {"s1": (np.array([4, 1]),)}, "", "")
+    >>> selection.rows["s1"][0].tolist(), selection.clusters["s1"][0].tolist()
+    ([0, 7], [4, 1])
     """
 
-    features: Tensor
-    segments: Tensor
-    bags: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    rows: Mapping[str, Sequence[NDArray[np.int64]]]
+    clusters: Mapping[str, Sequence[NDArray[np.int64]]]
+    features: str
+    slides: str
 
 
 def make_bags(
     archive: FeatureArchive,
     by: str,
     patients: Mapping[str, str],
-    selected: Mapping[str, Sequence[NDArray[np.int64]]] | None = None,
+    selected: Selection | None = None,
 ) -> Bags:
     """The bags of an archive.
 
@@ -90,7 +92,7 @@ def make_bags(
         archive: patches that have slides.
         by: "slide", or "patient" to join the slides of a patient.
         patients: slide -> patient; slides that are not in it are their own patients.
-        selected: slide -> selections of its rows, see `shazam_fast.slides.select`; all rows where None.
+        selected: of this archive, see `shazam_fast.slides.select`; all rows where None.
 
     Returns the bags, slides in the archive's order, patients in the order of their first slide.
 
@@ -111,23 +113,26 @@ def make_bags(
             members.setdefault(patients.get(name, name) if by == "patient" else name, []).append(slide)
     if empty := [name for i, name in enumerate(archive.slides) if starts[i] == starts[i + 1]]:
         logger.warning("%s: %d slides have no patches and are left out: %s", archive.path, len(empty), show(empty))
-    rows, draws = [], []
+    rows, draws, regions = [], [], []
     for slides in members.values():
         if selected is None:
             rows.append(np.concatenate([order[starts[slide] : starts[slide + 1]] for slide in slides]))
             continue
-        chosen = _selections(archive, slides, selected)
+        chosen, codes = _selections(archive, slides, selected)
+        distinct, first = np.unique(np.concatenate(chosen), return_index=True)
         draws.append(chosen)
-        rows.append(np.unique(np.concatenate(chosen)))
-    first = [archive.slides[slides[0]] for slides in members.values()]
+        rows.append(distinct)
+        regions.append(np.concatenate(codes)[first])
+    leading = [archive.slides[slides[0]] for slides in members.values()]
     return Bags(
         archive=archive,
         names=tuple(members),
-        patients=tuple(patients.get(name, name) for name in first),
+        patients=tuple(patients.get(name, name) for name in leading),
         slides=tuple(map(tuple, members.values())),
         rows=np.concatenate(rows),
         bounds=np.cumsum([0, *map(len, rows)]),
         draws=tuple(draws) if selected is not None else None,
+        regions=np.concatenate(regions) if selected is not None else None,
     )
 
 
@@ -146,13 +151,28 @@ def _rows_by_slide(archive: FeatureArchive) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _selections(
-    archive: FeatureArchive, slides: Sequence[int], selected: Mapping[str, Sequence[NDArray[np.int64]]]
-) -> tuple[NDArray[np.int64], ...]:
-    """Selections of a bag's slides, the k-th of every slide joined."""
+    archive: FeatureArchive, slides: Sequence[int], selected: Selection
+) -> tuple[tuple[NDArray[np.int64], ...], list[NDArray[np.int64]]]:
+    """Selections of a bag's slides and their regions, the k-th of every slide joined."""
     names = [archive.slides[slide] for slide in slides]
-    if absent := [name for name in names if name not in selected]:
+    if absent := [name for name in names if name not in selected.rows]:
         raise MismatchError(f"{archive.path}: slide {absent[0]!r} is not in the selection; select from all slides")
-    return tuple(np.concatenate(one) for one in zip(*(selected[name] for name in names), strict=True))
+    counts = [max(int(codes.max()) for codes in selected.clusters[name]) + 1 for name in names]
+    before = np.cumsum([0, *counts[:-1]])
+    numbered = [
+        [codes + start for codes in selected.clusters[name]] for name, start in zip(names, before, strict=False)
+    ]
+    rows = tuple(np.concatenate(one) for one in zip(*(selected.rows[name] for name in names), strict=True))
+    return rows, [np.concatenate(one) for one in zip(*numbered, strict=True)]
+
+
+def require_regions(model: str, bags: Bags) -> None:
+    """Raise MismatchError when a model reads clusters and nothing was selected from them."""
+    if model in OF_CLUSTERS and bags.regions is None:
+        raise MismatchError(
+            f"{bags.archive.path}: model {model!r} reads selected patches with their clusters: select them first, "
+            "sf.slides.select(archive, out) or shazam-fast slides select, and give selection=out (--selection)"
+        )
 
 
 def find_patients(archive: FeatureArchive, table: Table | None) -> dict[str, str]:
@@ -180,82 +200,3 @@ def _distinct(pairs: Sequence[tuple[str, str]], where: str) -> dict[str, str]:
         if (other := patients.setdefault(slide, patient)) != patient:
             raise MismatchError(f"{where}: slide {slide!r} is of two patients, {other!r} and {patient!r}; correct it")
     return patients
-
-
-class Packs:
-    """Packs of chosen bags for training: other patches and another order in every epoch.
-
-    Args:
-        bags: the bags.
-        chosen: int64 [n], indices of the bags to take.
-        batch_size: bags per pack, on average.
-        patches: most patches of a bag in an epoch; of larger bags this many are drawn.
-
-    >>> import tempfile
-    >>> import shazam_fast as sf
-    >>> features = {"uni": np.ones((9, 4), np.float32)}
-    >>> path = sf.write_archive(f"{tempfile.mkdtemp()}/a", features, slides=["s1"] * 4 + ["s2"] * 3 + ["s3"] * 2)
-    >>> bags = make_bags(sf.open(path), "slide", {})
-    >>> packs = Packs(bags, np.arange(3), batch_size=2, patches=3)
-    >>> sorted(len(pack.rows) for pack in packs.epoch(np.random.default_rng(0), 0))
-    [3, 5]
-    """
-
-    def __init__(self, bags: Bags, chosen: NDArray[np.int64], batch_size: int, patches: int) -> None:
-        self._bags, self._chosen, self._patches = bags, chosen, patches
-        sizes = np.minimum(bags.sizes[chosen], patches)
-        if bags.draws is not None:
-            sizes = np.array([min(patches, max(map(len, bags.draws[bag]))) for bag in chosen.tolist()])
-        self.size = max(int(sizes.max()), int(np.ceil(batch_size * sizes.mean())))
-        self.places = SPARE_PLACES * batch_size
-
-    def epoch(self, rng: np.random.Generator, number: int) -> Iterator[Pack]:
-        """The packs of an epoch; each bag is in one of them. The next pack is gathered while one is used.
-
-        Args:
-            rng: draws the order of bags, and patches of large ones.
-            number: of the epoch, from 0; decides which selection of its rows a bag takes.
-        """
-        drawn = {bag: self._draw(bag, rng, number) for bag in rng.permutation(self._chosen).tolist()}
-        plan = _fit({bag: len(rows) for bag, rows in drawn.items()}, self.size, self.places)
-        with ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(self._gather, plan[0], drawn)
-            for following in [*plan[1:], None]:
-                pack = upcoming.result()
-                if following is not None:
-                    upcoming = pool.submit(self._gather, following, drawn)
-                yield pack
-
-    def _draw(self, bag: int, rng: np.random.Generator, number: int) -> NDArray[np.int64]:
-        draws = self._bags.draws
-        rows = self._bags.rows_of(bag) if draws is None else draws[bag][number % len(draws[bag])]
-        if len(rows) <= self._patches:
-            return rows
-        return rows[np.sort(rng.choice(len(rows), self._patches, replace=False, shuffle=False))]
-
-    def _gather(self, members: Sequence[int], drawn: Mapping[int, NDArray[np.int64]]) -> Pack:
-        archive = self._bags.archive
-        rows = np.concatenate([drawn[bag] for bag in members])
-        features = torch.zeros(self.size, archive.width)
-        archive.gather(rows, out=features[: len(rows)].numpy())
-        segments = torch.full((self.size,), self.places)
-        lengths = torch.tensor([len(drawn[bag]) for bag in members])
-        segments[: len(rows)] = torch.repeat_interleave(torch.arange(len(members)), lengths)
-        bags = np.full(self.places, -1, dtype=np.int64)
-        bags[: len(members)] = members
-        return Pack(features, segments, bags, rows)
-
-
-def _fit(sizes: Mapping[int, int], room: int, places: int) -> list[list[int]]:
-    """Bags in packs: each, in the order given, goes into the first pack that has room and a place for it."""
-    packs: list[list[int]] = []
-    left: list[int] = []
-    for bag, size in sizes.items():
-        fits = (i for i, free in enumerate(left) if free >= size and len(packs[i]) < places)
-        if (found := next(fits, None)) is None:
-            found = len(packs)
-            packs.append([])
-            left.append(room)
-        packs[found].append(bag)
-        left[found] -= size
-    return packs

@@ -23,7 +23,7 @@ from ..runtime.devices import choose_device, describe_device
 from ..runtime.files import unfinished_path, write_synced
 from ..runtime.jobs import PartDirectory, PartRecord, require_same_job, writing
 from ..runtime.locks import DirectoryLock, require_writable
-from .bags import Bags, find_patients, make_bags
+from .bags import Bags, find_patients, make_bags, require_regions
 from .cohort.folds import Fold, deal_folds
 from .cohort.metrics import Predictions, SlideMetrics, measure
 from .cohort.targets import Classes, ClassTargets, Source, Survival, Targets, assign_targets, read_targets, take
@@ -33,7 +33,7 @@ from .models.inference import predict
 from .models.pooling import SlideModel
 from .options import LOSSES, UNITS, FitOptions, SlideConfig, read_options
 from .scores import SlideScores
-from .selecting.selection import SelectionLike, selected_rows
+from .selecting.selection import SelectionLike, require_selection
 from .students import CARD, SlideStudent, encode_card, load, read_member
 
 logger = logging.getLogger("shazam_fast")
@@ -89,14 +89,15 @@ def train(
             is used; else every slide counts as a patient of its own.
         targets: a table with labels of slides or patients (see `sf.slides.Classes` for others), {slide: label}, or
             `sf.slides.Survival(...)`.
-        model: "mean", "max", "abmil", "gated_abmil", or "shazam_abmil", which fuses the teachers of every patch first.
+        model: "mean", "max", "abmil", "gated_abmil", "shazam_abmil", which fuses the teachers of every patch first, or
+            "fusecpath", which needs a selection; see `SlideConfig`.
         folds: number of folds, 3 or more.
         by: "slide", or "patient" to join the slides of a patient in one bag.
         loss: of survival: "nll" (discrete times) or "cox" (partial likelihood over the slides of a step).
         selection: train on selected patches alone, see `sf.slides.select`.
         out: directory for the student. After an interruption, run the same call again: finished folds are kept.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
-        options: `dim`, `depth`, `dropout` (see `SlideConfig`), and `epochs`, `batch_size`, `patches`, `lr`,
+        options: `dim`, `depth`, `dropout`, `top_k` (see `SlideConfig`), and `epochs`, `batch_size`, `patches`, `lr`,
             `weight_decay`, `patience`, `seed` (see `FitOptions`).
 
     Returns the student with metrics, predictions and history.
@@ -128,7 +129,8 @@ def train(
         require_writable(folder)
     wanted, table = read_targets(targets)
     archive = open_archive(archive)
-    bags = make_bags(archive, by, find_patients(archive, table), selected_rows(selection, archive))
+    bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
+    require_regions(model, bags)
     assigned = assign_targets(wanted, table, bags)
     task = "classification" if isinstance(assigned, ClassTargets) else f"survival_{loss}"
     classes = assigned.classes if isinstance(assigned, ClassTargets) else ()

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from ..errors import NonFiniteError
 from ..runtime.progress import Progress
 from ..training.feed import feature_statistics
-from .bags import Bags, Pack, Packs
+from .bags import Bags
 from .cohort.folds import Fold
 from .cohort.targets import SurvivalTargets, Targets, take
 from .losses import TaskLoss, time_cuts
 from .models.inference import predict
+from .models.packs import Pack, Packs
 from .models.pooling import SlideModel
 from .options import FitOptions, SlideConfig
 from .students import build_model
@@ -74,7 +75,7 @@ def _train(
     device, training = model.feature_mean.device, take(targets, fold.train)
     cuts = time_cuts(training) if isinstance(training, SurvivalTargets) else np.empty(0)
     loss = TaskLoss(task, targets, cuts, device)
-    packs = Packs(bags, fold.train, options.batch_size, options.patches)
+    packs = Packs(bags, fold.train, options.batch_size, options.patches, model.needs_regions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     history: list[dict[str, Any]] = []
     best, lowest, best_epoch = {}, math.inf, 0
@@ -111,7 +112,8 @@ def _step(
     """One step on a pack; its loss, summed over its slides. Divided by `batch_size`, all slides weigh the same."""
     device = model.feature_mean.device
     members = torch.from_numpy(pack.bags[pack.bags >= 0]).to(device)
-    outputs = model(pack.features.to(device), pack.segments.to(device), places + 1).outputs[: len(members)]
+    regions = None if pack.regions is None else pack.regions.to(device)
+    outputs = model(pack.features.to(device), pack.segments.to(device), places + 1, regions).outputs[: len(members)]
     summed = loss(outputs, members)
     value = summed.item()
     if not math.isfinite(value):

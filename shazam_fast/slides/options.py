@@ -11,9 +11,10 @@ from ..training.config import MOST_SEED
 
 TASKS = ("classification", "survival_nll", "survival_cox")
 LOSSES = ("nll", "cox")  # of survival
-MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil")
+MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil", "fusecpath")
+OF_CLUSTERS = ("fusecpath",)  # models that need the clusters of selected patches
 UNITS = ("slide", "patient")
-OF_SHAPE = ("dim", "depth", "dropout")  # fields of SlideConfig that a user sets for any model
+OF_SHAPE = ("dim", "depth", "dropout", "top_k")  # fields of SlideConfig that a user sets for any model
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class SlideConfig:
         teachers: name -> feature dim, in the order in which features lie side by side.
         task: "classification", "survival_nll" or "survival_cox".
         classes: class names in label order; none for survival.
-        model: "mean", "max", "abmil" (plain attention), "gated_abmil" or "shazam_abmil" (fusion first).
+        model: "mean", "max", "abmil" (plain attention), "gated_abmil", "shazam_abmil" (fusion first) or "fusecpath"
+            (attention within and across the clusters of selected patches).
         dim: width D of what is pooled.
-        depth: attention layers over a patch's tokens, of "shazam_abmil".
+        depth: attention layers over a patch's tokens, of "shazam_abmil"; within clusters, of "fusecpath".
         dropout: probability that a column of the pooled feature is left out in a training step.
+        top_k: patches, or clusters, that each one attends to, of "fusecpath".
 
     Raises ShazamError naming the first option that is out of range or unknown.
 
@@ -42,6 +45,7 @@ class SlideConfig:
     dim: int = 128
     depth: int = 1
     dropout: float = 0.25
+    top_k: int = 8
 
     def __post_init__(self) -> None:
         checked = {
@@ -52,6 +56,7 @@ class SlideConfig:
             "dim": require_count("dim", self.dim, 1, MOST_DIM),
             "depth": require_count("depth", self.depth, 1, MOST_DEPTH),
             "dropout": require_number("dropout", self.dropout, 0.0, 1.0),
+            "top_k": require_count("top_k", self.top_k),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -21,13 +21,13 @@ from ..runtime.jobs import PartDirectory, require_same_job, writing
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..scoring.parts import parquet_bytes
-from .bags import Bags, find_patients, make_bags
+from .bags import Bags, find_patients, make_bags, require_regions
 from .cohort.metrics import Predictions, SlideMetrics, measure
 from .cohort.targets import Classes, ClassTargets, Source, Survival, assign_targets, read_targets, take
 from .models.inference import walk
 from .options import UNITS
 from .scores import TABLE, SlideScores, join_scores, read_scores, score_group, scores_parquet
-from .selecting.selection import SelectionLike, selected_rows
+from .selecting.selection import SelectionLike, require_selection
 from .students import SlideStudent, load_student, require_teachers
 
 logger = logging.getLogger("shazam_fast")
@@ -81,7 +81,8 @@ def score(
         require_writable(folder)
     student, archive, place = load_student(student), open_archive(archive), choose_device(device)
     require_teachers(student, archive.teachers, archive.path)
-    bags = make_bags(archive, by, find_patients(archive, None), selected_rows(selection, archive))
+    bags = make_bags(archive, by, find_patients(archive, None), require_selection(selection, archive))
+    require_regions(student.config.model, bags)
     if folder is None:
         return _join_with_patches(list(_score(student, bags, np.arange(len(bags)), place)))
     job = {**archive.fingerprint, "student": _digest(student), "by": by, "selection": _digest_rows(bags)}
@@ -141,7 +142,8 @@ def evaluate(
         raise MismatchError(f"targets: {'classes' if student.config.classes else 'Survival(...)'} expected, as trained")
     if isinstance(wanted, Classes) and wanted.classes is None:
         wanted = replace(wanted, classes=student.config.classes)
-    bags = make_bags(archive, by, find_patients(archive, table), selected_rows(selection, archive))
+    bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
+    require_regions(student.config.model, bags)
     assigned = assign_targets(wanted, table, bags)
     chosen = np.flatnonzero(assigned.known)
     scores = join_scores(list(_score(student, bags, chosen, place)))

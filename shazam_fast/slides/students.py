@@ -22,6 +22,7 @@ from ..runtime.tensors import read_tensors, write_tensors
 from ..teachers.licences import find_licence
 from .losses import count_outputs
 from .models.abmil import ABMIL
+from .models.fusecpath import FuseCPath
 from .models.fusion import ShazamABMIL
 from .models.pooling import MaxPooling, MeanPooling, SlideModel
 from .options import SlideConfig
@@ -42,6 +43,8 @@ def build_model(config: SlideConfig) -> SlideModel:
         return MeanPooling(*shape)
     if config.model == "max":
         return MaxPooling(*shape)
+    if config.model == "fusecpath":
+        return FuseCPath(*shape, depth=config.depth, top_k=config.top_k)
     if config.model == "shazam_abmil":
         return ShazamABMIL(*shape, depth=config.depth)
     return ABMIL(*shape, gated=config.model == "gated_abmil")
@@ -106,6 +109,7 @@ class Shape(Record, frozen=True, kw_only=True):
     dim: Count
     depth: Count
     dropout: float
+    top_k: Count = SlideConfig.top_k
 
 
 class Card(Record, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ from cohorts import make_cohort
 
 import shazam_fast as sf
 from shazam_fast.errors import MismatchError
-from shazam_fast.slides.bags import Packs, find_patients, make_bags
+from shazam_fast.slides.bags import find_patients, make_bags
+from shazam_fast.slides.models.packs import Packs
 from shazam_fast.tables.reader import table_of_mapping
 
 

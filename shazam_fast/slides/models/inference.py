@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import NonFiniteError
 from ..bags import Bags
 from .pooling import PatchCodes, SlideModel, SlideOutput
+from .regions import Regions, measure_room, tabulate
 
 CHUNK_ROWS = 2048  # patches that are encoded at once
 GROUP_ROWS = 8192  # patches of slides that are pooled at once, more where one slide has more
@@ -60,7 +61,10 @@ def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], de
                 bags.archive.require_finite(batch.rows, batch.features)
                 raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
         places = torch.from_numpy(segments).to(device)
-        outputs = [model.read(_join(codes), places, len(numbers)) for model, codes in zip(models, chunks, strict=True)]
+        regions = _regions(bags, numbers).to(device) if models[0].needs_regions else None
+        outputs = [
+            model.read(_join(codes), places, len(numbers), regions) for model, codes in zip(models, chunks, strict=True)
+        ]
         yield Group(numbers, rows, segments, outputs)
 
 
@@ -80,6 +84,11 @@ def _group(sizes: NDArray[np.int64]) -> Iterator[slice]:
         rows += size
     if rows:
         yield slice(start, len(sizes))
+
+
+def _regions(bags: Bags, numbers: NDArray[np.int64]) -> Regions:
+    codes = [bags.regions_of(bag, bags.rows_of(bag)) for bag in numbers.tolist()]
+    return tabulate(codes, sum(map(len, codes)), len(numbers), measure_room(codes))
 
 
 def _join(codes: Sequence[PatchCodes]) -> PatchCodes:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...student.layers import Projection
+from .regions import Regions
 
 
 class PatchCodes(NamedTuple):
@@ -105,6 +106,7 @@ class SlideModel(nn.Module):
 
     feature_mean: Tensor
     feature_scale: Tensor
+    needs_regions = False  # whether `read` must be told the regions of the slides
 
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -117,33 +119,39 @@ class SlideModel(nn.Module):
         """What is pooled, and the scores, of features [P, sum of dims] as stored."""
         raise NotImplementedError
 
+    def mix(self, codes: PatchCodes, regions: Regions | None) -> PatchCodes:
+        """What patches become by those of their own slide; here nothing."""
+        return codes
+
     def pool(self, codes: PatchCodes, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Slide features [S, D] and the attention [P] of their patches."""
         attention = segment_softmax(codes.scores, segments, count)
         return segment_sum(attention[:, None] * codes.values, segments, count), attention
 
-    def read(self, codes: PatchCodes, segments: Tensor, count: int) -> SlideOutput:
+    def read(self, codes: PatchCodes, segments: Tensor, count: int, regions: Regions | None = None) -> SlideOutput:
         """Outputs of S slides whose patches are encoded already.
 
         Args:
             codes: of P patches.
             segments: int64 [P], in 0..S-1; every slide has a patch.
             count: number S of slides.
+            regions: of the patches, for models that need them.
         """
+        codes = self.mix(codes, regions)
         pooled, attention = self.pool(codes, segments, count)
         shares = None
         if codes.shares is not None:
             shares = segment_sum(attention[:, None] * codes.shares, segments, count)
         return SlideOutput(self.head(self.dropout(pooled)), attention, shares, codes.shares)
 
-    def forward(self, features: Tensor, segments: Tensor, count: int) -> SlideOutput:
+    def forward(self, features: Tensor, segments: Tensor, count: int, regions: Regions | None = None) -> SlideOutput:
         """Outputs of S slides.
 
         Args:
             features: [P, sum of dims], as stored (they are standardised here).
-            segments, count: as for `read`.
+            segments, count, regions: as for `read`.
         """
-        return self.read(self.encode(features), segments, count)
+        return self.read(self.encode(features), segments, count, regions)
 
 
 class MeanPooling(SlideModel):

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,7 +23,7 @@ from ...runtime.locks import DirectoryLock, require_writable
 from ...runtime.progress import Progress
 from ...runtime.tensors import read_tensors, write_tensors
 from ...training.config import MOST_SEED
-from ..bags import Bags, make_bags
+from ..bags import Bags, Selection, make_bags
 from .clustering import Views, cluster, draw, project_rows
 
 logger = logging.getLogger("shazam_fast")
@@ -32,23 +31,6 @@ logger = logging.getLogger("shazam_fast")
 FORMAT = "shazam_fast selection"
 MANIFEST = "selection.json"
 PART_SLIDES = 16  # slides whose selections are in one part
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Selected rows of every slide.
-
-    Attributes:
-        rows: slide -> its bags, each the row numbers of selected patches, int64, ascending.
-        features, slides: digests of the archive that they number the rows of.
-
-    >>> Selection({"s1": (np.array([0, 7]),)}, "", "").rows["s1"][0].tolist()
-    [0, 7]
-    """
-
-    rows: Mapping[str, Sequence[NDArray[np.int64]]]
-    features: str
-    slides: str
 
 
 SelectionLike = Selection | str | Path | None
@@ -117,8 +99,8 @@ def select(
     job = {**options, "features": content["features"], "slides": content["slides"]}
     if folder is None:
         with Progress("selecting", len(whole), "slides") as progress:
-            chosen = dict(zip(whole.names, _select(whole, range(len(whole)), options, progress), strict=True))
-        return Selection(chosen, content["features"], content["slides"])
+            found = _select(whole, range(len(whole)), options, progress)
+        return _by_slide(whole.names, found, content["features"], content["slides"])
     if not (folder / MANIFEST).exists():
         require_writable(folder)
         _select_parts(folder, whole, job, options)
@@ -127,9 +109,25 @@ def select(
     return open_selection(folder)
 
 
-def _select(
-    whole: Bags, slides: range, options: Mapping[str, int], progress: Progress
-) -> list[tuple[NDArray[np.int64], ...]]:
+class Chosen(NamedTuple):
+    """A bag of selected rows of one slide, ascending, and the cluster of each, int64 [n] both."""
+
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+
+
+def _by_slide(names: Sequence[str], found: Sequence[Sequence[Chosen]], features: str, slides: str) -> Selection:
+    """The selection of slides, of which `found` has the bags."""
+    return Selection(
+        {name: tuple(bag.rows for bag in bags) for name, bags in zip(names, found, strict=True)},
+        {name: tuple(bag.clusters for bag in bags) for name, bags in zip(names, found, strict=True)},
+        features,
+        slides,
+    )
+
+
+def _select(whole: Bags, slides: range, options: Mapping[str, int], progress: Progress) -> list[list[Chosen]]:
+    """The bags of some slides."""
     views = Views(whole.archive.teachers, options["seed"])
     found = []
     for slide in slides:
@@ -140,7 +138,8 @@ def _select(
         own = [options["seed"], xxhash.xxh3_64_intdigest(whole.names[slide].encode())]  # whatever the other slides are
         rng = np.random.default_rng(own)
         codes = cluster(points, options["clusters"], int(rng.integers(MOST_SEED)))
-        found.append(tuple(rows[draw(codes, options["per_cluster"], rng)] for _ in range(options["bags"])))
+        drawn = [draw(codes, options["per_cluster"], rng) for _ in range(options["bags"])]
+        found.append([Chosen(rows[one], codes[one]) for one in drawn])
         progress.advance(1, whole.names[slide])
     return found
 
@@ -165,8 +164,9 @@ def _select_parts(folder: Path, whole: Bags, job: dict[str, Any], options: Mappi
         for number in missing:
             bags = [bag for slide in _select(whole, ranges[number], options, progress) for bag in slide]
             tensors = {
-                "rows": torch.from_numpy(np.concatenate(bags)),
-                "bounds": torch.from_numpy(np.cumsum([0, *map(len, bags)])),
+                "rows": torch.from_numpy(np.concatenate([bag.rows for bag in bags])),
+                "clusters": torch.from_numpy(np.concatenate([bag.clusters for bag in bags])),
+                "bounds": torch.from_numpy(np.cumsum([0, *(len(bag.rows) for bag in bags)])),
             }
             unfinished = unfinished_path(parts.part_path(number))
             with writing(folder):
@@ -202,24 +202,22 @@ def open_selection(path: str | Path) -> Selection:
     """
     folder = require_path("selection", path)
     manifest = read_document(folder / MANIFEST, Manifest, format=FORMAT)
-    bags: list[NDArray[np.int64]] = []
+    bags: list[Chosen] = []
     for part in manifest.parts:
         tensors, _ = read_tensors(folder / part.file)
         if file_checksum(folder / part.file) != part.xxh3:
             raise ArchiveError(f"{folder / part.file}: checksum mismatch; copy all files again", "checksum")
         bounds = tensors["bounds"].tolist()
-        rows = tensors["rows"].numpy()
-        bags += [rows[start:stop] for start, stop in pairwise(bounds)]
+        rows, clusters = tensors["rows"].numpy(), tensors["clusters"].numpy()
+        bags += [Chosen(rows[start:stop], clusters[start:stop]) for start, stop in pairwise(bounds)]
     if len(bags) != len(manifest.slides) * manifest.bags:
         raise ArchiveError(f"{folder / MANIFEST}: {len(manifest.slides)} slides stated, the parts hold others")
-    by_slide = {name: bags[i * manifest.bags : (i + 1) * manifest.bags] for i, name in enumerate(manifest.slides)}
-    return Selection(by_slide, manifest.job["features"], manifest.job["slides"])
+    by_slide = [bags[i * manifest.bags : (i + 1) * manifest.bags] for i in range(len(manifest.slides))]
+    return _by_slide(manifest.slides, by_slide, manifest.job["features"], manifest.job["slides"])
 
 
-def selected_rows(
-    selection: SelectionLike, archive: FeatureArchive
-) -> Mapping[str, Sequence[NDArray[np.int64]]] | None:
-    """Slide -> its selected bags; None where nothing was selected.
+def require_selection(selection: SelectionLike, archive: FeatureArchive) -> Selection | None:
+    """The selection itself, or the one in a directory; None where nothing was selected.
 
     Raises MismatchError when the selection is of another archive; ArchiveError as `open_selection`.
     """
@@ -231,4 +229,4 @@ def selected_rows(
         raise MismatchError(
             f"{archive.path}: the selection is of other features or slides; select again from this archive"
         )
-    return found.rows
+    return found

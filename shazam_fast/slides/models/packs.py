@@ -1,0 +1,152 @@
+"""Packs: the patches of several bags for one training step.
+
+A pack has P patches of several bags, and says of each patch which bag it is of (packing of variable bags: PackMIL,
+arXiv 2509.20923). P, the number of places for bags and the sizes of the tables of regions are the same for all packs
+of a training; what bags leave empty is filled with zeros that belong to a place of their own.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..bags import Bags
+from .regions import Regions, Room, measure_room, tabulate
+
+SPARE_PLACES = 2  # a pack has places for this many times the slides that it is meant for
+
+
+class Pack(NamedTuple):
+    """Features of several bags.
+
+    Args:
+        features: float32 [P, width]; zeros where `segments` is the last place.
+        segments: int64 [P], which place each patch is in, 0..S.
+        bags: int64 [S], which bag is in each place, -1 for an empty one.
+        rows: int64 [p], rows of the archive, of the first p patches.
+        regions: of all patches, for models that need them.
+    """
+
+    features: Tensor
+    segments: Tensor
+    bags: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    regions: Regions | None
+
+
+class Packs:
+    """Packs of chosen bags for training: other patches and another order in every epoch.
+
+    Args:
+        bags: the bags.
+        chosen: int64 [n], indices of the bags to take.
+        batch_size: bags per pack, on average.
+        patches: most patches of a bag in an epoch; of larger bags this many are drawn.
+        regions: whether packs say which region each patch is of; the bags must have been selected.
+
+    >>> import tempfile
+    >>> import shazam_fast as sf
+    >>> from ..bags import make_bags
+    >>> features = {"uni": np.ones((9, 4), np.float32)}
+    >>> path = sf.write_archive(f"{tempfile.mkdtemp()}/a", features, slides=["s1"] * 4 + ["s2"] * 3 + ["s3"] * 2)
+    >>> bags = make_bags(sf.open(path), "slide", {})
+    >>> packs = Packs(bags, np.arange(3), batch_size=2, patches=3)
+    >>> sorted(len(pack.rows) for pack in packs.epoch(np.random.default_rng(0), 0))
+    [3, 5]
+    """
+
+    def __init__(
+        self, bags: Bags, chosen: NDArray[np.int64], batch_size: int, patches: int, regions: bool = False
+    ) -> None:
+        self._bags, self._chosen, self._patches = bags, chosen, patches
+        sizes = np.minimum(bags.sizes[chosen], patches)
+        if bags.draws is not None:
+            sizes = np.array([min(patches, max(map(len, bags.draws[bag]))) for bag in chosen.tolist()])
+        self.size = _capacity(sizes, batch_size)
+        self.places = SPARE_PLACES * batch_size
+        self._room = _room_for(bags, chosen, batch_size) if regions else None
+
+    def epoch(self, rng: np.random.Generator, number: int) -> Iterator[Pack]:
+        """The packs of an epoch; each bag is in one of them. The next pack is gathered while one is used.
+
+        Args:
+            rng: draws the order of bags, and patches of large ones.
+            number: of the epoch, from 0; decides which selection of its rows a bag takes.
+        """
+        drawn = {bag: self._draw(bag, rng, number) for bag in rng.permutation(self._chosen).tolist()}
+        plan = _fit(self._needs(drawn), (self.size, self._room.regions if self._room else 0), self.places)
+        with ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(self._gather, plan[0], drawn)
+            for following in [*plan[1:], None]:
+                pack = upcoming.result()
+                if following is not None:
+                    upcoming = pool.submit(self._gather, following, drawn)
+                yield pack
+
+    def _needs(self, drawn: Mapping[int, NDArray[np.int64]]) -> dict[int, tuple[int, int]]:
+        """Patches and regions of each bag's rows."""
+        if self._room is None:
+            return {bag: (len(rows), 0) for bag, rows in drawn.items()}
+        return {bag: (len(rows), len(np.unique(self._bags.regions_of(bag, rows)))) for bag, rows in drawn.items()}
+
+    def _draw(self, bag: int, rng: np.random.Generator, number: int) -> NDArray[np.int64]:
+        draws = self._bags.draws
+        rows = self._bags.rows_of(bag) if draws is None else draws[bag][number % len(draws[bag])]
+        if len(rows) <= self._patches:
+            return rows
+        return rows[np.sort(rng.choice(len(rows), self._patches, replace=False, shuffle=False))]
+
+    def _gather(self, members: Sequence[int], drawn: Mapping[int, NDArray[np.int64]]) -> Pack:
+        archive = self._bags.archive
+        rows = np.concatenate([drawn[bag] for bag in members])
+        features = torch.zeros(self.size, archive.width)
+        archive.gather(rows, out=features[: len(rows)].numpy())
+        segments = torch.full((self.size,), self.places)
+        lengths = torch.tensor([len(drawn[bag]) for bag in members])
+        segments[: len(rows)] = torch.repeat_interleave(torch.arange(len(members)), lengths)
+        bags = np.full(self.places, -1, dtype=np.int64)
+        bags[: len(members)] = members
+        regions = None
+        if self._room is not None:
+            codes = [self._bags.regions_of(bag, drawn[bag]) for bag in members]
+            regions = tabulate(codes, self.size, self.places + 1, self._room)
+        return Pack(features, segments, bags, rows, regions)
+
+
+def _capacity(sizes: NDArray[np.int64], batch_size: int) -> int:
+    """Room for the largest bag, and for `batch_size` bags of mean size."""
+    return max(int(sizes.max()), math.ceil(batch_size * float(sizes.mean())))
+
+
+def _room_for(bags: Bags, chosen: NDArray[np.int64], batch_size: int) -> Room:
+    """Sizes of the tables of regions that any pack needs."""
+    assert bags.draws is not None
+    rooms = [measure_room([bags.regions_of(bag, rows)]) for bag in chosen.tolist() for rows in bags.draws[bag]]
+    counts = np.array([room.regions for room in rooms])
+    return Room(_capacity(counts, batch_size), max(room.patches for room in rooms), int(counts.max()))
+
+
+def _fit(needs: Mapping[int, tuple[int, int]], room: tuple[int, int], places: int) -> list[list[int]]:
+    """Bags in packs: each, in the order given, goes into the first pack that has room and a place for it.
+
+    Args:
+        needs: patches and regions of each bag.
+        room: patches and regions of a pack.
+        places: bags of a pack.
+    """
+    packs: list[list[int]] = []
+    left: list[tuple[int, int]] = []
+    for bag, (patches, regions) in needs.items():
+        fits = (i for i, (p, r) in enumerate(left) if p >= patches and r >= regions and len(packs[i]) < places)
+        if (found := next(fits, None)) is None:
+            found = len(packs)
+            packs.append([])
+            left.append(room)
+        packs[found].append(bag)
+        left[found] = (left[found][0] - patches, left[found][1] - regions)
+    return packs
