@@ -11,7 +11,7 @@ import typer
 
 from ..slides.options import MODELS, OF_SHAPE, FitOptions, SlideConfig
 from .kinds import require_kind, require_place_for
-from .options import Device, Features, add_options, opens_features
+from .options import Device, Features, add_options, opens_features, parse_pairs
 from .printing import print_table, say
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ Observed = Annotated[
     str | None,
     typer.Option(help="Value of that column that means: the event was observed. Must be given.", show_default=False),
 ]
+SlideTeachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slide-teacher",
+        help="Features of a slide-level teacher (one .h5 file per slide); repeat for more. Or PATH of all of them. "
+        "slide_linear reads them; other models are distilled from them in training.",
+        metavar="NAME=PATH|PATH",
+        show_default=False,
+    ),
+]
 HELP = {
     "dim": "Width of what is pooled (D).",
     "depth": "Attention layers: over a patch's tokens, of shazam_abmil; within clusters, of fusecpath.",
@@ -42,6 +52,10 @@ HELP = {
     "lr": "Learning rate of AdamW.",
     "weight_decay": "Weight decay of AdamW.",
     "patience": "Stop after this many epochs without a smaller validation loss.",
+    "distillation": "Weight of distillation from --slide-teacher, 0 to 1; the rest is the task's.",
+    "temperature": "Temperature of distillation. Default: 3 for classes, 1 for survival.",
+    "kl": "student_teacher: KL(student || teacher), or teacher_student.",
+    "supervise_teachers": "Train the slide-level teachers' predictions on the task too.",
     "seed": "Random seed, also of the folds.",
 }
 
@@ -61,6 +75,15 @@ def _training_options() -> list[inspect.Parameter]:
                 )
             )
     return found
+
+
+def _slide_teachers(given: list[str] | None) -> Any:
+    """What --slide-teacher gives: one directory, or {teacher: directory}; None without it."""
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    return parse_pairs(given, "--slide-teacher")
 
 
 def _targets(features: Features, time: str | None, event: str | None, observed: str | None) -> tuple[Any, Features]:
@@ -115,6 +138,7 @@ def train(
     observed: Observed = None,
     loss: Annotated[str, typer.Option(help="Of survival: nll (discrete times) or cox.")] = "nll",
     selection: SelectionPath = None,
+    slide_teacher: SlideTeachers = None,
     device: Device = None,
 ) -> None:
     """Train a student of whole slides by cross-validation over patients. --labels holds their labels or times."""
@@ -124,7 +148,7 @@ def train(
     require_place_for(out, "slide student")
     result = run(
         features.open(), targets, model=model, folds=folds, by=by, loss=loss, selection=selection, out=out,
-        device=device, **options,
+        slide_teachers=_slide_teachers(slide_teacher), device=device, **options,
     )  # fmt: skip
     say(f"student in {out}: the mean of {folds} models, each tested on patients that it has not seen")
     print_slide_metrics(result.metrics)
@@ -140,6 +164,7 @@ def evaluate(
     event: Event = None,
     observed: Observed = None,
     selection: SelectionPath = None,
+    slide_teacher: SlideTeachers = None,
     device: Device = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.", show_default=False)] = None,
 ) -> None:
@@ -152,7 +177,10 @@ def evaluate(
     if out is not None:
         require_writable(out.absolute().parent)
     targets, features = _targets(features, time, event, observed)
-    metrics = run(student, features.open(), targets, by=by, selection=selection, device=device)
+    metrics = run(
+        student, features.open(), targets, by=by, selection=selection, slide_teachers=_slide_teachers(slide_teacher),
+        device=device,
+    )  # fmt: skip
     print_slide_metrics(metrics)
     if out is not None:
         write_durably(out, json.dumps(metrics.to_dict(), indent=1).encode())
@@ -166,6 +194,7 @@ def score(
     out: Annotated[Path, typer.Option(help="Directory for slides.parquet and the attention of every patch.")],
     by: By = "slide",
     selection: SelectionPath = None,
+    slide_teacher: SlideTeachers = None,
     device: Device = None,
 ) -> None:
     """Predict every slide, with the attention of its patches. Run the command again to resume it."""
@@ -174,7 +203,10 @@ def score(
 
     require_kind(student, "slide student")
     require_place_for(out, "slide scores")
-    scores = run(student, features.open(), out, by=by, selection=selection, device=device)
+    scores = run(
+        student, features.open(), out, by=by, selection=selection, slide_teachers=_slide_teachers(slide_teacher),
+        device=device,
+    )  # fmt: skip
     say(f"{len(scores):,} {by}s in {out / TABLE}; the attention of {int(scores.n_patches.sum()):,} patches beside it")
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ class Bags:
         bounds: int64 [n + 1]; bag i has rows[bounds[i]:bounds[i + 1]].
         draws: [n] selections of each bag's rows, of which a training epoch takes one; None: none was made.
         regions: int64 [P], the cluster that each row was selected from, numbered within its bag; None: none was made.
+        slide_teachers: name -> columns of each slide-level teacher.
+        slide_features: their features side by side, float32 [n, sum of columns], NaN where a teacher lacks a bag; None:
+            there are none.
     """
 
     archive: FeatureArchive
@@ -40,6 +43,8 @@ class Bags:
     bounds: NDArray[np.int64]
     draws: tuple[tuple[NDArray[np.int64], ...], ...] | None = None
     regions: NDArray[np.int64] | None = None
+    slide_teachers: Mapping[str, int] = field(default_factory=dict)
+    slide_features: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -34,6 +34,7 @@ from .models.pooling import SlideModel
 from .options import LOSSES, UNITS, FitOptions, SlideConfig, read_options
 from .scores import SlideScores
 from .selecting.selection import SelectionLike, require_selection
+from .slide_teachers.reading import SlideTeachersLike, add_slide_teachers, describe_slide_teachers, read_by
 from .students import CARD, SlideStudent, encode_card, load, read_member
 
 logger = logging.getLogger("shazam_fast")
@@ -78,6 +79,7 @@ def train(
     by: str = "slide",
     loss: str = "nll",
     selection: SelectionLike = None,
+    slide_teachers: SlideTeachersLike | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     **options: Any,
@@ -95,10 +97,13 @@ def train(
         by: "slide", or "patient" to join the slides of a patient in one bag.
         loss: of survival: "nll" (discrete times) or "cox" (partial likelihood over the slides of a step).
         selection: train on selected patches alone, see `sf.slides.select`.
+        slide_teachers: features of slide-level teachers: a directory of TRIDENT or AtlasPatch, or {teacher: directory}.
+            "slide_linear" reads them; other models are distilled from them (FuseCPath) and do without them afterwards.
         out: directory for the student. After an interruption, run the same call again: finished folds are kept.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
         options: `dim`, `depth`, `dropout`, `top_k` (see `SlideConfig`), and `epochs`, `batch_size`, `patches`, `lr`,
-            `weight_decay`, `patience`, `seed` (see `FitOptions`).
+            `weight_decay`, `patience`, `seed`, `distillation`, `temperature`, `kl`, `supervise_teachers` (see
+            `FitOptions`).
 
     Returns the student with metrics, predictions and history.
 
@@ -131,10 +136,11 @@ def train(
     archive = open_archive(archive)
     bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
     require_regions(model, bags)
+    bags = add_slide_teachers(bags, slide_teachers)
     assigned = assign_targets(wanted, table, bags)
     task = "classification" if isinstance(assigned, ClassTargets) else f"survival_{loss}"
     classes = assigned.classes if isinstance(assigned, ClassTargets) else ()
-    config = SlideConfig(archive.teachers, task, classes, model, **shape)
+    config = SlideConfig(archive.teachers, task, classes, model, **shape, slide_teachers=read_by(model, bags))
     work = _Work(bags, assigned, deal_folds(bags, assigned, folds, fitting.seed), config, fitting, place)
     if folder is None:
         return _finish(work, [_run_fold(work, number) for number in range(folds)])
@@ -174,6 +180,7 @@ class _Work:
             "targets": _digest(*columns),
             "folds": _digest(self.folds),
             "patches of slides": _digest(self.bags.rows, self.bags.bounds),
+            **describe_slide_teachers(self.bags),
             "device": describe_device(self.device),
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..runtime.progress import Progress
@@ -20,6 +21,7 @@ from .models.inference import predict
 from .models.packs import Pack, Packs
 from .models.pooling import SlideModel
 from .options import FitOptions, SlideConfig
+from .slide_teachers.distillation import Distiller, slide_statistics
 from .students import build_model
 
 logger = logging.getLogger("shazam_fast")
@@ -54,16 +56,26 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         model = build_model(config).to(device)
-        mean, scale = feature_statistics(bags.archive, _some_rows(bags, fold.train))
+        of_teachers = None if bags.slide_features is None else slide_statistics(bags.slide_features[fold.train])
+        if model.reads_patches:
+            mean, scale = feature_statistics(bags.archive, _some_rows(bags, fold.train))
+        else:
+            assert of_teachers is not None
+            mean, scale = of_teachers
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)
+        distiller = None
+        if of_teachers is not None and model.reads_patches and options.distillation > 0:
+            distiller = Distiller(bags.slide_teachers, model.head.in_features, config.task, options, of_teachers)
+            distiller.to(device)
         with Progress(name, options.epochs, "epochs") as progress:
-            history = _train(model, bags, targets, fold, config.task, options, progress)
+            history = _train(model, distiller, bags, targets, fold, config.task, options, progress)
     return model.cpu().eval(), history
 
 
 def _train(
     model: SlideModel,
+    distiller: Distiller | None,
     bags: Bags,
     targets: Targets,
     fold: Fold,
@@ -75,15 +87,16 @@ def _train(
     device, training = model.feature_mean.device, take(targets, fold.train)
     cuts = time_cuts(training) if isinstance(training, SurvivalTargets) else np.empty(0)
     loss = TaskLoss(task, targets, cuts, device)
-    packs = Packs(bags, fold.train, options.batch_size, options.patches, model.needs_regions)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    packs = Packs(bags, fold.train, options.batch_size, options.patches, model.needs_regions, model.reads_patches)
+    parameters = [*model.parameters(), *(distiller.parameters() if distiller else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
     history: list[dict[str, Any]] = []
     best, lowest, best_epoch = {}, math.inf, 0
     for epoch in range(options.epochs):
         started, total = time.monotonic(), 0.0
         model.train()
         for pack in packs.epoch(np.random.default_rng([options.seed, epoch]), epoch):
-            total += _step(model, optimizer, loss, pack, packs.places, options.batch_size, bags)
+            total += _step(model, distiller, optimizer, loss, pack, packs.places, options.batch_size, bags)
         outputs = predict([model.eval()], bags, fold.val, device)[0]
         val_loss = float(loss(outputs, torch.from_numpy(fold.val).to(device))) / len(fold.val)
         if not math.isfinite(val_loss):
@@ -102,6 +115,7 @@ def _train(
 
 def _step(
     model: SlideModel,
+    distiller: Distiller | None,
     optimizer: torch.optim.Optimizer,
     loss: TaskLoss,
     pack: Pack,
@@ -109,13 +123,18 @@ def _step(
     batch_size: int,
     bags: Bags,
 ) -> float:
-    """One step on a pack; its loss, summed over its slides. Divided by `batch_size`, all slides weigh the same."""
+    """One step on a pack; its task's loss, summed over its slides. Divided by `batch_size`, all weigh the same."""
     device = model.feature_mean.device
     members = torch.from_numpy(pack.bags[pack.bags >= 0]).to(device)
     regions = None if pack.regions is None else pack.regions.to(device)
-    outputs = model(pack.features.to(device), pack.segments.to(device), places + 1, regions).outputs[: len(members)]
+    of_slides = _slide_features(bags, pack.bags, places + 1, device)
+    read = model(pack.features.to(device), pack.segments.to(device), places + 1, regions, of_slides)
+    outputs = read.outputs[: len(members)]
     summed = loss(outputs, members)
     value = summed.item()
+    if distiller is not None:
+        assert of_slides is not None
+        summed = distiller(outputs, of_slides[: len(members)], model.head, loss, members)
     if not math.isfinite(value):
         bags.archive.require_finite(pack.rows, pack.features[: len(pack.rows)].numpy())
         raise NonFiniteError(f"{bags.archive.path}: the loss became {value}; give a smaller lr")
@@ -123,6 +142,15 @@ def _step(
     (summed / batch_size).backward()
     optimizer.step()
     return value
+
+
+def _slide_features(bags: Bags, members: NDArray[np.int64], count: int, device: torch.device) -> Tensor | None:
+    """Features of slide-level teachers of the bags in a pack's places, [count, W]; NaN in places without a bag."""
+    if bags.slide_features is None:
+        return None
+    found = np.full((count, bags.slide_features.shape[1]), np.nan, dtype=np.float32)
+    found[: len(members)][members >= 0] = bags.slide_features[members[members >= 0]]
+    return torch.from_numpy(found).to(device)
 
 
 def _some_rows(bags: Bags, chosen: NDArray[np.int64]) -> NDArray[np.int64]:

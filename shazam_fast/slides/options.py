@@ -1,18 +1,21 @@
 """Options of slide students and of their training. Imports no torch, for the command line."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import ShazamError
-from ..runtime.checks import require_choice, require_count, require_number
+from ..runtime.checks import require_choice, require_count, require_number, require_switch
 from ..student.config import MOST_DEPTH, MOST_DIM
 from ..training.config import MOST_SEED
 
 TASKS = ("classification", "survival_nll", "survival_cox")
 LOSSES = ("nll", "cox")  # of survival
-MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil", "fusecpath")
+MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil", "fusecpath", "slide_linear")
 OF_CLUSTERS = ("fusecpath",)  # models that need the clusters of selected patches
+OF_SLIDE_TEACHERS = ("slide_linear",)  # models that read slide-level teachers, and no patch
+DIRECTIONS = ("student_teacher", "teacher_student")  # of the KL divergence
 UNITS = ("slide", "patient")
 OF_SHAPE = ("dim", "depth", "dropout", "top_k")  # fields of SlideConfig that a user sets for any model
 
@@ -25,12 +28,14 @@ class SlideConfig:
         teachers: name -> feature dim, in the order in which features lie side by side.
         task: "classification", "survival_nll" or "survival_cox".
         classes: class names in label order; none for survival.
-        model: "mean", "max", "abmil" (plain attention), "gated_abmil", "shazam_abmil" (fusion first) or "fusecpath"
-            (attention within and across the clusters of selected patches).
+        model: "mean", "max", "abmil" (plain attention), "gated_abmil", "shazam_abmil" (fusion first), "fusecpath"
+            (attention within and across the clusters of selected patches) or "slide_linear" (linear on the features of
+            slide-level teachers, one or several side by side).
         dim: width D of what is pooled.
         depth: attention layers over a patch's tokens, of "shazam_abmil"; within clusters, of "fusecpath".
         dropout: probability that a column of the pooled feature is left out in a training step.
         top_k: patches, or clusters, that each one attends to, of "fusecpath".
+        slide_teachers: name -> feature dim of slide-level teachers, of "slide_linear" alone.
 
     Raises ShazamError naming the first option that is out of range or unknown.
 
@@ -46,6 +51,7 @@ class SlideConfig:
     depth: int = 1
     dropout: float = 0.25
     top_k: int = 8
+    slide_teachers: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checked = {
@@ -57,6 +63,7 @@ class SlideConfig:
             "depth": require_count("depth", self.depth, 1, MOST_DEPTH),
             "dropout": require_number("dropout", self.dropout, 0.0, 1.0),
             "top_k": require_count("top_k", self.top_k),
+            "slide_teachers": dict(self.slide_teachers),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -75,6 +82,10 @@ class FitOptions:
             Validation and test read all patches.
         lr, weight_decay: learning rate (> 0) and weight decay (>= 0) of AdamW.
         patience: stop after this many epochs without a smaller validation loss.
+        distillation: weight a of distillation from slide-level teachers, 0 to 1, where there are any; the task has 1-a.
+        temperature: tau of distillation; by default 3 for classes, 1 for survival.
+        kl: "student_teacher" for KL(student || teacher), the paper's, or "teacher_student", the released code's.
+        supervise_teachers: whether the slide-level teachers' predictions are trained on the task too.
         seed: random seed, 0 or more, also of the folds; the same seed on the same device gives the same bits.
 
     Raises ShazamError naming the first option that is out of range.
@@ -89,6 +100,10 @@ class FitOptions:
     lr: float = 1e-3
     weight_decay: float = 1e-3
     patience: int = 30
+    distillation: float = 0.5
+    temperature: float | None = None
+    kl: str = "student_teacher"
+    supervise_teachers: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,8 +113,13 @@ class FitOptions:
             "patches": require_count("patches", self.patches),
             "lr": require_number("lr", self.lr, above=0.0),
             "weight_decay": require_number("weight_decay", self.weight_decay, 0.0),
+            "distillation": require_number("distillation", self.distillation, 0.0, math.nextafter(1.0, 2.0)),
+            "kl": require_choice("kl", self.kl, DIRECTIONS),
+            "supervise_teachers": require_switch("supervise_teachers", self.supervise_teachers),
             "seed": require_count("seed", self.seed, 0, MOST_SEED),
         }
+        if self.temperature is not None:
+            checked["temperature"] = require_number("temperature", self.temperature, above=0.0)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -28,7 +28,8 @@ from .models.inference import walk
 from .options import UNITS
 from .scores import TABLE, SlideScores, join_scores, read_scores, score_group, scores_parquet
 from .selecting.selection import SelectionLike, require_selection
-from .students import SlideStudent, load_student, require_teachers
+from .slide_teachers.reading import SlideTeachersLike, add_slide_teachers, describe_slide_teachers
+from .students import SlideStudent, load_student, require_slide_teachers, require_teachers
 
 logger = logging.getLogger("shazam_fast")
 
@@ -43,6 +44,7 @@ def score(
     *,
     by: str = "slide",
     selection: SelectionLike = None,
+    slide_teachers: SlideTeachersLike | None = None,
     device: str | None = None,
 ) -> SlideScores:
     """Predict every slide (or patient) of an archive, with the attention of its patches.
@@ -55,6 +57,7 @@ def score(
             parts are kept. Without `out` both are kept in memory.
         by: "slide", or "patient" to join the slides of a patient (the archive's groups).
         selection: score selected patches alone, see `sf.slides.select`; all by default.
+        slide_teachers: as for `sf.slides.train`, for a student that reads them.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
 
     Returns the scores; with `out` their `patches` are None and lie in its parts.
@@ -83,9 +86,12 @@ def score(
     require_teachers(student, archive.teachers, archive.path)
     bags = make_bags(archive, by, find_patients(archive, None), require_selection(selection, archive))
     require_regions(student.config.model, bags)
+    bags = add_slide_teachers(bags, slide_teachers)
+    require_slide_teachers(student, bags)
     if folder is None:
         return _join_with_patches(list(_score(student, bags, np.arange(len(bags)), place)))
     job = {**archive.fingerprint, "student": _digest(student), "by": by, "selection": _digest_rows(bags)}
+    job |= describe_slide_teachers(bags)
     del job["labels"], job["splits"]
     ranges = _part_ranges(bags)
     parts = PartDirectory(
@@ -108,6 +114,7 @@ def evaluate(
     *,
     by: str = "slide",
     selection: SelectionLike = None,
+    slide_teachers: SlideTeachersLike | None = None,
     device: str | None = None,
 ) -> SlideMetrics:
     """Metrics of a student on slides that it was not trained on, with intervals by bootstrap over patients.
@@ -116,7 +123,7 @@ def evaluate(
         student: a slide's student or where it was saved.
         archive: an archive or its path.
         targets: as for `sf.slides.train`; slides without a target are left out.
-        by, selection, device: as for `sf.slides.score`.
+        by, selection, slide_teachers, device: as for `sf.slides.score`.
 
     Returns the metrics. The constant predictor is the student's training record's.
 
@@ -144,6 +151,8 @@ def evaluate(
         wanted = replace(wanted, classes=student.config.classes)
     bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
     require_regions(student.config.model, bags)
+    bags = add_slide_teachers(bags, slide_teachers)
+    require_slide_teachers(student, bags)
     assigned = assign_targets(wanted, table, bags)
     chosen = np.flatnonzero(assigned.known)
     scores = join_scores(list(_score(student, bags, chosen, place)))

@@ -20,11 +20,13 @@ from ..runtime.files import file_checksum, write_durably
 from ..runtime.jobs import Part
 from ..runtime.tensors import read_tensors, write_tensors
 from ..teachers.licences import find_licence
+from .bags import Bags
 from .losses import count_outputs
 from .models.abmil import ABMIL
 from .models.fusecpath import FuseCPath
 from .models.fusion import ShazamABMIL
 from .models.pooling import MaxPooling, MeanPooling, SlideModel
+from .models.slide_linear import SlideLinear
 from .options import SlideConfig
 
 FORMAT = "shazam_fast slide student"
@@ -38,6 +40,8 @@ def build_model(config: SlideConfig) -> SlideModel:
     'MaxPooling'
     """
     dims, outputs = list(config.teachers.values()), count_outputs(config.task, len(config.classes))
+    if config.model == "slide_linear":
+        return SlideLinear(list(config.slide_teachers.values()), outputs, config.dropout)
     shape = (dims, config.dim, outputs, config.dropout)
     if config.model == "mean":
         return MeanPooling(*shape)
@@ -110,6 +114,7 @@ class Shape(Record, frozen=True, kw_only=True):
     depth: Count
     dropout: float
     top_k: Count = SlideConfig.top_k
+    slide_teachers: dict[Name, Count] = msgspec.field(default_factory=dict)
 
 
 class Card(Record, frozen=True, kw_only=True):
@@ -217,4 +222,14 @@ def require_teachers(student: SlideStudent, teachers: Mapping[str, int], where: 
         raise MismatchError(
             f"{where}: the student's teachers {wanted} expected, in this order, found {dict(teachers)}; open it with "
             f"teachers={list(wanted)}"
+        )
+
+
+def require_slide_teachers(student: SlideStudent, bags: Bags) -> None:
+    """Raise MismatchError unless the bags have the slide-level teachers that the student reads, in its order."""
+    wanted = dict(student.config.slide_teachers)
+    if wanted and list(wanted.items()) != list(bags.slide_teachers.items()):
+        raise MismatchError(
+            f"slide_teachers: the student's {wanted} expected, in this order, found "
+            f"{dict(bags.slide_teachers) or 'none'}; give slide_teachers={{name: directory}} (--slide-teacher)"
         )

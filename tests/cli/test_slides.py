@@ -39,6 +39,27 @@ def test_from_selection_to_scores(place, monkeypatch):
     assert len(sf.slides.open_scores(place / "scored")) == 18
 
 
+def test_slide_level_teachers(place, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.chdir(place)
+    folder = place / "slide_features_titan"
+    folder.mkdir()
+    for i in range(18):
+        with h5py.File(folder / f"s{i:03d}.h5", "w") as file:
+            file["features"] = [float(i), 1.0]
+    wanted = ("slides", "train", "archive", "--labels", "labels.csv", *QUICK)
+    run = call(*wanted, "--model", "slide_linear", "--out", "linear")
+    assert "give slide_teachers={name: directory} (--slide-teacher)" in run.stderr
+    given = ("--slide-teacher", "titan=slide_features_titan")
+    run = call(*wanted, *given, "--model", "slide_linear", "--out", "linear")
+    assert run.returncode == 0, run.stderr
+    run = call("slides", "score", "linear", "archive", "--out", "linear-scores", *given, "--device", "cpu")
+    assert run.returncode == 0, run.stderr
+    run = call(*wanted, "--slide-teacher", ".", "--kl", "teacher_student", "--out", "distilled")
+    assert run.returncode == 0, run.stderr
+    assert "distillation" in sf.slides.load(place / "distilled").training_record["job"]
+
+
 def test_survival(place, monkeypatch):
     monkeypatch.chdir(place)
     columns = ("--time", "months", "--event", "dead")

@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from shazam_fast.slides.models.pooling import segment_max, segment_softmax, segment_sum
-from shazam_fast.slides.options import MODELS, OF_CLUSTERS, SlideConfig
+from shazam_fast.slides.options import MODELS, OF_CLUSTERS, OF_SLIDE_TEACHERS, SlideConfig
 from shazam_fast.slides.students import build_model
 
 TEACHERS = {"uni": 5, "virchow2": 7, "gigapath": 3}
-ALONE = [name for name in MODELS if name not in OF_CLUSTERS]  # patches do not change each other
+ALONE = [name for name in MODELS if name not in (*OF_CLUSTERS, *OF_SLIDE_TEACHERS)]  # each patch by itself
 SIZES = [1, 13, 2, 31, 1, 6]
 
 

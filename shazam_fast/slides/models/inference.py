@@ -52,20 +52,32 @@ def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], de
         numbers = chosen[members]
         rows = np.concatenate([bags.rows_of(bag) for bag in numbers.tolist()])
         segments = np.repeat(np.arange(len(numbers)), bags.sizes[numbers])
-        chunks: list[list[PatchCodes]] = [[] for _ in models]
-        for batch in bags.archive.stream(rows, CHUNK_ROWS):
-            features = torch.from_numpy(batch.features).to(device)
-            for model, codes in zip(models, chunks, strict=True):
-                codes.append(model.encode(features))
-            if not torch.isfinite(chunks[0][-1].values).all():
-                bags.archive.require_finite(batch.rows, batch.features)
-                raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
+        encoded = _encode(models, bags, rows, device)
         places = torch.from_numpy(segments).to(device)
         regions = _regions(bags, numbers).to(device) if models[0].needs_regions else None
+        of_slides = None if bags.slide_features is None else torch.from_numpy(bags.slide_features[numbers]).to(device)
         outputs = [
-            model.read(_join(codes), places, len(numbers), regions) for model, codes in zip(models, chunks, strict=True)
+            model.read(codes, places, len(numbers), regions, of_slides)
+            for model, codes in zip(models, encoded, strict=True)
         ]
         yield Group(numbers, rows, segments, outputs)
+
+
+def _encode(
+    models: Sequence[SlideModel], bags: Bags, rows: NDArray[np.int64], device: torch.device
+) -> list[PatchCodes]:
+    """What each model makes of patches, read chunk by chunk."""
+    if not models[0].reads_patches:
+        return [model.encode(torch.empty(len(rows), 0, device=device)) for model in models]
+    chunks: list[list[PatchCodes]] = [[] for _ in models]
+    for batch in bags.archive.stream(rows, CHUNK_ROWS):
+        features = torch.from_numpy(batch.features).to(device)
+        for model, codes in zip(models, chunks, strict=True):
+            codes.append(model.encode(features))
+        if not torch.isfinite(chunks[0][-1].values).all():
+            bags.archive.require_finite(batch.rows, batch.features)
+            raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
+    return [_join(codes) for codes in chunks]
 
 
 def predict(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], device: torch.device) -> list[Tensor]:

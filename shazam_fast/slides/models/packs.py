@@ -48,6 +48,7 @@ class Packs:
         batch_size: bags per pack, on average.
         patches: most patches of a bag in an epoch; of larger bags this many are drawn.
         regions: whether packs say which region each patch is of; the bags must have been selected.
+        read: whether features are read; else packs have no columns.
 
     >>> import tempfile
     >>> import shazam_fast as sf
@@ -61,12 +62,19 @@ class Packs:
     """
 
     def __init__(
-        self, bags: Bags, chosen: NDArray[np.int64], batch_size: int, patches: int, regions: bool = False
+        self,
+        bags: Bags,
+        chosen: NDArray[np.int64],
+        batch_size: int,
+        patches: int,
+        regions: bool = False,
+        read: bool = True,
     ) -> None:
         self._bags, self._chosen, self._patches = bags, chosen, patches
         sizes = np.minimum(bags.sizes[chosen], patches)
         if bags.draws is not None:
             sizes = np.array([min(patches, max(map(len, bags.draws[bag]))) for bag in chosen.tolist()])
+        self._width = bags.archive.width if read else 0
         self.size = _capacity(sizes, batch_size)
         self.places = SPARE_PLACES * batch_size
         self._room = _room_for(bags, chosen, batch_size) if regions else None
@@ -102,10 +110,10 @@ class Packs:
         return rows[np.sort(rng.choice(len(rows), self._patches, replace=False, shuffle=False))]
 
     def _gather(self, members: Sequence[int], drawn: Mapping[int, NDArray[np.int64]]) -> Pack:
-        archive = self._bags.archive
         rows = np.concatenate([drawn[bag] for bag in members])
-        features = torch.zeros(self.size, archive.width)
-        archive.gather(rows, out=features[: len(rows)].numpy())
+        features = torch.zeros(self.size, self._width)
+        if self._width:
+            self._bags.archive.gather(rows, out=features[: len(rows)].numpy())
         segments = torch.full((self.size,), self.places)
         lengths = torch.tensor([len(drawn[bag]) for bag in members])
         segments[: len(rows)] = torch.repeat_interleave(torch.arange(len(members)), lengths)

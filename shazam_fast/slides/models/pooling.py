@@ -107,6 +107,7 @@ class SlideModel(nn.Module):
     feature_mean: Tensor
     feature_scale: Tensor
     needs_regions = False  # whether `read` must be told the regions of the slides
+    reads_patches = True  # whether features of patches are looked at
 
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -128,7 +129,14 @@ class SlideModel(nn.Module):
         attention = segment_softmax(codes.scores, segments, count)
         return segment_sum(attention[:, None] * codes.values, segments, count), attention
 
-    def read(self, codes: PatchCodes, segments: Tensor, count: int, regions: Regions | None = None) -> SlideOutput:
+    def read(
+        self,
+        codes: PatchCodes,
+        segments: Tensor,
+        count: int,
+        regions: Regions | None = None,
+        slide_features: Tensor | None = None,
+    ) -> SlideOutput:
         """Outputs of S slides whose patches are encoded already.
 
         Args:
@@ -136,6 +144,7 @@ class SlideModel(nn.Module):
             segments: int64 [P], in 0..S-1; every slide has a patch.
             count: number S of slides.
             regions: of the patches, for models that need them.
+            slide_features: of slide-level teachers, [S, W], NaN where one lacks a slide, for models that read them.
         """
         codes = self.mix(codes, regions)
         pooled, attention = self.pool(codes, segments, count)
@@ -144,14 +153,21 @@ class SlideModel(nn.Module):
             shares = segment_sum(attention[:, None] * codes.shares, segments, count)
         return SlideOutput(self.head(self.dropout(pooled)), attention, shares, codes.shares)
 
-    def forward(self, features: Tensor, segments: Tensor, count: int, regions: Regions | None = None) -> SlideOutput:
+    def forward(
+        self,
+        features: Tensor,
+        segments: Tensor,
+        count: int,
+        regions: Regions | None = None,
+        slide_features: Tensor | None = None,
+    ) -> SlideOutput:
         """Outputs of S slides.
 
         Args:
             features: [P, sum of dims], as stored (they are standardised here).
-            segments, count, regions: as for `read`.
+            segments, count, regions, slide_features: as for `read`.
         """
-        return self.read(self.encode(features), segments, count, regions)
+        return self.read(self.encode(features), segments, count, regions, slide_features)
 
 
 class MeanPooling(SlideModel):
