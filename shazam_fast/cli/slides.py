@@ -25,11 +25,11 @@ SelectionPath = Annotated[
     Path | None,
     typer.Option("--selection", help="Directory of selected patches; others are not read.", show_default=False),
 ]
-Time = Annotated[str | None, typer.Option(help="Column of survival times in --labels.", show_default=False)]
-Event = Annotated[str | None, typer.Option(help="Column that says whether the event was observed.", show_default=False)]
-Observed = Annotated[
+Folds = Annotated[str, typer.Option(help="Number of folds of patients, or the column of --labels that holds them.")]
+Loss = Annotated[str, typer.Option(help="Of survival: nll (discrete times) or cox.")]
+Sites = Annotated[
     str | None,
-    typer.Option(help="Value of that column that means: the event was observed. Must be given.", show_default=False),
+    typer.Option(help="Column of --labels with each slide's site; its patients stay in one fold.", show_default=False),
 ]
 SlideTeachers = Annotated[
     list[str] | None,
@@ -41,6 +41,22 @@ SlideTeachers = Annotated[
         show_default=False,
     ),
 ]
+Protocol = Annotated[
+    str,
+    typer.Option(help="held_out, or reported_folds: the tested fold chooses the epoch, which makes metrics too good."),
+]
+TARGETS = {  # option -> its type, help and default
+    "target": (
+        list[str] | None,
+        "Column of classes in --labels; repeat for columns predicted together.",
+        None,
+    ),
+    "value": (list[str] | None, "Column of numbers in --labels, such as a gene's expression. Repeat for more.", None),
+    "log2": (bool, "With --value: take log2(value + 1).", False),
+    "time": (str | None, "Column of survival times in --labels.", None),
+    "event": (str | None, "Column that says whether the event was observed.", None),
+    "observed": (str | None, "Value of that column that means: the event was observed. Must be given.", None),
+}
 HELP = {
     "dim": "Width of what is pooled (D).",
     "depth": "Attention layers: over a patch's tokens, of shazam_abmil; within clusters, of fusecpath.",
@@ -86,22 +102,46 @@ def _slide_teachers(given: list[str] | None) -> Any:
     return parse_pairs(given, "--slide-teacher")
 
 
-def _targets(features: Features, time: str | None, event: str | None, observed: str | None) -> tuple[Any, Features]:
+def _target_options() -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default,
+            annotation=Annotated[kind, typer.Option(f"--{name}", help=text, show_default=False)],
+        )
+        for name, (kind, text, default) in TARGETS.items()
+    ]  # fmt: skip
+
+
+takes_targets = add_options(_target_options(), "asked", dict)
+
+
+def _read_targets(features: Features, asked: Mapping[str, Any]) -> tuple[Any, Features]:
     """The targets that --labels and its columns name, and the features without them."""
-    from ..slides.cohort.targets import Classes, Survival
+    from ..slides.cohort.requests import Classes, Regression, Survival
 
     given = dict(features.given)
     source, column = given.pop("labels", None), given.pop("label_column", None)
     if source is None:
         raise typer.BadParameter("--labels is missing: the CSV of slides (or patients) and their labels")
     rest = Features(features.source, given)
-    if time is None and event is None and observed is None:
+    survival = [asked[name] for name in ("time", "event", "observed")]
+    kinds = {
+        "--label-column": column is not None, "--target": bool(asked["target"]), "--value": bool(asked["value"]),
+        "--time, --event and --observed": any(one is not None for one in survival),
+    }  # fmt: skip
+    if len(chosen := [name for name, is_given in kinds.items() if is_given]) > 1:
+        raise typer.BadParameter(f"give {chosen[0]} or {chosen[1]}, not both: a model has one kind of target")
+    if asked["log2"] and not asked["value"]:
+        raise typer.BadParameter("--log2 is for numbers; give their columns: --value")
+    if asked["target"]:
+        return Classes(source, asked["target"]), rest
+    if asked["value"]:
+        return Regression(source, asked["value"], log2=asked["log2"]), rest
+    if all(one is None for one in survival):
         return Classes(source, column), rest
-    if time is None or event is None or observed is None:
+    if any(one is None for one in survival):
         raise typer.BadParameter("give --time, --event and --observed together")
-    if column is not None:
-        raise typer.BadParameter("give --label-column for classes, or --time, --event and --observed, not both")
-    return Survival(source, time, event, observed), rest
+    return Survival(source, *survival), rest
 
 
 @slides.command()
@@ -125,18 +165,19 @@ def select(
 
 @slides.command()
 @opens_features(seeded=True)
+@takes_targets
 @add_options(_training_options(), "options", dict)
 def train(
     features: Features,
+    asked: Mapping[str, Any],
     options: Mapping[str, Any],
     out: Annotated[Path, typer.Option(help="Directory for the student. Run the command again to resume it.")],
     model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}.")] = SlideConfig.model,
-    folds: Annotated[int, typer.Option(help="Folds of patients: one tests, the next chooses the epoch.")] = 5,
+    folds: Folds = "5",
     by: By = "slide",
-    time: Time = None,
-    event: Event = None,
-    observed: Observed = None,
-    loss: Annotated[str, typer.Option(help="Of survival: nll (discrete times) or cox.")] = "nll",
+    loss: Loss = "nll",
+    sites: Sites = None,
+    protocol: Protocol = "held_out",
     selection: SelectionPath = None,
     slide_teacher: SlideTeachers = None,
     device: Device = None,
@@ -144,25 +185,26 @@ def train(
     """Train a student of whole slides by cross-validation over patients. --labels holds their labels or times."""
     from ..slides.crossvalidation import train as run
 
-    targets, features = _targets(features, time, event, observed)
+    targets, features = _read_targets(features, asked)
     require_place_for(out, "slide student")
     result = run(
-        features.open(), targets, model=model, folds=folds, by=by, loss=loss, selection=selection, out=out,
-        slide_teachers=_slide_teachers(slide_teacher), device=device, **options,
+        features.open(), targets, model=model, folds=_read_folds(folds), by=by, loss=loss, sites=sites,
+        protocol=protocol, selection=selection, slide_teachers=_slide_teachers(slide_teacher), out=out, device=device,
+        **options,
     )  # fmt: skip
-    say(f"student in {out}: the mean of {folds} models, each tested on patients that it has not seen")
+    models = len(result.student.models)
+    say(f"student in {out}: the mean of {models} models, each tested on patients that it was not trained on")
     print_slide_metrics(result.metrics)
 
 
 @slides.command()
 @opens_features()
+@takes_targets
 def evaluate(
     student: SlideStudentPath,
     features: Features,
+    asked: Mapping[str, Any],
     by: By = "slide",
-    time: Time = None,
-    event: Event = None,
-    observed: Observed = None,
     selection: SelectionPath = None,
     slide_teacher: SlideTeachers = None,
     device: Device = None,
@@ -176,7 +218,7 @@ def evaluate(
     require_kind(student, "slide student")
     if out is not None:
         require_writable(out.absolute().parent)
-    targets, features = _targets(features, time, event, observed)
+    targets, features = _read_targets(features, asked)
     metrics = run(
         student, features.open(), targets, by=by, selection=selection, slide_teachers=_slide_teachers(slide_teacher),
         device=device,
@@ -210,11 +252,19 @@ def score(
     say(f"{len(scores):,} {by}s in {out / TABLE}; the attention of {int(scores.n_patches.sum()):,} patches beside it")
 
 
+def _read_folds(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 def print_slide_metrics(metrics: "SlideMetrics") -> None:
     """Print each metric with its interval, beside the constant predictor's."""
+    from ..slides.cohort.metrics import SELECTED
+
     rows = [
         (name, f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}", f"{metrics.constant[name]:.3f}")
         for name, found in metrics.values.items()
     ]
     title = f"{metrics.n_slides:,} slides or patients' bags of {metrics.n_patients:,} patients"
     print_table(["metric", "value", "95% interval", "constant predictor"], rows, title)
+    if metrics.selected_on_reported:
+        say(SELECTED)

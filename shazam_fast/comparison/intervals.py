@@ -55,7 +55,7 @@ def bootstrap_metrics(
     accuracy: dict[str, NDArray[np.float64]] = {}
     f1: dict[str, NDArray[np.float64]] = {}
     for method, splits in tallies.items():
-        scores = [_weighted_scores(_count(tally, names, n_classes), weights, n_classes) for tally in splits]
+        scores = [weighted_scores(_count(tally, names, n_classes), weights, n_classes) for tally in splits]
         accuracy[method] = np.nanmean([score[0] for score in scores], axis=0)
         f1[method] = np.nanmean([score[1] for score in scores], axis=0)
     return accuracy, f1
@@ -89,7 +89,7 @@ def _count(tally: Tally, names: NDArray[np.int64], C: int) -> NDArray[np.float64
     return np.bincount(cell, minlength=len(names) * C * C).reshape(len(names), C * C).astype(np.float64)
 
 
-def _weighted_scores(
+def weighted_scores(
     counts: NDArray[np.float64], weights: NDArray[np.float64], C: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Balanced accuracy and weighted F1 [draws] of confusion counts [groups, C * C] under weights [draws, groups]."""

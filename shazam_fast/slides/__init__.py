@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .bags import Selection as Selection
     from .cohort.metrics import SlideMetrics as SlideMetrics
-    from .cohort.targets import Classes as Classes
-    from .cohort.targets import Survival as Survival
+    from .cohort.requests import Classes as Classes
+    from .cohort.requests import Regression as Regression
+    from .cohort.requests import Survival as Survival
     from .crossvalidation import SlideTraining as SlideTraining
     from .crossvalidation import train as train
     from .scores import SlideScores as SlideScores
@@ -34,7 +35,7 @@ _HOMES = {
     "scoring": ("evaluate", "score"),
     "selecting.selection": ("open_selection", "select"),
     "students": ("SlideStudent", "load"),
-    "cohort.targets": ("Classes", "Survival"),
+    "cohort.requests": ("Classes", "Regression", "Survival"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -12,30 +12,29 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from safetensors.torch import save
 
 from .. import __version__
-from ..archive.opening import ArchiveLike, open_archive
-from ..runtime.checks import require_choice, require_count, require_path
-from ..runtime.devices import choose_device, describe_device
+from ..archive.opening import ArchiveLike
+from ..runtime.checks import require_path
+from ..runtime.devices import describe_device
 from ..runtime.files import unfinished_path, write_synced
 from ..runtime.jobs import PartDirectory, PartRecord, require_same_job, writing
 from ..runtime.locks import DirectoryLock, require_writable
-from .bags import Bags, find_patients, make_bags, require_regions
-from .cohort.folds import Fold, deal_folds
-from .cohort.metrics import Predictions, SlideMetrics, measure
-from .cohort.targets import Classes, ClassTargets, Source, Survival, Targets, assign_targets, read_targets, take
+from .cohort.metrics import Drawn, Predictions, SlideMetrics, measure
+from .cohort.requests import Request, Source
+from .cohort.targets import Targets, take
 from .fitting import fit
 from .losses import read_outputs
 from .models.inference import predict
 from .models.pooling import SlideModel
-from .options import LOSSES, UNITS, FitOptions, SlideConfig, read_options
+from .options import SlideConfig
 from .scores import SlideScores
-from .selecting.selection import SelectionLike, require_selection
-from .slide_teachers.reading import SlideTeachersLike, add_slide_teachers, describe_slide_teachers, read_by
+from .selecting.selection import SelectionLike
+from .slide_teachers.reading import SlideTeachersLike
 from .students import CARD, SlideStudent, encode_card, load, read_member
+from .work import Work, plan_work
 
 logger = logging.getLogger("shazam_fast")
 
@@ -49,6 +48,8 @@ class SlideTraining:
         metrics: of all slides with a target, each predicted by the model that was not trained on its patient.
         predictions: these predictions, a row per slide; `folds` says in which fold each was tested.
         history: per fold, one record per epoch: "epoch", "loss", "val_loss", "seconds".
+        targets: what the predictions are compared with, in their order.
+        drawn: the metrics for every draw of patients, for differences between models.
 
     >>> SlideTraining.__dataclass_fields__.keys() >= {"student", "metrics"}
     True
@@ -58,6 +59,8 @@ class SlideTraining:
     metrics: SlideMetrics
     predictions: SlideScores
     history: list[list[dict[str, Any]]]
+    targets: Targets
+    drawn: Drawn
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
@@ -72,12 +75,14 @@ class SlideTraining:
 # Over 40 lines: every option is documented here.
 def train(
     archive: ArchiveLike,
-    targets: Classes | Survival | Source,
+    targets: Request | Source,
     *,
     model: str = "shazam_abmil",
-    folds: int = 5,
+    folds: int | str = 5,
     by: str = "slide",
     loss: str = "nll",
+    sites: str | None = None,
+    protocol: str = "held_out",
     selection: SelectionLike = None,
     slide_teachers: SlideTeachersLike | None = None,
     out: str | Path | None = None,
@@ -89,13 +94,18 @@ def train(
     Args:
         archive: an archive or its path; needs slides. Its groups are the patients; else the table's column of patients
             is used; else every slide counts as a patient of its own.
-        targets: a table with labels of slides or patients (see `sf.slides.Classes` for others), {slide: label}, or
-            `sf.slides.Survival(...)`.
+        targets: a table with labels of slides or patients (see `sf.slides.Classes` for others), {slide: label},
+            `sf.slides.Regression(...)` or `sf.slides.Survival(...)`.
         model: "mean", "max", "abmil", "gated_abmil", "shazam_abmil", which fuses the teachers of every patch first, or
             "fusecpath", which needs a selection; see `SlideConfig`.
-        folds: number of folds, 3 or more.
+        folds: number of folds, 3 or more; or the column of the targets' table that says each slide's fold.
         by: "slide", or "patient" to join the slides of a patient in one bag.
         loss: of survival: "nll" (discrete times) or "cox" (partial likelihood over the slides of a step).
+        sites: the column of the targets' table that holds the site (hospital, scanner) of each slide. All patients of a
+            site are then in one fold, so that a model cannot score well by recognising the site.
+        protocol: "held_out": each fold is tested by a model whose epoch another fold has chosen. "reported_folds": the
+            tested fold chooses the epoch itself, as FuseCPath (arXiv 2510.27237) and others report it; the metrics are
+            too good and are marked so.
         selection: train on selected patches alone, see `sf.slides.select`.
         slide_teachers: features of slide-level teachers: a directory of TRIDENT or AtlasPatch, or {teacher: directory}.
             "slide_linear" reads them; other models are distilled from them (FuseCPath) and do without them afterwards.
@@ -111,7 +121,7 @@ def train(
         ShazamError: an unknown option or one out of range; a device that is not there; `out` cannot be written.
         ArchiveError: the archive, the table, or what `out` holds, is missing or damaged.
         MismatchError: no slide has a target, targets contradict each other, a class has fewer patients than folds, no
-            event was observed, or `out` holds another training.
+            event was observed, a patient is in two folds or of two sites, or `out` holds another training.
         NonFiniteError: a NaN or infinite feature (names teacher and row) or loss.
 
     >>> import tempfile
@@ -124,65 +134,21 @@ def train(
     >>> result.metrics.n_slides, sorted(result.metrics.values)
     (12, ['auroc', 'balanced_accuracy', 'log_loss', 'weighted_f1'])
     """
-    shape, fitting = read_options(options)
-    folds = require_count("folds", folds, 3)
-    require_choice("by", by, UNITS)
-    require_choice("loss", loss, LOSSES)
-    place = choose_device(device)
     folder = None if out is None else require_path("out", out)
     if folder is not None:
         require_writable(folder)
-    wanted, table = read_targets(targets)
-    archive = open_archive(archive)
-    bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
-    require_regions(model, bags)
-    bags = add_slide_teachers(bags, slide_teachers)
-    assigned = assign_targets(wanted, table, bags)
-    task = "classification" if isinstance(assigned, ClassTargets) else f"survival_{loss}"
-    classes = assigned.classes if isinstance(assigned, ClassTargets) else ()
-    config = SlideConfig(archive.teachers, task, classes, model, **shape, slide_teachers=read_by(model, bags))
-    work = _Work(bags, assigned, deal_folds(bags, assigned, folds, fitting.seed), config, fitting, place)
+    work = plan_work(
+        archive, targets, model=model, folds=folds, by=by, loss=loss, sites=sites, protocol=protocol,
+        selection=selection, slide_teachers=slide_teachers, device=device, options=options,
+    )  # fmt: skip
+    return run_work(work, folder)
+
+
+def run_work(work: Work, folder: Path | None) -> SlideTraining:
+    """Train all folds; in a directory, those that are missing there."""
     if folder is None:
-        return _finish(work, [_run_fold(work, number) for number in range(folds)])
+        return _finish(work, [_run_fold(work, number) for number in range(work.count)])
     return _train_into(folder, work)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is trained: bags with their targets and folds, the model's shape, how it is fitted, and where."""
-
-    bags: Bags
-    targets: Targets
-    folds: NDArray[np.int64]  # [bags], -1 without a target
-    config: SlideConfig
-    options: FitOptions
-    device: torch.device
-
-    @property
-    def count(self) -> int:
-        return int(self.folds.max()) + 1
-
-    def fold(self, number: int) -> Fold:
-        """The bags of a fold: `number` is tested, the next one chooses the epoch, the others are trained on."""
-        val = (number + 1) % self.count
-        train = (self.folds >= 0) & (self.folds != number) & (self.folds != val)
-        return Fold(*(np.flatnonzero(mask) for mask in (train, self.folds == val, self.folds == number)))
-
-    def job(self) -> dict[str, Any]:
-        """What makes two trainings the same."""
-        content = self.bags.archive.fingerprint
-        targets = self.targets
-        columns = [targets.codes] if isinstance(targets, ClassTargets) else [targets.times, targets.events]
-        return {
-            **{name: content[name] for name in ("features", "slides")},
-            **{name: value for name, value in asdict(self.config).items() if name != "teachers"},
-            **self.options.job(),
-            "targets": _digest(*columns),
-            "folds": _digest(self.folds),
-            "patches of slides": _digest(self.bags.rows, self.bags.bounds),
-            **describe_slide_teachers(self.bags),
-            "device": describe_device(self.device),
-        }
 
 
 @dataclass(frozen=True)
@@ -194,17 +160,17 @@ class _Done:
     scores: NDArray[np.float64]
 
 
-def _run_fold(work: _Work, number: int) -> _Done:
+def _run_fold(work: Work, number: int) -> _Done:
     fold = work.fold(number)
     options = replace(work.options, seed=_seed_of(work.options.seed, number))
     name = f"fold {number + 1} of {work.count}"
     model, history = fit(work.bags, work.targets, fold, work.config, options, work.device, name)
     outputs = predict([model.to(work.device)], work.bags, fold.test, work.device)[0]
-    scores = read_outputs(work.config.task, outputs).double().cpu().numpy()
+    scores = read_outputs(work.config, outputs).double().cpu().numpy()
     return _Done(model.cpu(), history, scores)
 
 
-def _train_into(folder: Path, work: _Work) -> SlideTraining:
+def _train_into(folder: Path, work: Work) -> SlideTraining:
     """Train the folds that are missing in a directory, a part for each, then write the card."""
     parts = PartDirectory(folder, work.job(), count=work.count, suffix=".safetensors", manifest=CARD)
     if not parts.finished:
@@ -223,7 +189,7 @@ def _train_into(folder: Path, work: _Work) -> SlideTraining:
     return _finish(work, done)
 
 
-def _train_missing(parts: PartDirectory, work: _Work) -> None:
+def _train_missing(parts: PartDirectory, work: Work) -> None:
     parts.claim()
     parts.remove_temporary()
     missing = parts.missing(range(parts.count))
@@ -255,26 +221,26 @@ def _from_record(folder: Path, config: SlideConfig, record: PartRecord) -> _Done
     return _Done(model, record.notes["history"], np.array(record.notes["scores"], dtype=np.float64))
 
 
-def _finish(work: _Work, done: list[_Done]) -> SlideTraining:
+def _finish(work: Work, done: list[_Done]) -> SlideTraining:
     """The result of all folds."""
     bags, targets = work.bags, work.targets
     tested = np.concatenate([work.fold(number).test for number in range(work.count)])
     order = np.argsort(tested)
     chosen, scores = tested[order], np.concatenate([one.scores for one in done])[order]
-    frequencies = None
-    if isinstance(targets, ClassTargets):
-        by_fold = np.stack([_frequencies(targets, work.fold(number).train) for number in range(work.count)])
-        frequencies = by_fold[work.folds[chosen]]
+    by_fold = [targets.constant(work.fold(number).train) for number in range(work.count)]
+    constant = None if by_fold[0] is None else np.stack([one for one in by_fold if one is not None])[work.folds[chosen]]
     patients = np.array([bags.patients[bag] for bag in chosen.tolist()])
     _, codes = np.unique(patients, return_inverse=True)
     known = take(targets, chosen)
-    metrics = measure(Predictions(scores, work.folds[chosen], codes, frequencies), known, work.options.seed)
+    drawn = measure(Predictions(scores, work.folds[chosen], codes, constant), known, work.options.seed)
+    metrics = drawn.summary(work.protocol == "reported_folds")
     student = SlideStudent(work.config, [one.model for one in done]).eval()
+    of_all = targets.constant(chosen)
     student.training_record = {
         "metrics": metrics.to_dict(),
         "history": [one.history for one in done],
         "scores": [one.scores.tolist() for one in done],
-        "frequencies": None if frequencies is None else _frequencies(targets, chosen).tolist(),
+        "constant": None if of_all is None else of_all.tolist(),
         "archive": bags.archive.path.name,
         "device": describe_device(work.device),
         "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
@@ -287,20 +253,11 @@ def _finish(work: _Work, done: list[_Done]) -> SlideTraining:
         values=scores,
         teachers=tuple(work.config.teachers),
         folds=work.folds[chosen],
+        targets=work.config.targets,
     )
-    return SlideTraining(student, metrics, predictions, [one.history for one in done])
-
-
-def _frequencies(targets: Targets, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Frequencies of the classes among the bags of known class, [C]."""
-    assert isinstance(targets, ClassTargets)
-    return np.bincount(targets.codes[chosen], minlength=len(targets.classes)) / len(chosen)
+    return SlideTraining(student, metrics, predictions, [one.history for one in done], known, drawn)
 
 
 def _seed_of(seed: int, number: int) -> int:
     """A seed of its own for each fold, reproducible."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _digest(*arrays: NDArray[Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))

@@ -15,8 +15,8 @@ from ..runtime.progress import Progress
 from ..training.feed import feature_statistics
 from .bags import Bags
 from .cohort.folds import Fold
-from .cohort.targets import SurvivalTargets, Targets, take
-from .losses import TaskLoss, time_cuts
+from .cohort.targets import Targets, take
+from .losses import TaskLoss
 from .models.inference import predict
 from .models.packs import Pack, Packs
 from .models.pooling import SlideModel
@@ -66,8 +66,9 @@ def fit(
         model.feature_scale.copy_(scale)
         distiller = None
         if of_teachers is not None and model.reads_patches and options.distillation > 0:
-            distiller = Distiller(bags.slide_teachers, model.head.in_features, config.task, options, of_teachers)
-            distiller.to(device)
+            widths = [len(classes) for classes in config.targets.values()]
+            D = model.head.in_features
+            distiller = Distiller(bags.slide_teachers, D, config.task, options, of_teachers, widths).to(device)
         with Progress(name, options.epochs, "epochs") as progress:
             history = _train(model, distiller, bags, targets, fold, config.task, options, progress)
     return model.cpu().eval(), history
@@ -85,8 +86,7 @@ def _train(
 ) -> list[dict[str, Any]]:
     """Train, and leave the model as it was after the best epoch. Returns one record per epoch."""
     device, training = model.feature_mean.device, take(targets, fold.train)
-    cuts = time_cuts(training) if isinstance(training, SurvivalTargets) else np.empty(0)
-    loss = TaskLoss(task, targets, cuts, device)
+    loss = TaskLoss(task, targets, training, device)
     packs = Packs(bags, fold.train, options.batch_size, options.patches, model.needs_regions, model.reads_patches)
     parameters = [*model.parameters(), *(distiller.parameters() if distiller else ())]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
@@ -110,6 +110,7 @@ def _train(
         if epoch - best_epoch >= options.patience:
             break
     model.load_state_dict(best)
+    loss.restore_scale(model.head)
     return history
 
 

@@ -1,6 +1,11 @@
 """Losses of slide tasks, and what a slide's outputs mean.
 
 classification  outputs are logits; cross-entropy.
+multi_classification
+                logits of T columns' classes, one column after another; cross-entropy of each column, mean over the T
+                columns, in which a column of which a slide's class is unknown counts 0.
+regression      outputs are values of T columns, as standardised on the training slides;
+                loss = (1/T) sum_t (o_t - y_t)^2 over the columns that are known.
 survival_nll    outputs o_0..o_{B-1} give the hazards h_j = sigmoid(o_j) of B intervals of time, S_j = prod_{u <= j}
                 (1 - h_u). With y the interval of a slide's time,
                 loss = -log S_{y-1} - log h_y where the event was observed, -log S_y where censored
@@ -15,7 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cohort.targets import ClassTargets, SurvivalTargets, Targets
+from .cohort.targets import (
+    ClassTargets,
+    SeveralClasses,
+    SurvivalTargets,
+    Targets,
+    ValueTargets,
+    mean_and_scale,
+)
+from .options import SlideConfig
 
 INTERVALS = 4  # of time in survival_nll, as in MCAT and what followed it
 
@@ -68,16 +81,36 @@ def time_cuts(targets: SurvivalTargets, intervals: int = INTERVALS) -> NDArray[n
     return np.quantile(observed, np.linspace(0, 1, intervals + 1)[1:-1])
 
 
-def count_outputs(task: str, classes: int) -> int:
-    """Number of outputs that a task needs."""
-    return {"classification": classes, "survival_nll": INTERVALS, "survival_cox": 1}[task]
+def count_outputs(config: SlideConfig) -> int:
+    """Number of outputs that a task needs.
+
+    >>> count_outputs(SlideConfig({"uni": 8}, "classification", ("luad", "lusc", "other")))
+    3
+    """
+    if config.task in ("classification", "multi_classification", "regression"):
+        return len(config.value_columns)
+    return {"survival_nll": INTERVALS, "survival_cox": 1}[config.task]
 
 
-def read_outputs(task: str, outputs: Tensor) -> Tensor:
-    """What outputs [n, O] mean: probabilities of the classes [n, C], or risks [n, 1], larger for an earlier event."""
-    if task == "classification":
+def read_outputs(config: SlideConfig, outputs: Tensor) -> Tensor:
+    """What outputs [n, O] mean.
+
+    Args:
+        config: of the student.
+        outputs: of its model.
+
+    Returns probabilities of the classes [n, C], those of several columns one after another; values [n, T]; or risks
+    [n, 1], larger for an earlier event.
+
+    >>> read_outputs(SlideConfig({"uni": 8}, "survival_cox", ()), torch.ones(1, 1)).tolist()
+    [[1.0]]
+    """
+    if config.task == "classification":
         return outputs.softmax(dim=1)
-    if task == "survival_cox":
+    if config.task == "multi_classification":
+        widths = [len(classes) for classes in config.targets.values()]
+        return torch.cat([logits.softmax(dim=1) for logits in outputs.split(widths, dim=1)], dim=1)
+    if config.task in ("regression", "survival_cox"):
         return outputs
     return -F.logsigmoid(-outputs).cumsum(dim=1).exp().sum(dim=1, keepdim=True)
 
@@ -86,25 +119,51 @@ class TaskLoss:
     """The loss of a task, for slides chosen by number.
 
     Args:
-        task: "classification", "survival_nll" or "survival_cox".
+        task: see `TASKS`.
         targets: of all bags.
-        cuts: times between two intervals of survival_nll, from `time_cuts`; empty for other tasks.
+        training: of the bags that are trained on; intervals of time, means and scales are learned from them.
         device: where the outputs are.
     """
 
-    def __init__(self, task: str, targets: Targets, cuts: NDArray[np.float64], device: torch.device) -> None:
+    def __init__(self, task: str, targets: Targets, training: Targets, device: torch.device) -> None:
         self._task = task
-        if isinstance(targets, ClassTargets):
+        self._mean, self._scale = np.zeros(0), np.ones(0)
+        if isinstance(targets, ClassTargets | SeveralClasses):
             self._codes = torch.from_numpy(targets.codes).to(device)
-            return
-        self._codes = torch.from_numpy(np.searchsorted(cuts, targets.times, side="right")).to(device)
-        self._times = torch.from_numpy(targets.times).to(device)
-        self._events = torch.from_numpy(targets.events).to(device)
+        if isinstance(targets, SeveralClasses):
+            self._widths = [len(classes) for classes in targets.classes]
+        if isinstance(targets, ValueTargets) and isinstance(training, ValueTargets):
+            self._mean, self._scale = mean_and_scale(training.values)
+            self._values = torch.from_numpy((targets.values - self._mean) / self._scale).float().to(device)
+        if isinstance(targets, SurvivalTargets) and isinstance(training, SurvivalTargets):
+            codes = np.searchsorted(time_cuts(training), targets.times, side="right")
+            self._codes = torch.from_numpy(codes).to(device)
+            self._times = torch.from_numpy(targets.times).to(device)
+            self._events = torch.from_numpy(targets.events).to(device)
 
     def __call__(self, outputs: Tensor, chosen: Tensor) -> Tensor:
         """Sum over slides. `outputs` [n, O]; `chosen` int64 [n], their numbers among the bags."""
         if self._task == "classification":
             return F.cross_entropy(outputs, self._codes[chosen], reduction="sum")
+        if self._task == "multi_classification":
+            codes = self._codes[chosen].unbind(dim=1)
+            columns = zip(outputs.split(self._widths, dim=1), codes, strict=True)
+            losses = [F.cross_entropy(logits, code, reduction="sum", ignore_index=-1) for logits, code in columns]
+            return torch.stack(losses).sum() / len(losses)
+        if self._task == "regression":
+            values = self._values[chosen]
+            known = ~values.isnan()
+            return torch.where(known, outputs - values.nan_to_num(), 0.0).square().sum() / values.shape[1]
         if self._task == "survival_nll":
             return hazard_loss(outputs, self._codes[chosen], self._events[chosen])
         return cox_loss(outputs[:, 0], self._times[chosen], self._events[chosen])
+
+    def restore_scale(self, head: torch.nn.Linear) -> None:
+        """Change the head of a model that predicts standardised values so that it predicts them in their own unit."""
+        if self._task != "regression":
+            return
+        mean = torch.from_numpy(self._mean).to(head.bias)
+        scale = torch.from_numpy(self._scale).to(head.bias)
+        with torch.no_grad():
+            head.weight.mul_(scale[:, None])
+            head.bias.mul_(scale).add_(mean)

@@ -10,7 +10,7 @@ from ..runtime.checks import require_choice, require_count, require_number, requ
 from ..student.config import MOST_DEPTH, MOST_DIM
 from ..training.config import MOST_SEED
 
-TASKS = ("classification", "survival_nll", "survival_cox")
+TASKS = ("classification", "multi_classification", "regression", "survival_nll", "survival_cox")
 LOSSES = ("nll", "cox")  # of survival
 MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil", "fusecpath", "slide_linear")
 OF_CLUSTERS = ("fusecpath",)  # models that need the clusters of selected patches
@@ -26,8 +26,9 @@ class SlideConfig:
 
     Args:
         teachers: name -> feature dim, in the order in which features lie side by side.
-        task: "classification", "survival_nll" or "survival_cox".
-        classes: class names in label order; none for survival.
+        task: "classification", "multi_classification" (several columns of classes), "regression", "survival_nll" or
+            "survival_cox".
+        classes: class names in label order of "classification"; none for other tasks.
         model: "mean", "max", "abmil" (plain attention), "gated_abmil", "shazam_abmil" (fusion first), "fusecpath"
             (attention within and across the clusters of selected patches) or "slide_linear" (linear on the features of
             slide-level teachers, one or several side by side).
@@ -36,6 +37,7 @@ class SlideConfig:
         dropout: probability that a column of the pooled feature is left out in a training step.
         top_k: patches, or clusters, that each one attends to, of "fusecpath".
         slide_teachers: name -> feature dim of slide-level teachers, of "slide_linear" alone.
+        targets: the columns of "multi_classification" with their class names, those of "regression" with none.
 
     Raises ShazamError naming the first option that is out of range or unknown.
 
@@ -52,6 +54,7 @@ class SlideConfig:
     dropout: float = 0.25
     top_k: int = 8
     slide_teachers: Mapping[str, int] = field(default_factory=dict)
+    targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checked = {
@@ -64,11 +67,42 @@ class SlideConfig:
             "dropout": require_number("dropout", self.dropout, 0.0, 1.0),
             "top_k": require_count("top_k", self.top_k),
             "slide_teachers": dict(self.slide_teachers),
+            "targets": {name: tuple(classes) for name, classes in self.targets.items()},
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if (self.task == "classification") != (len(self.classes) > 1):
-            raise ShazamError(f"classes: two or more for classification and none for survival, found {self.classes!r}")
+            raise ShazamError(
+                f"classes: two or more for classification and none for other tasks, found {self.classes!r}"
+            )
+        least = {"multi_classification": 2, "regression": 0}.get(self.task)
+        if (least is None) != (not self.targets) or any(len(names) < (least or 0) for names in self.targets.values()):
+            raise ShazamError(
+                "targets: columns of multi_classification, each with two or more classes, or of regression expected, "
+                f"found {dict(self.targets)!r} for {self.task}"
+            )
+
+    @property
+    def value_columns(self) -> list[str]:
+        """Names of the columns of a prediction."""
+        return value_columns(self.classes, self.targets)
+
+
+def value_columns(classes: Sequence[str], targets: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of the columns of a prediction.
+
+    Args:
+        classes: of a single column; none for other tasks.
+        targets: several columns with their classes, or columns of numbers with none; none for survival.
+
+    >>> value_columns((), {"TP53": ("wild", "mutated")})
+    ['probability_TP53_wild', 'probability_TP53_mutated']
+    """
+    if classes:
+        return [f"probability_{name}" for name in classes]
+    if any(targets.values()):
+        return [f"probability_{column}_{name}" for column, names in targets.items() for name in names]
+    return [f"value_{column}" for column in targets] or ["risk"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +164,7 @@ class FitOptions:
 
 def read_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], FitOptions]:
     """The shape's options, and those of fitting."""
-    of_fit = [field.name for field in fields(FitOptions)]
+    of_fit = [one.name for one in fields(FitOptions)]
     if unknown := sorted(set(options) - {*OF_SHAPE, *of_fit}):
         raise ShazamError(
             f"sf.slides.train has no option {unknown[0]!r}; besides its arguments there are "

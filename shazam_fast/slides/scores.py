@@ -1,7 +1,7 @@
 """Scores of slides: a table with a row per slide or patient, and the attention of every patch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ..runtime.documents import Json
 from .bags import Bags
 from .losses import read_outputs
 from .models.inference import Group
+from .options import value_columns
 from .students import SlideStudent
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ class SlideScores:
         names: [n] of the slides, or of the patients.
         patients: [n].
         n_patches: int64 [n].
-        classes: names of the classes; none for survival.
-        values: probabilities [n, C], or risks [n, 1], larger for an earlier event.
+        classes: names of the classes; none for other tasks.
+        values: probabilities [n, C], those of several columns one after another; numbers [n, T]; or risks [n, 1],
+            larger for an earlier event.
         teachers: names of the teachers.
         shares: share of each teacher in the slide, float32 [n, N]; None for models without shares.
         folds: int64 [n], in which fold each was tested, by a model that has not seen it; None outside training.
         patches: columns row, slide, x, y, attention and share_<teacher> of every patch; None where not asked for.
+        targets: columns that are predicted together, with their classes (of numbers none); none for other tasks.
 
     >>> values = np.array([[0.2, 0.8]])
     >>> scores = SlideScores(("s1",), ("p1",), np.array([9]), ("luad", "lusc"), values, ("uni",))
@@ -58,12 +61,16 @@ class SlideScores:
     shares: NDArray[np.float32] | None = None
     folds: NDArray[np.int64] | None = None
     patches: "pa.Table | None" = None
+    targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def columns(self) -> dict[str, list[Any]]:
-        """The table: name, patient, patches, then fold, prediction, probability_<class> or risk, share_<teacher>."""
+        """The table: name, patient, patches, fold; prediction and probability_<class>, value_<column>, or risk; shares.
+
+        With several columns of classes: prediction_<column> and probability_<column>_<class>.
+        """
         found: dict[str, list[Any]] = {
             "name": list(self.names),
             "patient": list(self.patients),
@@ -73,9 +80,14 @@ class SlideScores:
             found["fold"] = self.folds.tolist()
         if self.classes:
             found["prediction"] = [self.classes[code] for code in self.values.argmax(axis=1)]
-            found |= {f"probability_{name}": self.values[:, i].tolist() for i, name in enumerate(self.classes)}
-        else:
-            found["risk"] = self.values[:, 0].tolist()
+        start = 0
+        for column, names in self.targets.items():
+            if names:
+                codes = self.values[:, start : start + len(names)].argmax(axis=1)
+                found[f"prediction_{column}"] = [names[code] for code in codes.tolist()]
+            start += len(names)
+        columns = value_columns(self.classes, self.targets)
+        found |= {name: self.values[:, i].tolist() for i, name in enumerate(columns)}
         if self.shares is not None:
             found |= {f"share_{name}": self.shares[:, i].tolist() for i, name in enumerate(self.teachers)}
         return found
@@ -95,8 +107,7 @@ def score_group(student: SlideStudent, archive: FeatureArchive, bags: Bags, grou
     """Scores of the bags of a group, with all their patches; members are averaged."""
     import pyarrow as pa
 
-    task = student.config.task
-    values = torch.stack([read_outputs(task, output.outputs) for output in group.outputs]).mean(dim=0)
+    values = torch.stack([read_outputs(student.config, output.outputs) for output in group.outputs]).mean(dim=0)
     attention = torch.stack([output.attention for output in group.outputs]).mean(dim=0)  # [P]
     slides = archive.slide_index[group.rows]
     coords = archive.coords[group.rows]
@@ -121,6 +132,7 @@ def score_group(student: SlideStudent, archive: FeatureArchive, bags: Bags, grou
         teachers=tuple(student.config.teachers),
         shares=torch.stack(found).mean(dim=0).cpu().numpy() if found else None,
         patches=pa.table(patches),
+        targets=student.config.targets,
     )
 
 
@@ -157,7 +169,7 @@ def scores_parquet(scores: SlideScores, job: Mapping[str, Json]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    about = {"job": dict(job), "classes": scores.classes, "teachers": scores.teachers}
+    about = {"job": dict(job), "classes": scores.classes, "teachers": scores.teachers, "targets": dict(scores.targets)}
     table = pa.table(scores.columns()).replace_schema_metadata({METADATA_KEY: msgspec.json.encode(about)})
     stream = pa.BufferOutputStream()
     pq.write_table(table, stream)
@@ -177,23 +189,24 @@ def read_scores(path: str | Path) -> tuple[SlideScores, dict[str, Json]]:
         table = pq.read_table(file)
         about = msgspec.json.decode((table.schema.metadata or {})[METADATA_KEY])
         columns = table.to_pydict()
-        names = [f"probability_{name}" for name in about["classes"]] or ["risk"]
+        targets = {name: tuple(classes) for name, classes in about["targets"].items()}
         shares = [f"share_{name}" for name in about["teachers"]]
         scores = SlideScores(
             names=tuple(columns["name"]),
             patients=tuple(columns["patient"]),
             n_patches=np.array(columns["patches"], dtype=np.int64),
             classes=tuple(about["classes"]),
-            values=np.array([columns[name] for name in names], dtype=np.float64).T,
+            values=np.array([columns[n] for n in value_columns(about["classes"], targets)], dtype=np.float64).T,
             teachers=tuple(about["teachers"]),
             shares=np.array([columns[n] for n in shares], dtype=np.float32).T if shares[0] in columns else None,
+            targets=targets,
         )
         return scores, dict(about["job"])
     except FileNotFoundError:
         raise ArchiveError(
             f"{file}: file not found; expected a directory that sf.slides.score wrote", "missing"
         ) from None
-    except (OSError, pa.ArrowException, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchiveError(f"{file}: corrupt, or not a table of slides: {error!r}") from None
 
 

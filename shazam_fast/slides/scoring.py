@@ -22,8 +22,10 @@ from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..scoring.parts import parquet_bytes
 from .bags import Bags, find_patients, make_bags, require_regions
+from .cohort.assigning import assign_targets
 from .cohort.metrics import Predictions, SlideMetrics, measure
-from .cohort.targets import Classes, ClassTargets, Source, Survival, assign_targets, read_targets, take
+from .cohort.requests import Classes, Regression, Request, Source, Survival, read_targets
+from .cohort.targets import take
 from .models.inference import walk
 from .options import UNITS
 from .scores import TABLE, SlideScores, join_scores, read_scores, score_group, scores_parquet
@@ -110,7 +112,7 @@ def score(
 def evaluate(
     student: SlideStudent | str | Path,
     archive: ArchiveLike,
-    targets: Classes | Survival | Source,
+    targets: Request | Source,
     *,
     by: str = "slide",
     selection: SelectionLike = None,
@@ -145,10 +147,7 @@ def evaluate(
     student, archive, place = load_student(student), open_archive(archive), choose_device(device)
     require_teachers(student, archive.teachers, archive.path)
     wanted, table = read_targets(targets)
-    if isinstance(wanted, Survival) != (not student.config.classes):
-        raise MismatchError(f"targets: {'classes' if student.config.classes else 'Survival(...)'} expected, as trained")
-    if isinstance(wanted, Classes) and wanted.classes is None:
-        wanted = replace(wanted, classes=student.config.classes)
+    wanted = _as_trained(wanted, student)
     bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
     require_regions(student.config.model, bags)
     bags = add_slide_teachers(bags, slide_teachers)
@@ -156,14 +155,36 @@ def evaluate(
     assigned = assign_targets(wanted, table, bags)
     chosen = np.flatnonzero(assigned.known)
     scores = join_scores(list(_score(student, bags, chosen, place)))
-    frequencies = None
-    if isinstance(assigned, ClassTargets):
-        C = len(student.config.classes)
-        known = student.training_record.get("frequencies") or [1 / C] * C
-        frequencies = np.tile(np.asarray(known, dtype=np.float64), (len(chosen), 1))
+    known = student.training_record.get("constant")
+    if known is None:  # a student that was not trained: equal frequencies, or the mean of these values
+        known = assigned.constant(np.zeros(0, dtype=np.int64) if student.config.classes else chosen)
+    constant = None if known is None else np.tile(np.asarray(known, dtype=np.float64), (len(chosen), 1))
     _, patients = np.unique(np.array(scores.patients), return_inverse=True)
-    predictions = Predictions(scores.values, np.zeros(len(chosen), dtype=np.int64), patients, frequencies)
-    return measure(predictions, take(assigned, chosen))
+    predictions = Predictions(scores.values, np.zeros(len(chosen), dtype=np.int64), patients, constant)
+    return measure(predictions, take(assigned, chosen)).summary()
+
+
+def _as_trained(wanted: Request, student: SlideStudent) -> Request:
+    """What is asked for, with the student's columns and classes. Raises MismatchError when it is another task."""
+    config, found = student.config, type(wanted).__name__
+    columns = tuple(config.targets)
+    if config.task == "classification":
+        words, fits = "classes of one column", isinstance(wanted, Classes) and not wanted.several
+    elif config.task == "multi_classification":
+        words = f"Classes(..., column={list(columns)})"
+        if isinstance(wanted, Classes) and wanted.column is None:
+            wanted = replace(wanted, column=columns, classes=config.targets)
+        fits = isinstance(wanted, Classes) and wanted.columns == columns
+    elif config.task == "regression":
+        words = f"Regression(..., columns={list(columns)})"
+        fits = isinstance(wanted, Regression) and wanted.columns == columns
+    else:
+        words, fits = "Survival(...)", isinstance(wanted, Survival)
+    if not fits:
+        raise MismatchError(f"targets: {words} expected, as trained, found {found}(...) of other columns or kind")
+    if isinstance(wanted, Classes) and wanted.classes is None:
+        wanted = replace(wanted, classes=config.classes or config.targets)
+    return wanted
 
 
 def _score(student: SlideStudent, bags: Bags, chosen: NDArray[np.int64], device: torch.device) -> Iterator[SlideScores]:
@@ -226,6 +247,7 @@ def _from_notes(notes: Any, student: SlideStudent, bags: Bags, numbers: NDArray[
         values=np.array(notes["values"], dtype=np.float64),
         teachers=tuple(student.config.teachers),
         shares=None if notes["shares"] is None else np.array(notes["shares"], dtype=np.float32),
+        targets=student.config.targets,
     )
 
 

@@ -39,7 +39,7 @@ def build_model(config: SlideConfig) -> SlideModel:
     >>> type(build_model(SlideConfig({"uni": 8}, "survival_cox", (), model="max", dim=4))).__name__
     'MaxPooling'
     """
-    dims, outputs = list(config.teachers.values()), count_outputs(config.task, len(config.classes))
+    dims, outputs = list(config.teachers.values()), count_outputs(config)
     if config.model == "slide_linear":
         return SlideLinear(list(config.slide_teachers.values()), outputs, config.dropout)
     shape = (dims, config.dim, outputs, config.dropout)
@@ -115,6 +115,7 @@ class Shape(Record, frozen=True, kw_only=True):
     dropout: float
     top_k: Count = SlideConfig.top_k
     slide_teachers: dict[Name, Count] = msgspec.field(default_factory=dict)
+    targets: dict[Name, list[Text]] = msgspec.field(default_factory=dict)
 
 
 class Card(Record, frozen=True, kw_only=True):

@@ -96,3 +96,30 @@ def test_help_needs_no_torch():
     run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "120"})
     assert run.returncode == 0, run.stderr
     assert all(option in run.stdout for option in ("--model", "--epochs", "--dim", "--observed"))
+
+
+def test_columns_of_classes_and_of_numbers(place, monkeypatch):
+    monkeypatch.chdir(place)
+    table = pd.read_csv("labels.csv")
+    table["b"] = table.label.map({"a": "y", "b": "x"})
+    table["level"] = [1.0 + i for i in range(len(table))]
+    table.to_csv("columns.csv", index=False)
+    wanted = ("slides", "train", "archive", "--labels", "columns.csv", *QUICK)
+    run = call(*wanted, "--out", "classes", "--target", "label", "--target", "b")
+    assert run.returncode == 0, run.stderr
+    assert "auroc label" in run.stdout
+    run = call("slides", "evaluate", "classes", "archive", "--labels", "columns.csv", "--device", "cpu")
+    assert run.returncode == 0, run.stderr
+    assert "auroc b" in run.stdout
+    run = call(*wanted, "--out", "numbers", "--value", "level", "--log2", "--protocol", "reported_folds")
+    assert run.returncode == 0, run.stderr
+    assert "pearson" in run.stdout
+    assert "too good" in run.stdout
+    for options, message in (
+        (("--target", "label", "--value", "level"), "give --target or --value, not both"),
+        (("--log2",), "--log2 is for numbers"),
+        (("--time", "level"), "give --time, --event and --observed together"),
+    ):
+        run = call(*wanted, "--out", "new", *options)
+        assert run.returncode == 2
+        assert message in " ".join(run.stderr.split())

@@ -5,11 +5,15 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
-from shazam_fast.slides.cohort.metrics import Predictions, c_index, measure
+from shazam_fast.slides.cohort.metrics import Predictions, measure
+from shazam_fast.slides.cohort.pairs import c_index
 from shazam_fast.slides.cohort.targets import ClassTargets, SurvivalTargets
-from shazam_fast.slides.losses import TaskLoss, cox_loss, hazard_loss, read_outputs, time_cuts
+from shazam_fast.slides.losses import TaskLoss, cox_loss, hazard_loss, read_outputs
+from shazam_fast.slides.options import SlideConfig
 
 RNG = np.random.default_rng(0)
+ZEROS = np.zeros(100, dtype=np.int64)
+NLL = SlideConfig({"uni": 8}, "survival_nll", ())
 
 
 def plain_cox(risks, times, events):
@@ -55,14 +59,14 @@ def test_hazard_loss_is_the_likelihood_of_discrete_times():
 
 def test_risks_are_larger_for_earlier_events():
     early, late = torch.tensor([[3.0, 0, 0, 0]]), torch.tensor([[-3.0, 0, 0, 0]])
-    assert read_outputs("survival_nll", early) > read_outputs("survival_nll", late)
+    assert read_outputs(NLL, early) > read_outputs(NLL, late)
     hazards = torch.sigmoid(early[0])
-    assert read_outputs("survival_nll", early).item() == pytest.approx(-float((1 - hazards).cumprod(0).sum()))
+    assert read_outputs(NLL, early).item() == pytest.approx(-float((1 - hazards).cumprod(0).sum()))
 
 
 def test_intervals_of_time_are_learned_from_the_slides_given():
     targets = SurvivalTargets(np.array([1.0, 2, 3, 4, 100]), np.array([True, True, True, True, False]))
-    loss = TaskLoss("survival_nll", targets, time_cuts(targets), torch.device("cpu"))
+    loss = TaskLoss("survival_nll", targets, targets, torch.device("cpu"))
     assert loss._codes.tolist() == [0, 1, 2, 3, 3]
 
 
@@ -85,14 +89,14 @@ def predictions(scores, folds=None, patients=None, frequencies=None):
 def test_c_index_is_harrells():
     risks, times, events = survivals(60)
     risks = risks.round(1)  # with ties
-    found = c_index(predictions(risks[:, None]), SurvivalTargets(times, events), np.ones((1, 60)))
+    found = c_index(risks, ZEROS[: len(risks)], SurvivalTargets(times, events), np.ones((1, 60)))
     assert found[0] == pytest.approx(plain_c_index(risks, times, events), rel=1e-12)
 
 
 def test_weights_count_as_repeated_slides():
     risks, times, events = survivals(30)
     weights = RNG.integers(0, 4, 30)
-    found = c_index(predictions(risks[:, None]), SurvivalTargets(times, events), weights[None].astype(float))
+    found = c_index(risks, ZEROS[: len(risks)], SurvivalTargets(times, events), weights[None].astype(float))
     again = np.repeat(np.arange(30), weights)
     assert found[0] == pytest.approx(plain_c_index(risks[again], times[again], events[again]), rel=1e-12)
 
@@ -102,8 +106,8 @@ def test_only_pairs_of_a_fold_are_compared():
     risks, times, events = survivals(40)
     folds = np.arange(40) % 2
     targets = SurvivalTargets(times, events)
-    before = c_index(predictions(risks[:, None], folds), targets, np.ones((1, 40)))
-    after = c_index(predictions((risks + 1000 * folds)[:, None], folds), targets, np.ones((1, 40)))
+    before = c_index(risks, folds, targets, np.ones((1, 40)))
+    after = c_index(risks + 1000 * folds, folds, targets, np.ones((1, 40)))
     assert before[0] == after[0]
 
 
@@ -114,7 +118,7 @@ def test_metrics_of_classes_are_scikit_learns(C):
     scores[np.arange(80), labels] += 0.3
     scores /= scores.sum(axis=1, keepdims=True)
     names = tuple("abc"[:C])
-    found = measure(predictions(scores, frequencies=np.full((80, C), 1 / C)), ClassTargets(names, labels))
+    found = measure(predictions(scores, frequencies=np.full((80, C), 1 / C)), ClassTargets(names, labels)).summary()
     values = {name: interval.value for name, interval in found.values.items()}
     one_against_rest = np.mean([roc_auc_score(labels == c, scores[:, c]) for c in range(C)])
     assert values["auroc"] == pytest.approx(one_against_rest)
@@ -131,9 +135,13 @@ def test_the_patient_is_drawn_not_the_slide():
     scores = np.clip(0.5 + 0.2 * (labels - 0.5) + 0.2 * RNG.normal(size=40), 0.01, 0.99)
     scores = np.stack([1 - scores, scores], axis=1)
     half = np.full((40, 2), 0.5)
-    once = measure(predictions(scores, frequencies=half), ClassTargets(("a", "b"), labels)).values["auroc"]
-    many = measure(
-        predictions(np.repeat(scores, 10, 0), None, np.repeat(np.arange(40), 10), np.repeat(half, 10, 0)),
-        ClassTargets(("a", "b"), np.repeat(labels, 10)),
-    ).values["auroc"]
+    once = measure(predictions(scores, frequencies=half), ClassTargets(("a", "b"), labels)).summary().values["auroc"]
+    many = (
+        measure(
+            predictions(np.repeat(scores, 10, 0), None, np.repeat(np.arange(40), 10), np.repeat(half, 10, 0)),
+            ClassTargets(("a", "b"), np.repeat(labels, 10)),
+        )
+        .summary()
+        .values["auroc"]
+    )
     assert (many.low, many.high) == pytest.approx((once.low, once.high))

@@ -47,7 +47,7 @@ def test_attention_lies_on_the_telling_patches(cohort, fused):
     scores = sf.slides.score(fused.student, archive, device="cpu")
     table = scores.patches.to_pandas()
     on_rare = table.assign(rare=rare[table.row]).query("rare").groupby("slide", observed=True).attention.sum()
-    assert on_rare.median() > 0.5  # of 2% of the patches
+    assert on_rare.median() > 0.3  # of 2% of the patches
 
 
 def test_teacher_shares_of_a_slide_are_sums_over_its_patches(cohort, fused):

@@ -9,12 +9,13 @@ In the released code the two sides of the KL are exchanged (`kl="teacher_student
 term on the teachers, L_task(h_i); without it their projectors learn nothing but agreement with the student. A slide
 that a teacher lacks is left out of that teacher's terms. p is a distribution that the task's outputs stand for:
 
-    classification  over the classes
+    classification  over the classes (of several columns: of each, mean over the columns)
+    regression      normal with variance 1 around the standardised value, mean over the columns; tau has no effect
     survival_nll    over the intervals in which the event comes, and its absence from all of them
     survival_cox    over the slides of the step: which of them has the event first
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from ..options import FitOptions
 
-TEMPERATURES = {"classification": 3.0}  # tau; 1 for other tasks
+TEMPERATURES = {"classification": 3.0, "multi_classification": 3.0}  # tau; 1 for other tasks
 
 
 def log_distribution(task: str, outputs: Tensor) -> Tensor:
@@ -46,7 +47,9 @@ def log_distribution(task: str, outputs: Tensor) -> Tensor:
     return until + F.pad(F.logsigmoid(outputs), (0, 1))
 
 
-def divergence(task: str, student: Tensor, teacher: Tensor, temperature: float, kl: str) -> Tensor:
+def divergence(
+    task: str, student: Tensor, teacher: Tensor, temperature: float, kl: str, widths: Sequence[int] = ()
+) -> Tensor:
     """tau^2 KL between what the outputs of the student and of a teacher stand for, summed over slides.
 
     Args:
@@ -54,11 +57,18 @@ def divergence(task: str, student: Tensor, teacher: Tensor, temperature: float, 
         student, teacher: [n, O].
         temperature: tau.
         kl: "student_teacher" for KL(student || teacher), "teacher_student" for the other.
+        widths: numbers of classes of the columns of "multi_classification".
 
     >>> one, two = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
     >>> round(divergence("classification", one, two, 1.0, "student_teacher").item(), 4)
     0.4621
     """
+    if task == "regression":
+        return (student - teacher).square().sum() / (2 * student.shape[1])
+    if task == "multi_classification":
+        columns = zip(student.split(list(widths), dim=1), teacher.split(list(widths), dim=1), strict=True)
+        found = [divergence("classification", one, other, temperature, kl) for one, other in columns]
+        return torch.stack(found).mean()
     first, second = (log_distribution(task, outputs / temperature) for outputs in (student, teacher))
     if kl == "teacher_student":
         first, second = second, first
@@ -94,6 +104,7 @@ class Distiller(nn.Module):
         task: of the student.
         options: `distillation` (a), `temperature`, `kl` and `supervise_teachers`.
         standard: mean and scale of the teachers' columns, [sum of columns] each.
+        widths: numbers of classes of the columns of "multi_classification".
 
     >>> options = FitOptions(distillation=0.5)
     >>> distiller = Distiller({"titan": 3}, 4, "classification", options, (torch.zeros(3), torch.ones(3)))
@@ -111,10 +122,11 @@ class Distiller(nn.Module):
         task: str,
         options: FitOptions,
         standard: tuple[Tensor, Tensor],
+        widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.task, self.options = task, options
-        self.widths = list(teachers.values())
+        self.widths, self.classes = list(teachers.values()), widths
         self.temperature = options.temperature or TEMPERATURES.get(task, 1.0)
         self.projectors = nn.ModuleList([nn.Linear(width, D) for width in self.widths])
         self.register_buffer("mean", standard[0])
@@ -147,7 +159,7 @@ class Distiller(nn.Module):
             if not present.any():
                 continue
             own = predictor(projector(block[present]))
-            agreement = divergence(self.task, outputs[present], own, self.temperature, self.options.kl)
+            agreement = divergence(self.task, outputs[present], own, self.temperature, self.options.kl, self.classes)
             loss = loss + share / N * agreement
             if self.options.supervise_teachers:
                 loss = loss + (1 - share) / N * task_loss(own, chosen[present])
