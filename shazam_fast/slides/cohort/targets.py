@@ -93,7 +93,7 @@ class SeveralClasses(Targets):
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which bags have a class in some column, [n]."""
-        return np.any(self.codes >= 0, axis=1, keepdims=True)[:, 0]
+        return np.asarray((self.codes >= 0).any(axis=1), dtype=np.bool_)
 
     def columns(self) -> Iterator[tuple[str, ClassTargets]]:
         """The name and the classes of each column."""
@@ -123,7 +123,7 @@ class ValueTargets(Targets):
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which bags have a value in some column, [n]."""
-        return np.any(~np.isnan(self.values), axis=1, keepdims=True)[:, 0]
+        return np.asarray((~np.isnan(self.values)).any(axis=1), dtype=np.bool_)
 
     def strata(self) -> list[Stratum]:
         """Small and large values of every column."""
