@@ -67,7 +67,8 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
         backend: "auto"; "triton" (ShazamError where its kernels do not apply); "reference", plain PyTorch.
         precision: of the Triton kernels' matrix products: "ieee" float32, "tf32", or operands rounded to "bf16" or
             "fp16". Sums, scores, softmax, losses and parameters are float32 in all of them; matrix products that are
-            left to PyTorch are tf32 with any but "ieee".
+            left to PyTorch are tf32 with any but "ieee", whatever `torch.set_float32_matmul_precision` was set to; in
+            the whole process, as long as the context lasts.
 
     Raises ShazamError when there is no such backend or precision, or when only Triton offers the precision.
 
@@ -78,14 +79,24 @@ def use(backend: str = "auto", precision: str = "ieee") -> Iterator[None]:
     _require_choice(backend, precision)
     before = _choice.set(_Choice(backend, precision))
     cublas = torch.backends.cuda.matmul
-    rounding = cublas.fp32_precision
-    if precision != "ieee":
-        cublas.fp32_precision = "tf32"  # what is left to PyTorch, such as the head
+    rounding, older = cublas.fp32_precision, _older_precision()
+    torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")  # of the head, for example
     try:
         yield
     finally:
-        cublas.fp32_precision = rounding
+        if older is None:
+            cublas.fp32_precision = rounding
+        else:
+            torch.set_float32_matmul_precision(older)  # sets both flags
         _choice.reset(before)
+
+
+def _older_precision() -> str | None:
+    """PyTorch's older flag; None where the newer, `fp32_precision`, was set alone: PyTorch then refuses to read it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def require_available(backend: str, precision: str, device: torch.device) -> None:

@@ -22,17 +22,7 @@ from ..archive.archive import FeatureArchive
 from ..student.folded import FoldedStudent
 from ..student.output import StudentOutput
 from ..student.student import Student
-from .inference import (
-    GPU_TILE_ROWS,
-    ArchiveForm,
-    CoreForm,
-    infer,
-    match_teachers,
-    require_finite_results,
-    stream_to_gpu,
-)
-
-__all__ = ["GPU_TILE_ROWS", "TILE_ROWS", "RowScores", "Scorer"]
+from .inference import ArchiveForm, CoreForm, infer, match_teachers, require_finite_results, stream_to_gpu
 
 TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of the 12 rows that its products take
 TILES_AHEAD = 16  # number of tiles that are read ahead from the disk

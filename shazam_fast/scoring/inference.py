@@ -21,8 +21,9 @@ from ..student.matching import TeacherMatch, require_same_features
 from ..student.output import StudentOutput
 from ..student.student import Student
 
-GPU_TILE_ROWS = 16384  # rows per tile; copies of 100 MB and more run at the bus's full rate
+GPU_TILE_BYTES = 128 << 20  # largest tile; copies of 64 MB and more run at the bus's full rate
 GPU_TILES = 3  # number of buffers: one is gathered, one copied, one computed
+SPOILT_ROWS = 16  # most rows whose logits one NaN spoils: those that a GPU kernel computes together
 
 Features = TypeVar("Features")
 
@@ -55,16 +56,15 @@ def match_teachers(student: Student, archive: FeatureArchive, allow_missing_teac
 
 
 class ArchiveForm:
-    """A student in PyTorch that takes an archive's features: columns matched, in the student's dtype and device."""
+    """A student in PyTorch that takes an archive's features as they are stored: columns matched, on its device."""
 
     def __init__(self, model: Student | FoldedStudent, match: TeacherMatch) -> None:
         self._model, self._match = model, match
-        like = next(chain(model.parameters(), model.buffers()))
-        self._dtype, self._device = like.dtype, like.device
+        self._device = next(chain(model.parameters(), model.buffers())).device
 
     def __call__(self, features: Tensor) -> StudentOutput:
         """Features [B, archive's width] -> output."""
-        matched, present = self._match(features.to(self._device, self._dtype))
+        matched, present = self._match(features.to(self._device))
         output: StudentOutput = self._model(matched, present)
         return output
 
@@ -93,45 +93,53 @@ class CoreForm:
         return StudentOutput(logits, lambda: pooled @ self._value_map, shares)
 
 
+def gpu_tile_rows(archive: FeatureArchive) -> int:
+    """Rows per tile on a GPU."""
+    return max(1, GPU_TILE_BYTES // archive.row_bytes)
+
+
 def stream_to_gpu(
     archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
-    """(position of the first row, features [B, width] float32 on the device) of tile after tile.
+    """(position of the first row, features [B, width] as stored, on the device) of tile after tile.
 
     A tile is gathered, as stored, into one of a few pinned buffers and copied on a stream of its own; the host waits
     only for the copy that last used the buffer. Features are valid until the next tile is asked for.
     """
     stored: torch.dtype = getattr(torch, archive.dtype)
-    size = min(GPU_TILE_ROWS, len(rows))
+    size = min(gpu_tile_rows(archive), len(rows))
     pinned = [torch.empty(size, archive.width, dtype=stored, pin_memory=True) for _ in range(GPU_TILES)]
     there = [torch.empty(size, archive.width, dtype=stored, device=device) for _ in range(GPU_TILES)]
     copied = [torch.cuda.Event() for _ in range(GPU_TILES)]
     used = [torch.cuda.Event() for _ in range(GPU_TILES)]
     copies, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     copies.wait_stream(compute)  # the buffers' memory may still be in use by what was computed before
-    for index, start in enumerate(range(0, len(rows), size)):
-        slot, chosen = index % GPU_TILES, rows[start : start + size]
-        n = len(chosen)
-        copied[slot].synchronize()
-        raw = pinned[slot].view(torch.uint16) if stored == torch.bfloat16 else pinned[slot]
-        archive.gather(chosen, out=raw[:n].numpy())
-        with torch.cuda.stream(copies):
-            copies.wait_event(used[slot])
-            there[slot][:n].copy_(pinned[slot][:n], non_blocking=True)
-            copied[slot].record(copies)
-        compute.wait_event(copied[slot])
-        yield start, there[slot][:n].float()
-        used[slot].record(compute)
-    compute.wait_stream(copies)
+    try:
+        for index, start in enumerate(range(0, len(rows), size)):
+            slot, chosen = index % GPU_TILES, rows[start : start + size]
+            n = len(chosen)
+            copied[slot].synchronize()
+            raw = pinned[slot].view(torch.uint16) if stored == torch.bfloat16 else pinned[slot]
+            archive.gather(chosen, out=raw[:n].numpy())
+            with torch.cuda.stream(copies):
+                copies.wait_event(used[slot])
+                there[slot][:n].copy_(pinned[slot][:n], non_blocking=True)
+                copied[slot].record(copies)
+            compute.wait_event(copied[slot])
+            yield start, there[slot][:n]
+            used[slot].record(compute)
+    finally:  # also where the consumer stops early: no buffer goes back while a copy into it is under way
+        compute.wait_stream(copies)
 
 
 def require_finite_results(archive: FeatureArchive, rows: NDArray[np.int64], results: NDArray[np.floating]) -> None:
     """Check the results [n] of the given rows of an archive.
 
-    Raises NonFiniteError when one is NaN or infinite: naming the teacher if a feature of that row is, else the row.
+    Raises NonFiniteError when one is NaN or infinite: naming the teacher if a feature of that row is, or of one that
+    was computed together with it; else the row.
     """
     bad = np.flatnonzero(~np.isfinite(results))
     if bad.size:
-        first = rows[bad[:1]]
+        first = rows[bad[:SPOILT_ROWS]]
         archive.require_finite(first, archive.gather(first))
         raise NonFiniteError(f"{archive.path}: row {first[0]} gives non-finite logits; score with student.double()")

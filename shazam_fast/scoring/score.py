@@ -16,14 +16,14 @@ from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_path, require_switch
-from ..runtime.devices import choose_device
+from ..runtime.devices import choose_device, describe_device
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..runtime.ray_jobs import require_cluster
 from ..student.loading import load_student
 from ..student.student import Student
-from .engine import GPU_TILE_ROWS, TILE_ROWS, Scorer
-from .inference import match_teachers
+from .engine import TILE_ROWS, Scorer
+from .inference import gpu_tile_rows, match_teachers
 from .manifest import MANIFEST, ScoresManifest
 from .parts import ScoreJob, ScoreParts, Work, choose_part_rows, make_table
 from .scores import Scores, open_scores
@@ -164,14 +164,9 @@ def plan_job(
         "fused": fused,
         "device": describe_device(device),
         "rows of a part": part_rows,
-        "rows of a tile": GPU_TILE_ROWS if device.type == "cuda" else TILE_ROWS,
+        "rows of a tile": gpu_tile_rows(archive) if device.type == "cuda" else TILE_ROWS,
     }
     return ScoreJob(manifest, job, archive.n_rows, part_rows, split, fused)
-
-
-def describe_device(device: torch.device) -> str:
-    """The device as results depend on it: "cpu", or the model of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _score_in_memory(job: ScoreJob, work: Work, progress: Progress) -> list["pa.Table"]:

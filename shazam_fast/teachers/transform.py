@@ -1,6 +1,7 @@
 """How an image becomes the input of a teacher."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MismatchError, ShazamError
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, device
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")  # of Pillow, whose filters grow with the reduction (no aliasing)
@@ -68,9 +69,8 @@ class Transform:
 
     def normalize(self, pixels: "Tensor") -> "Tensor":
         """uint8 pixels [..., 3, H, W] on any device -> float32: (pixels / 255 - mean) / std."""
-        import torch
 
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return pixels.float().div_(255.0).sub_(mean).div_(std)
 
     def __call__(self, image: "Image") -> "Tensor":
@@ -89,6 +89,14 @@ class Transform:
         short, long = sorted((width, height))
         other = int(self.resize * long / short)  # truncated, as torchvision does
         return (self.resize, other) if width <= height else (other, self.resize)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], where: "device") -> "Tensor":
+    """[3, 1, 1], copied to the device once: the host would wait for the models of the batch before."""
+    import torch
+
+    return torch.tensor(values, device=where).view(3, 1, 1)
 
 
 DEFAULT_TRANSFORM = Transform()

@@ -124,14 +124,15 @@ def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: 
     """
     if device.type != "cuda":
         return None
+    dtype: torch.dtype = getattr(torch, archive.dtype)  # the widest of the teachers' own
     free, _ = torch.cuda.mem_get_info(device)
-    if len(rows) * archive.row_bytes > RESIDENT_SHARE * free:
+    needed = len(rows) * archive.width * dtype.itemsize
+    if needed > RESIDENT_SHARE * free:
         logger.warning(
             "%s: %.1f GB of features do not fit in the %.1f GB that the GPU has free: they are streamed",
-            archive.path, len(rows) * archive.row_bytes / 1e9, free / 1e9,
+            archive.path, needed / 1e9, free / 1e9,
         )  # fmt: skip
         return None
-    dtype: torch.dtype = getattr(torch, archive.dtype)
     table = torch.empty(len(rows), archive.width, dtype=dtype, device=device)
     for start in range(0, len(rows), LOADED_ROWS):
         part = rows[start : start + LOADED_ROWS]

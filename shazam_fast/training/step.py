@@ -5,6 +5,7 @@ Captured once, it is replayed with a single launch and asks nothing of the host:
 counter on the device, losses go to a row of a table there.
 """
 
+import logging
 import warnings
 
 import torch
@@ -14,6 +15,8 @@ from ..student.student import Student
 from .feed import TrainingFeed
 from .objective import Objective
 from .plan import EpochPlan
+
+logger = logging.getLogger("shazam_fast")
 
 WARM_UPS = 3  # steps before a CUDA graph is captured
 
@@ -45,7 +48,7 @@ class TrainingStep:
         self._feed, self._losses, self._kept_fraction = feed, losses, 1.0 - feature_dropout
         self._index = torch.zeros(1, dtype=torch.int64, device=losses.device)
         self._plan: dict[str, Tensor] = {}  # tensors that keep their place on the device from epoch to epoch
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
     def begin(self, plan: EpochPlan, step: int) -> None:
         """Start or continue an epoch at `step`; every plan has the same parts."""
@@ -71,7 +74,11 @@ class TrainingStep:
             return
         if size not in self._graphs:
             self._graphs[size] = self._capture(size)
-        self._graphs[size].replay()
+        graph = self._graphs[size]
+        if graph is None:
+            self._compute(size)
+        else:
+            graph.replay()
 
     def _compute(self, size: int) -> None:
         features, rows, labels, positions = self._feed.take(size)
@@ -96,17 +103,22 @@ class TrainingStep:
         mask = kept.index_select(0, self._index % len(kept))[0]
         return torch.where(mask, self._student.feature_scale * self._kept_fraction, torch.inf)
 
-    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
-        device = self._losses.device  # need not be the current one
-        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-            self._warm_up(size)
-        current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):  # where libraries have their workspaces by now
-            self._compute(size)
+    def _capture(self, size: int) -> torch.cuda.CUDAGraph | None:
+        """The graph of a step; None, with a warning, where it cannot be captured."""
+        with torch.cuda.device(self._losses.device):  # capturing synchronises the current one, which must be no other
+            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+                self._warm_up(size)
+            current.wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            try:  # on the stream where libraries have their workspaces by now; other threads may go on allocating
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self._compute(size)
+            except RuntimeError as error:
+                logger.warning("no CUDA graph could be made of a step, which is then slower: %s", error)
+                return None
         return graph
 
     def _warm_up(self, size: int) -> None:

@@ -125,6 +125,26 @@ def test_the_choice_ends_with_its_context():
     assert ops._choice.get() == ops._DEFAULT
 
 
+def test_products_left_to_pytorch_are_as_exact_as_the_precision_says(monkeypatch):
+    """Whatever the user set, by PyTorch's older or newer name; it is as before afterwards."""
+    cublas = torch.backends.cuda.matmul
+    try:
+        torch.set_float32_matmul_precision("high")
+        with ops.use("auto", "ieee"):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert cublas.fp32_precision == "ieee"
+        assert torch.get_float32_matmul_precision() == "high"
+        torch.set_float32_matmul_precision("highest")
+        with ops.use("triton", "tf32"):
+            assert torch.get_float32_matmul_precision() == "high"  # readable: nobody else's compilation fails
+        cublas.fp32_precision = "tf32"
+        with ops.use("auto", "ieee"):
+            assert cublas.fp32_precision == "ieee"
+        assert cublas.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_float64_on_a_gpu_is_left_to_pytorch(monkeypatch):
     """Its products do not compile for every GPU, and the kernels of the losses get lam and delta as float32."""
     from shazam_fast.ops.limits import triton_obstacle

@@ -7,6 +7,7 @@ import torch
 from synthetic import CLASSES, TEACHERS, make_patches
 
 import shazam_fast as sf
+from shazam_fast.scoring.inference import gpu_tile_rows, require_finite_results
 
 NAN = np.float16(np.nan).tobytes()
 
@@ -133,6 +134,22 @@ def test_a_stored_nan_is_named(archive, block):
     part.write_bytes(content)
     with pytest.raises(sf.NonFiniteError, match="teacher 'phikon-v2', row 203"):
         sf.score(student, archive.path)
+
+
+def test_the_row_of_a_nan_is_named_where_rows_computed_with_it_are_spoilt_too(archive):
+    part = archive.path / "part-00000.safetensors"
+    content = bytearray(part.read_bytes())
+    offset = 4096 + (203 * 39 + 12) * 2
+    content[offset : offset + 2] = NAN
+    part.write_bytes(content)
+    results = np.zeros(archive.n_rows, np.float32)
+    results[192:208] = np.nan  # one program of a GPU kernel
+    with pytest.raises(sf.NonFiniteError, match="teacher 'phikon-v2', row 203"):
+        require_finite_results(sf.open(archive.path), np.arange(archive.n_rows), results)
+
+
+def test_tiles_on_a_gpu_are_measured_in_bytes(archive):
+    assert gpu_tile_rows(archive) == (128 << 20) // archive.row_bytes
 
 
 def test_evaluate_needs_labels_and_the_same_classes(trained, tmp_path):

@@ -102,6 +102,36 @@ def test_a_graph_takes_the_steps_that_plain_calls_take(archive, block, options):
 
 
 @needs_gpu
+def test_a_step_that_cannot_be_captured_is_taken_all_the_same(archive, monkeypatch, caplog):
+    plain, refused = Loop(archive), Loop(archive)
+
+    def fail(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    plain.begin()
+    refused.begin()
+    assert_same_bits(refused.run(refused.step.run), plain.run(plain.plainly))
+    assert caplog.text.count("no CUDA graph could be made of a step") == len(
+        {BATCH, len(refused.n_rows) % BATCH or BATCH}
+    )
+
+
+def test_room_on_a_gpu_is_reckoned_in_the_dtype_of_the_table(tmp_path, monkeypatch, caplog):
+    """float16 features beside float32 ones are float32 there."""
+    features = {"a": np.zeros((10, 6), np.float16), "b": np.zeros((10, 1), np.float32)}
+    for name, values in features.items():
+        sf.write_archive(
+            tmp_path / name, {name: values}, labels=np.arange(10) % 2, slides=["s"] * 10, dtype=str(values.dtype)
+        )
+    mixed = sf.open({name: tmp_path / name for name in features})
+    assert (mixed.dtype, mixed.row_bytes) == ("float32", 16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 7 * 4 / feeds.RESIDENT_SHARE - 1, 0))
+    assert feeds.resident_features(mixed, np.arange(10), torch.device("cuda")) is None
+    assert "they are streamed" in caplog.text
+
+
+@needs_gpu
 def test_streamed_and_resident_features_train_alike(archive, monkeypatch, caplog):
     resident = Loop(archive)
     monkeypatch.setattr(feeds, "RESIDENT_SHARE", 0.0)
