@@ -1,6 +1,5 @@
 """The training loop: a state that can be saved after any step and continued bit for bit."""
 
-import logging
 import math
 import signal
 import threading
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
-from ..errors import NonFiniteError
 from ..ops import dispatch as ops
 from ..runtime.progress import Progress
 from ..student.student import Student
@@ -26,8 +24,6 @@ from .feed import TrainingFeed, feature_statistics
 from .plan import plan_epoch
 from .step import TrainingStep
 from .validation import Validation
-
-logger = logging.getLogger("shazam_fast")
 
 
 class TrainingRun:
@@ -62,9 +58,7 @@ class TrainingRun:
         self._patches = len(train_rows)
         self._steps = math.ceil(self._patches / config.batch_size)
         self._state = _new_state(archive, config, device, self._steps)
-        if checkpoint.load(self._state):
-            logger.info("continued from epoch %d, step %d", self._state.epoch, self._state.step)
-        else:
+        if not checkpoint.load(self._state):
             mean, scale = feature_statistics(archive, train_rows)
             if config.standardize:
                 self._state.student.feature_mean.copy_(mean)
@@ -79,7 +73,6 @@ class TrainingRun:
             state.student, state.optimizer, objective, feed, state.losses, config.feature_dropout
         )
         self._validate = None if val_rows is None else Validation(archive, val_rows, device, class_weights)
-        self._saved = time.monotonic()
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -97,26 +90,12 @@ class TrainingRun:
             ops.use(self._config.backend, self._config.precision),
             Progress("training", total, "patches", done=seen) as progress,
         ):
-            while not self._finished():
+            while not self._state.is_finished(self._config.epochs, self._config.patience):
                 self._train_epoch(interrupted, progress)
 
     def best_student(self) -> Student:
         """The student of the epoch that is kept, on the CPU, in evaluation mode."""
-        self._state.student.load_state_dict(self._state.best)
-        return self._state.student.cpu().eval()
-
-    def _finished(self) -> bool:
-        stale = len(self.history) - 1 - self._kept_epoch() if self.history else 0
-        return self._state.epoch >= self._config.epochs or stale >= self._config.patience
-
-    def _best_epoch(self) -> int:
-        if self._validate is None:
-            return len(self.history) - 1
-        scores = [record["val_score"] for record in self.history]
-        return scores.index(max(scores))
-
-    def _kept_epoch(self) -> int:
-        return self._best_epoch() if self._config.selection == "best" else len(self.history) - 1
+        return self._state.kept_student().cpu()
 
     def _train_epoch(self, interrupted: Callable[[], bool], progress: Progress) -> None:
         started, state = time.monotonic(), self._state
@@ -133,31 +112,15 @@ class TrainingRun:
             self._training_step.run(size)
             state.step += 1
             progress.advance(size, note)
-            if interrupted():
-                self._save()
-                logger.warning("stopped in epoch %d; the same call continues from there", state.epoch + 1)
-                raise KeyboardInterrupt
-            if time.monotonic() - self._saved >= self._config.checkpoint_seconds:
-                self._save()
-        self._finish_epoch(started)
-
-    def _finish_epoch(self, started: float) -> None:
-        state = self._state
-        self._require_finite_losses()
+            self._checkpoint.after_step(state, interrupted())
+        state.require_finite_losses()
         found = {} if self._validate is None else self._validate(state.student)
         record = {"epoch": state.epoch, **self._mean_losses(), **found}
-        self.history.append({**record, "seconds": time.monotonic() - started})
-        if self._kept_epoch() == state.epoch:
-            state.best = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
-        state.epoch += 1
-        state.step = 0
+        state.end_epoch({**record, "seconds": time.monotonic() - started})
 
     def _mean_losses(self) -> dict[str, Any]:
         """Losses of the epoch averaged over its patches."""
-        last = self._patches - (self._steps - 1) * self._config.batch_size
-        weight = np.full(self._steps, self._config.batch_size, dtype=np.float64)
-        weight[-1] = last
-        means = np.average(self._state.losses.cpu().double().numpy(), axis=0, weights=weight).tolist()
+        means = self._state.mean_losses(self._patches, self._config.batch_size)
         N = len(self._teachers)
         return {
             "loss": means[0],
@@ -167,29 +130,10 @@ class TrainingRun:
             **({"teacher_heads": dict(zip(self._teachers, means[2 + 2 * N :], strict=True))} if self._heads else {}),
         }
 
-    def _require_finite_losses(self) -> None:
-        state = self._state
-        finite = torch.isfinite(state.losses[: max(state.step, 1)]).cpu().numpy()
-        if not finite.all():
-            step, term = np.argwhere(~finite)[0]
-            parts = np.flatnonzero(~finite[step, 1:]) + 1  # the total is not finite because a part is not
-            name = _term_names(self._teachers, self._heads)[parts[0] if parts.size else term]
-            raise NonFiniteError(
-                f"epoch {state.epoch}, step {step}: {name} is not finite; "
-                "lower lr, or check the features with FeatureArchive.verify()"
-            )
-
     def _note(self) -> str:
         validated = self.history and self._validate is not None
-        best = f", best val score {self.history[self._best_epoch()]['val_score']:.3f}" if validated else ""
+        best = f", best val score {self.history[self._state.best_epoch]['val_score']:.3f}" if validated else ""
         return f"epoch {self._state.epoch + 1}/{self._config.epochs}{best}"
-
-    def _save(self) -> None:
-        if not self._checkpoint.kept:
-            return
-        self._require_finite_losses()
-        self._checkpoint.save(self._state)
-        self._saved = time.monotonic()
 
 
 @contextmanager
@@ -236,8 +180,10 @@ def _new_state(
         fused=True,
         capturable=device.type == "cuda",
     )
-    losses = torch.zeros(steps, len(_term_names(list(archive.teachers), config.teacher_heads > 0)), device=device)
-    return TrainingState(student, optimizer, losses)
+    terms = _term_names(list(archive.teachers), config.teacher_heads > 0)
+    losses = torch.zeros(steps, len(terms), device=device)
+    remedy = "lower lr, or check the features with FeatureArchive.verify()"
+    return TrainingState(student, optimizer, losses, terms, remedy, config.selection)
 
 
 def _term_names(teachers: list[str], heads: bool) -> list[str]:

@@ -28,7 +28,7 @@ from ..scoring.metrics import FRACTIONS, Metrics
 from ..student.files import CARD
 from ..student.loading import load
 from ..student.student import Student
-from .checkpoint import CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
+from .checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
 from .config import TrainConfig
 from .loop import TrainingRun, stop_on_interrupt
 
@@ -170,7 +170,7 @@ def train_arrays(
         val = archive.split("val")
         run = TrainingRun(
             archive, config, device, archive.split("train"), val if len(val) else None,
-            Checkpoint(None, {}, ""), class_weights,
+            NO_CHECKPOINT, class_weights,
         )  # fmt: skip
         run.train(lambda: False)
     student = run.best_student()
@@ -187,7 +187,8 @@ def _train(
     out: Path | None,
     job: dict[str, Any],
 ) -> TrainResult:
-    checkpoint = Checkpoint(None if out is None else out / CHECKPOINT, job, describe_device(device))
+    file = None if out is None else out / CHECKPOINT
+    checkpoint = Checkpoint(file, job, describe_device(device), config.checkpoint_seconds)
     run = TrainingRun(archive, config, device, rows["train"], rows["val"], checkpoint)
     with stop_on_interrupt(enabled=out is not None) as interrupted:
         run.train(interrupted)

@@ -181,7 +181,7 @@ def make_state():
         sf.StudentConfig({"a": 3, "b": 2}, ("x", "y"), dim=4, depth=1), torch.Generator().manual_seed(0)
     )
     optimizer = torch.optim.AdamW(student.parameters(), fused=True)
-    return TrainingState(student, optimizer, torch.zeros(5, 6))
+    return TrainingState(student, optimizer, torch.zeros(5, 6), ["the total loss"], "lower lr")
 
 
 def advance(state):
@@ -192,6 +192,34 @@ def advance(state):
     state.epoch, state.step, state.history = 1, 1, [{"epoch": 0, "val_score": 0.5}]
     state.losses += 1.0
     return state
+
+
+@pytest.mark.parametrize(("selection", "kept", "stops"), [("best", 1, True), ("last", 3, False)])
+def test_which_epoch_is_kept_and_when_it_ends(selection, kept, stops):
+    state = make_state()
+    state.selection = selection
+    for epoch, score in enumerate((0.5, 0.7, 0.7, 0.6)):
+        state.student.feature_mean.fill_(float(epoch))
+        state.end_epoch({"epoch": epoch, "val_score": score})
+    assert (state.epoch, state.best_epoch, state.kept_epoch) == (4, 1, kept)
+    assert (state.best["feature_mean"] == kept).all()
+    assert state.is_finished(epochs=9, patience=2) is stops
+    assert state.is_finished(epochs=4, patience=9)
+    assert not state.is_finished(epochs=9, patience=3)
+
+
+def test_without_validation_the_last_epoch_is_kept():
+    state = make_state()
+    for epoch in range(3):
+        state.end_epoch({"epoch": epoch})
+        assert state.kept_epoch == epoch
+
+
+def test_the_losses_of_an_epoch_are_averaged_over_its_rows():
+    state = make_state()
+    state.losses += torch.tensor([[1.0], [1.0], [1.0], [1.0], [8.0]])
+    assert state.mean_losses(n_rows=15, batch_size=3) == [pytest.approx(12 / 5)] * 6
+    assert state.mean_losses(n_rows=13, batch_size=3) == [pytest.approx(20 / 13)] * 6
 
 
 def damaged(note, tensors):
@@ -214,7 +242,7 @@ def damaged(note, tensors):
 def test_a_checkpoint_with_another_content(tmp_path):
     from shazam_fast.training.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", {"lr": 0.1}, "cpu")
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", {"lr": 0.1}, "cpu", 30.0)
     checkpoint.save(advance(make_state()))
     again = make_state()
     assert checkpoint.load(again)

@@ -1,7 +1,5 @@
 """The loop of a fine-tuning: a state that can be saved after any step and continued."""
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,15 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ...errors import NonFiniteError
 from ...images.table import ImageTable
 from ...runtime.progress import Progress
 from ...scoring.metrics import compute_metrics, selection_score
 from ...training.checkpoint import Checkpoint, TrainingState
 from .config import FinetuneConfig
 from .model import FinetunedTeacher, ImageFeed
-
-logger = logging.getLogger("shazam_fast")
 
 
 class FinetuningRun:
@@ -54,12 +49,10 @@ class FinetuningRun:
             ],
             weight_decay=config.weight_decay,
         )
-        self._state = TrainingState(model, optimizer, torch.zeros(self._steps, 1, device=model.device))
+        losses = torch.zeros(self._steps, 1, device=model.device)
+        self._state = TrainingState(model, optimizer, losses, ["the loss"], "lower backbone_lr and head_lr")
         self._scaler = torch.amp.GradScaler(enabled=model.autocast_dtype == torch.float16)
-        if checkpoint.load(self._state):
-            self._state.best = {name: tensor.cpu() for name, tensor in self._state.best.items()}
-            logger.info("continued from epoch %d, step %d", self._state.epoch, self._state.step)
-        self._saved = time.monotonic()
+        checkpoint.load(self._state)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -74,25 +67,16 @@ class FinetuningRun:
         n, state = len(self._rows["train"]), self._state
         seen = state.epoch * n + state.step * self._config.batch_size
         with Progress("fine-tuning", self._config.epochs * n, "images", done=seen) as progress:
-            while not self._finished():
+            while not state.is_finished(self._config.epochs, self._config.patience):
                 self._train_epoch(interrupted, progress)
 
     def best_model(self) -> FinetunedTeacher:
         """The model of the epoch with the best validation score, in evaluation mode, on its device."""
-        self._state.student.load_state_dict(self._state.best)
-        return self._state.student.eval()
+        return self._state.kept_student()
 
     def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probabilities of images by the model as it is, float32 [n, C]."""
         return self._feed.predict(self._state.student, rows)
-
-    def _finished(self) -> bool:
-        stale = len(self.history) - 1 - self._best_epoch() if self.history else 0
-        return self._state.epoch >= self._config.epochs or stale >= self._config.patience
-
-    def _best_epoch(self) -> int:
-        scores = [record["val_score"] for record in self.history]
-        return scores.index(max(scores))
 
     def _train_epoch(self, interrupted: Callable[[], bool], progress: Progress) -> None:
         state, rows = self._state, self._rows["train"]
@@ -110,56 +94,19 @@ class FinetuningRun:
             state.losses[state.step] = loss.detach()
             state.step += 1
             progress.advance(len(labels))
-            if interrupted():
-                self._save()
-                logger.warning("stopped in epoch %d; the same call continues from there", state.epoch + 1)
-                raise KeyboardInterrupt
-            if time.monotonic() - self._saved >= self._config.checkpoint_seconds:
-                self._save()
+            self._checkpoint.after_step(state, interrupted())
         self._finish_epoch()
 
     def _finish_epoch(self) -> None:
         state = self._state
         val = self._rows["val"]
-        loss = self._mean_loss()
+        state.require_finite_losses()
         metrics = compute_metrics(self.predict(val), self._images.labels[val], self._images.classes)
-        self.history.append({
+        state.end_epoch({
             "epoch": state.epoch,
-            "loss": loss,
+            "loss": state.mean_losses(len(self._rows["train"]), self._config.batch_size)[0],
             "val_score": selection_score(metrics.balanced_accuracy, metrics.weighted_f1),
             "val_balanced_accuracy": metrics.balanced_accuracy,
             "val_weighted_f1": metrics.weighted_f1,
         })  # fmt: skip
-        if self._best_epoch() == state.epoch:
-            state.best = {name: tensor.cpu().clone() for name, tensor in state.student.state_dict().items()}
-        state.epoch += 1
-        state.step = 0
-        self._save()
-
-    def _mean_loss(self) -> float:
-        """Loss of the steps so far of the epoch, mean over their images. Raises NonFiniteError for NaN or infinity."""
-        state, size = self._state, self._config.batch_size
-        weights = np.minimum(size, len(self._rows["train"]) - size * np.arange(state.step))
-        losses = state.losses[: state.step, 0].cpu().double().numpy()
-        loss = float(np.average(losses, weights=weights))
-        if not np.isfinite(loss):
-            raise NonFiniteError(f"epoch {state.epoch}: the loss is {loss}; lower backbone_lr and head_lr")
-        return loss
-
-    def _save(self) -> None:
-        if not self._checkpoint.kept:
-            return
-        if self._state.step:
-            self._mean_loss()
-        _complete_moments(self._state.optimizer)
-        self._checkpoint.save(self._state)
-        self._saved = time.monotonic()
-
-
-def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments of zero to parameters without a gradient (of a pooler that is not used), as checkpoints have all."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if not optimizer.state[p]:
-                zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": torch.tensor(0.0), **zeros}
+        self._checkpoint.save(state)

@@ -19,7 +19,7 @@ from ...runtime.locks import DirectoryLock, require_writable
 from ...scoring.metrics import Metrics, compute_metrics
 from ...teachers.models import load_teacher
 from ...teachers.spec import TeacherSpec
-from ...training.checkpoint import CHECKPOINT, Checkpoint
+from ...training.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint
 from ...training.loop import stop_on_interrupt
 from ..fold import Fold
 from .config import FinetuneConfig
@@ -148,7 +148,7 @@ def finetune_fold(
     config = _resolve(None, {"seed": fold.seed, **overrides})
     rows = _checked_rows(table)
     model = _new_model(table, teacher, config, weights=weights, token=token, transform=transform)
-    run = _run(model, table, rows, config, choose_device(config.device), Checkpoint(None, {}, ""))
+    run = _run(model, table, rows, config, choose_device(config.device), NO_CHECKPOINT)
     return {name: run.predict(rows[name]).astype(np.float64) for name in ("val", "test")}
 
 
@@ -161,7 +161,8 @@ def _finetune(
     out: Path | None,
     job: dict[str, Any],
 ) -> FinetuneResult:
-    checkpoint = Checkpoint(None if out is None else out / CHECKPOINT, job, describe_device(device))
+    file = None if out is None else out / CHECKPOINT
+    checkpoint = Checkpoint(file, job, describe_device(device), config.checkpoint_seconds)
     run = _run(model, images, rows, config, device, checkpoint)
     metrics = {
         name: compute_metrics(run.predict(rows[name]), images.labels[rows[name]], images.classes)
