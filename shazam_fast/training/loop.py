@@ -101,11 +101,8 @@ class TrainingRun:
         started, state = time.monotonic(), self._state
         note = self._note()
         state.student.train()
-        width = len(state.student.feature_scale)
-        encoders = state.student.config.encoders
-        plan = plan_epoch(self._config, state.epoch, self._patches, max(encoders) + 1, width)
-        if plan.present is not None:  # drawn per encoder: the levels of a teacher are left out together
-            plan = replace(plan, present=plan.present[:, encoders])
+        encoders, width = state.student.config.encoders, len(state.student.feature_scale)
+        plan = plan_epoch(self._config, state.epoch, self._patches, encoders, width)
         self._training_step.begin(plan, state.step)
         while state.step < self._steps:
             size = min(self._config.batch_size, self._patches - state.step * self._config.batch_size)

@@ -4,6 +4,7 @@ All of it derives from (seed, purpose, epoch): a training that is resumed draws 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,19 +37,20 @@ class EpochPlan:
     rates: NDArray[np.float32] | None = None
 
 
-def plan_epoch(config: TrainConfig, epoch: int, n_rows: int, n_teachers: int, width: int) -> EpochPlan:
+def plan_epoch(config: TrainConfig, epoch: int, n_rows: int, encoders: Sequence[int], width: int) -> EpochPlan:
     """The plan of an epoch.
 
     Args:
         config: what decides the training.
         epoch: its number, from 0.
         n_rows: training rows.
-        n_teachers, width: teachers, and columns of all of them.
+        encoders: for each teacher, the number of its encoder; the levels of an encoder are left out together.
+        width: columns of all teachers.
     """
     steps = math.ceil(n_rows / config.batch_size)
     return EpochPlan(
         order=_random(config, ORDER, epoch).permutation(n_rows),
-        present=_present_teachers(config, epoch, n_rows, n_teachers),
+        present=_present_teachers(config, epoch, n_rows, encoders),
         kept=_kept_columns(config, epoch, min(steps, MASKS), width),
         mixtures=_mixtures(config, epoch, steps),
         rates=_one_cycle(config, epoch, steps) if config.schedule == "one_cycle" else None,
@@ -59,15 +61,17 @@ def _random(config: TrainConfig, purpose: int, epoch: int) -> np.random.Generato
     return np.random.default_rng([config.seed, purpose, epoch])
 
 
-def _present_teachers(config: TrainConfig, epoch: int, n_rows: int, n_teachers: int) -> NDArray[np.bool_] | None:
-    """Teacher dropout: bool [n_rows, N] of the teachers present, at least one per patch."""
+def _present_teachers(
+    config: TrainConfig, epoch: int, n_rows: int, encoders: Sequence[int]
+) -> NDArray[np.bool_] | None:
+    """Teacher dropout: bool [n_rows, N] of the teachers present, at least one per patch; drawn per encoder."""
     p = config.teacher_dropout
     if p == 0.0:
         return None
-    draw = _random(config, TEACHERS, epoch).random((n_rows, n_teachers))
+    draw = _random(config, TEACHERS, epoch).random((n_rows, max(encoders) + 1))
     present = draw >= p
     present[np.arange(n_rows), draw.argmax(axis=1)] = True
-    return present
+    return present.take(encoders, axis=1)
 
 
 def _kept_columns(config: TrainConfig, epoch: int, masks: int, width: int) -> NDArray[np.bool_] | None:

@@ -67,7 +67,7 @@ def alone_in_float64(archive, config, rows, standard, order_seed):
     objective = config.objective(torch.from_numpy(np.bincount(archive.labels[rows["train"]])))
     for epoch in range(config.epochs):
         n = len(rows["train"])
-        plan = plan_epoch(replace(config, seed=order_seed), epoch, n, len(archive.teachers), archive.width)
+        plan = plan_epoch(replace(config, seed=order_seed), epoch, n, range(len(archive.teachers)), archive.width)
         for step, start in enumerate(range(0, n, config.batch_size)):
             chosen = plan.order[start : start + config.batch_size]
             here = rows["train"][chosen]

@@ -105,7 +105,7 @@ def test_mixing_is_that_of_features_and_losses(block):
 
 def test_mixtures_are_drawn_from_beta_and_repeat():
     config = sf.TrainConfig(mixup=0.4, batch_size=1)
-    plan, again, next_epoch = (plan_epoch(config, epoch, 20000, 1, 1) for epoch in (3, 3, 4))
+    plan, again, next_epoch = (plan_epoch(config, epoch, 20000, [0], 1) for epoch in (3, 3, 4))
     np.testing.assert_array_equal(plan.mixtures, again.mixtures)
     assert (plan.mixtures != next_epoch.mixtures).any()
     assert plan.mixtures.mean() == pytest.approx(0.5, abs=0.01)
@@ -114,7 +114,7 @@ def test_mixtures_are_drawn_from_beta_and_repeat():
 
 def test_feature_dropout_keeps_the_expected_share_and_repeats():
     config = sf.TrainConfig(feature_dropout=0.3, batch_size=1)
-    plan, again, next_epoch = (plan_epoch(config, epoch, 2000, 2, 40) for epoch in (3, 3, 4))
+    plan, again, next_epoch = (plan_epoch(config, epoch, 2000, [0, 1], 40) for epoch in (3, 3, 4))
     assert plan.kept.shape == (MASKS, 40)
     assert plan.kept.mean() == pytest.approx(0.7, abs=0.01)
     np.testing.assert_array_equal(plan.kept, again.kept)
@@ -124,7 +124,7 @@ def test_feature_dropout_keeps_the_expected_share_and_repeats():
 
 def test_one_cycle_rises_and_falls():
     config = sf.TrainConfig(schedule="one_cycle", epochs=10, batch_size=8, lr=0.01)
-    rates = np.concatenate([plan_epoch(config, epoch, 80, 1, 1).rates for epoch in range(10)])
+    rates = np.concatenate([plan_epoch(config, epoch, 80, [0], 1).rates for epoch in range(10)])
     assert rates[0] == pytest.approx(0.04 * 0.01)
     assert rates.argmax() == 30
     assert rates.max() == pytest.approx(0.01)
@@ -132,7 +132,7 @@ def test_one_cycle_rises_and_falls():
     assert (np.diff(rates[30:]) < 0).all()
     assert rates[65] == pytest.approx(0.01 * (1e-4 + (1 - 1e-4) / 2), rel=1e-5)  # half way down
     assert rates[-1] < 0.01 * 1e-2
-    assert plan_epoch(sf.TrainConfig(schedule="constant"), 0, 80, 1, 1).rates is None
+    assert plan_epoch(sf.TrainConfig(schedule="constant"), 0, 80, [0], 1).rates is None
 
 
 def test_the_optimizer_takes_the_planned_rates(archive):

@@ -42,7 +42,7 @@ class Loop:
         objective = self.config.objective(torch.bincount(torch.from_numpy(archive.labels[self.n_rows])).to(DEVICE))
         dropout = self.config.feature_dropout
         self.step = TrainingStep(self.student, optimizer, objective, feed, self.losses, dropout)
-        self.plan = plan_epoch(self.config, 0, len(self.n_rows), len(archive.teachers), archive.width)
+        self.plan = plan_epoch(self.config, 0, len(self.n_rows), range(len(archive.teachers)), archive.width)
 
     def begin(self):
         self.step.begin(self.plan, 0)
