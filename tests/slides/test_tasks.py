@@ -14,6 +14,7 @@ from shazam_fast.slides.cohort.metrics import Predictions, measure
 from shazam_fast.slides.cohort.targets import ClassTargets, SeveralClasses, ValueTargets, take
 from shazam_fast.slides.losses import TaskLoss, count_outputs, read_outputs
 from shazam_fast.slides.options import SlideConfig
+from shazam_fast.slides.slide_teachers.distillation import divergence
 
 RNG = np.random.default_rng(0)
 CPU = torch.device("cpu")
@@ -173,3 +174,14 @@ def test_a_column_that_is_unknown_teaches_nothing():
     TaskLoss("multi_classification", targets, targets, CPU)(outputs, torch.arange(2)).backward()
     assert (outputs.grad[:, :2] != 0).all()
     assert (outputs.grad[:, 2:] == 0).all()
+
+
+def test_distillation_of_several_columns_and_of_numbers():
+    one, other = torch.randn(3, 5), torch.randn(3, 5)
+    columns = [(one[:, :2], other[:, :2]), (one[:, 2:], other[:, 2:])]
+    parts = [divergence("classification", *pair, 3.0, "student_teacher") for pair in columns]
+    found = divergence("multi_classification", one, other, 3.0, "student_teacher", (2, 3))
+    assert found.item() == pytest.approx(sum(parts).item() / 2)
+    assert divergence("regression", one, other, 1.0, "student_teacher").item() == pytest.approx(
+        0.5 * (one - other).square().mean(dim=1).sum().item()
+    )
