@@ -152,13 +152,14 @@ def select(
     clusters: Annotated[int, typer.Option(help="Clusters per slide.")] = 50,
     per_cluster: Annotated[int, typer.Option(help="Patches drawn from each cluster.")] = 10,
     bags: Annotated[int, typer.Option(help="How often patches are drawn anew; one draw per epoch is trained on.")] = 1,
+    method: Annotated[str, typer.Option(help="Of clustering: kmeans or spectral.")] = "kmeans",
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Cluster the patches of each slide by all teachers at once, and select some of every cluster."""
     from ..slides.selecting.selection import select as run
 
     require_place_for(out, "selection")
-    chosen = run(features.open(), out, clusters=clusters, per_cluster=per_cluster, bags=bags, seed=seed)
+    chosen = run(features.open(), out, clusters=clusters, per_cluster=per_cluster, bags=bags, method=method, seed=seed)
     patches = sum(len(bag) for one in chosen.rows.values() for bag in one)
     say(f"selection in {out}: {patches:,} patches in {bags} bags of each of {len(chosen.rows):,} slides")
 

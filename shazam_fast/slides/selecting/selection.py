@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...archive.archive import FeatureArchive
 from ...archive.opening import ArchiveLike, open_archive
 from ...errors import ArchiveError, MismatchError, ShazamError
-from ...runtime.checks import require_count, require_path
+from ...runtime.checks import require_choice, require_count, require_path
 from ...runtime.documents import Count, Json, Record, Text, encode_document, read_document
 from ...runtime.files import file_checksum, unfinished_path
 from ...runtime.jobs import Part, PartDirectory, require_same_job, writing
@@ -25,11 +25,13 @@ from ...runtime.tensors import read_tensors, write_tensors
 from ...training.config import MOST_SEED
 from ..bags import Bags, Selection, make_bags
 from .clustering import Views, cluster, draw, project_rows
+from .spectral import cluster_spectral
 
 logger = logging.getLogger("shazam_fast")
 
 FORMAT = "shazam_fast selection"
 MANIFEST = "selection.json"
+METHODS = ("kmeans", "spectral")
 PART_SLIDES = 16  # slides whose selections are in one part
 
 
@@ -55,6 +57,7 @@ def select(
     clusters: int = 50,
     per_cluster: int = 10,
     bags: int = 1,
+    method: str = "kmeans",
     seed: int = 0,
 ) -> Selection:
     """Cluster each slide's patches by all teachers at once, and draw patches from every cluster.
@@ -69,6 +72,7 @@ def select(
         clusters: clusters per slide (K of FuseCPath, arXiv 2510.27237).
         per_cluster: patches drawn from each (N_K).
         bags: how often patches are drawn anew, from the same clusters (N_R); `train` takes another one in every epoch.
+        method: of clustering: "kmeans", or "spectral", which FuseCPath takes and which costs more.
         seed: of projections, clusters and draws.
 
     Returns the selection, for `sf.slides.train(selection=...)`.
@@ -86,7 +90,8 @@ def select(
     >>> len(chosen.rows["s1"]), len(chosen.rows["s1"][0])
     (3, 10)
     """
-    options = {
+    options: dict[str, Any] = {
+        "method": require_choice("method", method, METHODS),
         "clusters": require_count("clusters", clusters),
         "per_cluster": require_count("per_cluster", per_cluster),
         "bags": require_count("bags", bags),
@@ -126,7 +131,7 @@ def _by_slide(names: Sequence[str], found: Sequence[Sequence[Chosen]], features:
     )
 
 
-def _select(whole: Bags, slides: range, options: Mapping[str, int], progress: Progress) -> list[list[Chosen]]:
+def _select(whole: Bags, slides: range, options: Mapping[str, Any], progress: Progress) -> list[list[Chosen]]:
     """The bags of some slides."""
     views = Views(whole.archive.teachers, options["seed"])
     found = []
@@ -137,7 +142,11 @@ def _select(whole: Bags, slides: range, options: Mapping[str, int], progress: Pr
             _refuse_non_finite(whole.archive, rows)
         own = [options["seed"], xxhash.xxh3_64_intdigest(whole.names[slide].encode())]  # whatever the other slides are
         rng = np.random.default_rng(own)
-        codes = cluster(points, options["clusters"], int(rng.integers(MOST_SEED)))
+        count, start = options["clusters"], int(rng.integers(MOST_SEED))
+        if options["method"] == "spectral":
+            codes = cluster_spectral(points, views.widths, count, start)
+        else:
+            codes = cluster(points, count, start)
         drawn = [draw(codes, options["per_cluster"], rng) for _ in range(options["bags"])]
         found.append([Chosen(rows[one], codes[one]) for one in drawn])
         progress.advance(1, whole.names[slide])
@@ -150,7 +159,7 @@ def _refuse_non_finite(archive: FeatureArchive, rows: NDArray[np.int64]) -> None
     raise ShazamError(f"{archive.path}: features are too large to be clustered; scale them")
 
 
-def _select_parts(folder: Path, whole: Bags, job: dict[str, Any], options: Mapping[str, int]) -> None:
+def _select_parts(folder: Path, whole: Bags, job: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Write the parts that are missing, then the manifest."""
     ranges = [range(i, min(i + PART_SLIDES, len(whole))) for i in range(0, len(whole), PART_SLIDES)]
     parts = PartDirectory(folder, job, count=len(ranges), suffix=".safetensors", manifest=MANIFEST)
