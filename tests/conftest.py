@@ -14,6 +14,7 @@ from synthetic import make_patches
 
 import shazam_fast as sf
 
+os.environ["SHAZAM_CACHE"] = "off"  # tests leave nothing in the user's cache folder
 os.environ["PYTHONSAFEPATH"] = "1"  # processes that tests start take the installed package, not the source folder
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

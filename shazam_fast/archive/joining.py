@@ -1,7 +1,7 @@
 """Join every teacher's files to one archive, slide after slide."""
 
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..annotation.columns import encode_labels
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
 from ..formats.geometry import NOT_KNOWN, Geometry, merge_geometry
-from ..formats.pieces import UNKNOWN, Contents, InMemory, Source
+from ..formats.index.trees import Trees
+from ..formats.pieces import UNKNOWN, Contents, CoordsColumn, InMemory, Source, StoredCoords
 from ..runtime.progress import Progress
 from ..tables.slide_names import choose_slides, match_slides
 from .alignment import FIELDS, NOTHING, Joined, join_slide
@@ -30,6 +31,7 @@ def join(
     classes: Sequence[str] = (),
     loads: Loads | None = None,
     skip: bool = False,
+    trees: Trees | None = None,
 ) -> Contents:
     """One archive from every teacher's files.
 
@@ -43,6 +45,7 @@ def join(
         classes: names of the labels that the sources hold; numbers by default.
         loads: gets an opener for each file that cannot be memory-mapped; None if such files are an error.
         skip: whether a slide that cannot be read or joined is left out, and recorded, instead of an error.
+        trees: the indexes of the directories that hold the sources; None to read every file.
 
     Raises:
         MismatchError: two teachers do not hold the same patches, or patches of another size, unit or level; names both
@@ -52,6 +55,10 @@ def join(
     by_teacher = _by_teacher(sources)
     left_out: dict[str, str] = {}
     keys = _common_keys(path, by_teacher, slides, left_out if skip else None)
+    if trees is not None:
+        chosen = [files[key] for files in by_teacher.values() for key in keys]
+        known = iter(trees.read(chosen, f"opening {path.name}"))
+        by_teacher = {teacher: dict(zip(keys, known, strict=False)) for teacher in by_teacher}
     matrices = {teacher: Matrix(teacher, loads) for teacher in by_teacher}
     joined = _join_slides(path, by_teacher, keys, matrices, loads, left_out if skip else None)
     for key, found in joined.items():
@@ -180,15 +187,19 @@ def _assemble(
     names = list(dict.fromkeys(slide for slide, _ in joined))
     rows = [found.n_rows for found in joined.values()]
     known: dict[str, NDArray[Any]] = {}
+    columns: dict[str, Callable[[], NDArray[np.generic]]] = {}
     if names != [""]:
         codes = {name: code for code, name in enumerate(names)}
         known["slide"] = np.repeat(np.array([codes[slide] for slide, _ in joined], dtype=np.int32), rows)
     if any(found.coords is not None for found in joined.values()):
-        known["coords"] = _concatenate([found.coords for found in joined.values()], rows, "coords")
+        parts = [found.coords for found in joined.values()]
+        columns["coords"] = CoordsColumn(parts, rows, _concatenate_coords)
+        if not any(isinstance(part, StoredCoords) for part in parts):  # read already; errors come while opening
+            columns["coords"] = InMemory(columns["coords"]())
     for name in FIELDS:
-        columns = [found.columns[name] for found in joined.values()]
-        if any(column is not None for column in columns):
-            known[name] = _concatenate(columns, rows, name)
+        values = [found.columns[name] for found in joined.values()]
+        if any(column is not None for column in values):
+            known[name] = _concatenate(values, rows, name)
     groups: tuple[str, ...] = ()
     if "group" in known:
         groups, known["group"] = _encode_groups(known["group"])
@@ -201,7 +212,7 @@ def _assemble(
         classes=tuple(classes),
         slides=tuple(names) if names != [""] else (),
         groups=groups,
-        columns={name: InMemory(column) for name, column in known.items()},
+        columns=columns | {name: InMemory(column) for name, column in known.items()},
         geometry=_geometry_of_slides(path, joined),
         left_out=dict(left_out),
     )
@@ -210,7 +221,7 @@ def _assemble(
 def _geometry_of_slides(path: Path, joined: Mapping[Key, Joined]) -> dict[str, Geometry]:
     known: dict[str, Geometry] = {}
     for (slide, part), found in joined.items():
-        merged = merge_geometry(known.get(slide, NOT_KNOWN), found.geometry)
+        merged = merge_geometry(known[slide], found.geometry) if slide in known else found.geometry
         if isinstance(merged, str):
             raise MismatchError(f"{path}: slide {slide!r}: the patches of {part!r} differ from those before: {merged}")
         known[slide] = merged
@@ -222,6 +233,10 @@ def _encode_groups(names: NDArray[np.str_]) -> tuple[tuple[str, ...], NDArray[np
     column = np.full(len(names), UNKNOWN["group"], dtype=np.int32)
     column[names != ""] = codes
     return tuple(unique.tolist()), column
+
+
+def _concatenate_coords(parts: Sequence[NDArray[Any] | None], rows: Sequence[int]) -> NDArray[Any]:
+    return _concatenate(parts, rows, "coords")
 
 
 def _concatenate(parts: Sequence[NDArray[Any] | None], rows: Sequence[int], name: str) -> NDArray[Any]:

@@ -65,7 +65,9 @@ class Matrix:
         of_run: list[int] = []  # file of every run
         runs = []
         for source, stored in self._pieces:
-            name = os.path.abspath(source.file)
+            name = os.fspath(source.file)
+            if not name.startswith("/") or "/.." in name:  # what others are, abspath finds out slowly
+                name = os.path.abspath(name)
             piece = self._prepare(name, stored, dtype)
             files = [names.setdefault(os.path.abspath(file), len(names)) for file in piece.files]
             of_run += files or [names.setdefault(name, len(names))] * len(piece.runs)

@@ -1,7 +1,9 @@
 """Open features in place: find the layout of a path and make a FeatureArchive of its files."""
 
+import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from ..annotation.annotations import Given, annotate, encode_sites
 from ..annotation.splits import GroupedSplit
 from ..errors import ArchiveError, MismatchError
+from ..formats.index.trees import Trees
 from ..formats.native import is_native, read_contents
 from ..formats.pieces import Contents, Source
 from ..layouts.directories import find_features
@@ -39,6 +42,7 @@ def open_archive(
     classes: Sequence[str] | None = None,
     label_column: str | None = None,
     on_error: OnError = "raise",
+    index: bool = True,
 ) -> FeatureArchive:
     """Open features in place, whichever tool wrote them. Only headers, coordinates and tables are read.
 
@@ -60,6 +64,9 @@ def open_archive(
         label_column: the column of the labels' table that holds the labels, where it has no usual name.
         on_error: "raise", or "skip" to leave out slides that cannot be read or joined, for all teachers;
             `FeatureArchive.left_out` says which and why.
+        index: whether what is learned of HDF5 files in large directories is kept in the user's cache folder, so that
+            they open faster the next time. Files that have changed are read again. The environment variable
+            SHAZAM_CACHE names another folder, or is "off".
 
     Returns the archive.
 
@@ -80,7 +87,7 @@ def open_archive(
         if teachers is not None or slides is not None or any(value is not None for value in given.values()):
             raise MismatchError("an archive that is open already cannot be given labels, splits or a selection")
         return path
-    contents = read_features(path, teachers, slides, on_error)
+    contents = read_features(path, teachers, slides, on_error, index=index)
     return FeatureArchive(annotate(contents, labels, splits, groups, classes, label_column))
 
 
@@ -126,12 +133,14 @@ def read_features(
     slides: Sequence[str] | None,
     on_error: OnError,
     loads: Loads | None = None,
+    index: bool = False,
 ) -> Contents:
     """The contents of a path, with the teachers and slides chosen.
 
     Args:
         path, teachers, slides, on_error: as in `open_archive`.
         loads: gets an opener for each file that cannot be memory-mapped; None if such files are an error.
+        index: as in `open_archive`.
 
     Raises what `open_archive` raises.
     """
@@ -145,11 +154,24 @@ def read_features(
     for place in path.values() if isinstance(path, Mapping) else [path]:
         require_path("features", place)
     try:
-        return _read(path, teachers, slides, on_error, loads)
+        with _no_garbage_collection():
+            return _read(path, teachers, slides, on_error, loads, index)
     except PermissionError as error:
         raise ArchiveError(f"{error.filename or path}: no permission to read it", "permission") from None
     except OSError as error:
         raise ArchiveError(f"{error.filename or path}: cannot be read: {error.strerror or error}", "system") from None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """It would look at all objects again and again; of 100,000 files there are millions, and none is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read(
@@ -158,6 +180,7 @@ def _read(
     slides: Sequence[str] | None,
     on_error: OnError,
     loads: Loads | None,
+    index: bool,
 ) -> Contents:
     if isinstance(path, Mapping):
         found = _find_all(path)
@@ -166,9 +189,13 @@ def _read(
         refuse_foreign(where)
         if is_native(where):
             return _select(_read_native(where), teachers, slides)
-        found = _Found(where, find_features(where))
+        sources = find_features(where)
+        found = _Found(where, sources, {where: sources})
     wanted = choose_teachers(found.path, found.sources, teachers)
-    contents = join(found.path, wanted, slides, classes=found.classes, loads=loads, skip=on_error == "skip")
+    trees = Trees(found.trees) if index else None
+    contents = join(
+        found.path, wanted, slides, classes=found.classes, loads=loads, skip=on_error == "skip", trees=trees
+    )
     return replace(contents, records=found.records)
 
 
@@ -187,10 +214,14 @@ def _select(contents: Contents, teachers: Sequence[str] | None, slides: Sequence
 
 @dataclass(frozen=True)
 class _Found:
-    """Sources of all teachers, and what native archives among them say: names of classes, records of teachers."""
+    """Sources of all teachers, and what native archives among them say: names of classes, records of teachers.
+
+    `trees` is the sources by the paths, other than native archives, below which they were found.
+    """
 
     path: Path
     sources: Sequence[Source]
+    trees: Mapping[Path, Sequence[Source]]
     classes: tuple[str, ...] = ()
     records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -211,14 +242,16 @@ def _find_all(paths: Mapping[str, str | Path]) -> _Found:
         for name in contents.classes:
             codes.setdefault(name, len(codes))
     sources = []
+    trees: dict[Path, list[Source]] = {}
     for teacher, place in paths.items():
         if teacher in natives:
             sources += sources_of(natives[teacher], codes)
         else:
-            sources += find_features(Path(place), teacher)
+            sources += (found := find_features(Path(place), teacher))
+            trees.setdefault(Path(place), []).extend(found)
     records = {name.partition(":")[0]: r for c in natives.values() for name in c.teachers
                if (r := c.records.get(name.partition(":")[0]))}  # fmt: skip
-    return _Found(Path(next(iter(paths.values()))), sources, tuple(codes), records)
+    return _Found(Path(next(iter(paths.values()))), sources, trees, tuple(codes), records)
 
 
 def _one_teacher(contents: Contents, teacher: str) -> Contents:

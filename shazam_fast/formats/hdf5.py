@@ -24,7 +24,7 @@ from ..errors import ArchiveError, NotInPlaceError, ShazamError
 from .geometry import NOT_KNOWN, Geometry, geometry_of, unit_of
 from .hdf5_attributes import read_attributes
 from .hdf5_chunks import locate_rows, mapping_obstacle, read_matrix
-from .pieces import DTypeName, Piece
+from .pieces import DTypeName, Piece, Place
 
 FEATURE_DATASETS = ("features", "feats", "patch_embeddings")
 DTYPES: dict[str, DTypeName] = {"<f2": "float16", "<f4": "float32"}
@@ -127,9 +127,10 @@ def _read_features(path: Path, file: Any, name: str | None) -> Piece:
     if rows:
         _check_mappable(path, features, stored)
         runs = locate_rows(path, features)
-    coords, geometry = read_positions(path, file, rows)
+    coords, place, geometry = read_positions(path, file, rows)
     dtype = DTYPES.get(stored.str, "float32")
-    return Piece(columns, dtype, runs, coords, geometry=geometry, encoder=_encoder(path, file, features))
+    encoder = _encoder(path, file, features)
+    return Piece(columns, dtype, runs, coords, geometry=geometry, encoder=encoder, coords_place=place)
 
 
 def _check_mappable(path: Path, features: Any, dtype: np.dtype[Any]) -> None:
@@ -148,13 +149,15 @@ def _check_mappable(path: Path, features: Any, dtype: np.dtype[Any]) -> None:
 
 def read_positions(
     path: Path, file: Any, rows: int, follow: bool = False
-) -> tuple[NDArray[np.generic] | None, Geometry]:
-    """x, y [rows, 2] in the stored dtype, native byte order, and what they mean; None and nothing known without coords.
+) -> tuple[NDArray[np.generic] | None, Place | None, Geometry]:
+    """x, y [rows, 2] in the stored dtype, native byte order, their place, and what they mean.
+
+    None, None and nothing known without coords; no place where they must be decoded.
 
     follow: whether a link to another file is followed.
     """
     if not has_member(file, "coords"):
-        return None, NOT_KNOWN
+        return None, None, NOT_KNOWN
     coords = file["coords"] if follow else _dataset(path, file, "coords")
     found, width = matrix_shape(path, coords)
     if found != rows:
@@ -164,12 +167,12 @@ def read_positions(
         raise ArchiveError(f"{path}: coords are {stored}; numbers were expected")
     native = stored.newbyteorder("=")
     if rows == 0:
-        return np.empty((0, 2), native), _read_geometry(path, file, coords, None)
+        return np.empty((0, 2), native), None, _read_geometry(path, file, coords, None)
     if width < 2:
         raise ArchiveError(f"{path}: coords have {width} column; x and y were expected")
-    values = read_matrix(path, coords)
+    values, place = read_matrix(path, coords)
     geometry = _read_geometry(path, file, coords, values if width == 5 else None)
-    return np.ascontiguousarray(values[:, :2], dtype=native), geometry
+    return np.ascontiguousarray(values[:, :2], dtype=native), place, geometry
 
 
 SIZES = ("patch_size_level0", "patch_level", "patch_size", "downsample", "custom_downsample")

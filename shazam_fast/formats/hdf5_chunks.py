@@ -4,7 +4,6 @@ A contiguous dataset is one run of rows. A chunked one keeps a table of chunks, 
 size; chunks that were appended one after another usually lie one after another, and merge into few runs.
 """
 
-import os
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError
+from .pieces import Place
 
 # Before this release the library reported the places of chunks without the user block in front of the file.
 USER_BLOCK_COUNTED = (1, 14, 4)
@@ -65,34 +65,22 @@ def locate_rows(path: Path, dataset: Any) -> NDArray[np.int64]:
     return np.array([[offset, rows, stride]], dtype=np.int64)
 
 
-def read_matrix(path: Path, dataset: Any) -> NDArray[np.generic]:
-    """The values [rows, columns] of a small `dataset` that has rows: in place, or through h5py where they cannot be.
+def read_matrix(path: Path, dataset: Any) -> tuple[NDArray[np.generic], Place | None]:
+    """The values [rows, columns] of a small `dataset` that has rows, and their place.
 
-    In place is faster: of chunks of one row, h5py reads 200,000 a second.
+    They are read in place, or, where they cannot be, through h5py; the place is None then. In place is faster: of
+    chunks of one row, h5py reads 200,000 per second.
     """
     rows, columns = dataset.shape[-2:]
     if not mapping_obstacle(dataset):
-        return _read_runs(path, locate_rows(path, dataset), columns, dataset.dtype)
+        place = Place(locate_rows(path, dataset), columns, dataset.dtype.str)
+        return place.read(path), place
     if dataset.chunks:  # h5py gives zeros for chunks that are missing
         chunks = prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
         if (written := dataset.id.get_num_chunks()) != chunks:
             raise ArchiveError(f"{path}: {written} of {chunks} chunks of {dataset.name!r} written: extract it again")
     values: NDArray[np.generic] = dataset[...].reshape(rows, columns)
-    return values
-
-
-def _read_runs(path: Path, runs: NDArray[np.int64], columns: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-    rows, row_bytes = int(runs[:, 1].sum()), columns * dtype.itemsize
-    parts = []
-    with path.open("rb") as file:
-        for offset, run_rows, stride in runs.tolist():
-            together = run_rows if stride == row_bytes else 1
-            for start in range(offset, offset + run_rows * stride, together * stride):
-                parts.append(os.pread(file.fileno(), together * row_bytes, start))
-    content = b"".join(parts)
-    if len(content) != rows * row_bytes:
-        raise ArchiveError(f"{path}: {rows * row_bytes - len(content)} bytes missing: it shrank while it was read")
-    return np.frombuffer(content, dtype).reshape(rows, columns)
+    return values, None
 
 
 def _chunk_offsets(path: Path, dataset: Any, size: int, chunks: tuple[int, ...], chunk_bytes: int) -> NDArray[np.int64]:

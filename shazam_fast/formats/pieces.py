@@ -4,19 +4,102 @@ A layout lists `Source`s without opening their files; reading one opens its file
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ArchiveError
 from .geometry import NOT_KNOWN, Geometry
 
 DTypeName = Literal["float16", "bfloat16", "float32"]
 ITEM_BYTES: Mapping[DTypeName, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+class FileState(NamedTuple):
+    """What tells a file from one that was changed or replaced; two times in nanoseconds, of content and of inode."""
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str) -> "FileState":
+        """The state of a file as it is now. Raises OSError when it is gone."""
+        status = os.stat(path)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix [rows, columns] lies in a file: `runs` as in `Piece`, `dtype` with its byte order ("<i4")."""
+
+    runs: NDArray[np.int64]
+    columns: int
+    dtype: str
+
+    def read(self, path: str | Path) -> NDArray[np.generic]:
+        """The matrix. Raises ArchiveError when the file has become too short, OSError when it cannot be read."""
+        dtype = np.dtype(self.dtype)
+        rows, row_bytes = int(self.runs[:, 1].sum()), self.columns * dtype.itemsize
+        parts = []
+        with open(path, "rb", buffering=0) as file:
+            for offset, run_rows, stride in self.runs.tolist():
+                together = run_rows if stride == row_bytes else 1
+                for start in range(offset, offset + run_rows * stride, together * stride):
+                    parts.append(os.pread(file.fileno(), together * row_bytes, start))
+        content = b"".join(parts)
+        if len(content) != rows * row_bytes:
+            missing = rows * row_bytes - len(content)
+            raise ArchiveError(f"{path}: {missing} bytes missing: it shrank while it was read", "shrunk")
+        return np.frombuffer(content, dtype).reshape(rows, self.columns)
+
+
+@dataclass(frozen=True)
+class StoredCoords:
+    """Positions x, y [rows, 2] that were read once, and are read again when they are asked for.
+
+    `state` is that of the file when they were read. `place` is None where they do not lie in the file as numbers; then
+    `reread` reads the piece anew. `digest` is equal for equal positions, whatever their dtype, and b"" where only the
+    positions themselves can be compared.
+    """
+
+    file: str
+    state: FileState
+    place: Place | None
+    dtype: str
+    digest: bytes
+    reread: Callable[[], "Piece"]
+
+    def read(self) -> NDArray[np.generic]:
+        """The positions. Raises ArchiveError when the file was changed since they were first read, or is gone."""
+        try:
+            same = FileState.of(self.file) == self.state
+            coords = self._read() if same else None
+        except OSError as error:
+            raise ArchiveError(f"{self.file}: positions cannot be read: {error.strerror or error}", "system") from None
+        if coords is None:
+            raise ArchiveError(f"{self.file}: was written or replaced after it was opened; open it again", "changed")
+        return coords
+
+    def _read(self) -> NDArray[np.generic]:
+        if self.place is None:
+            return read_coords(self.reread().coords)
+        return np.ascontiguousarray(self.place.read(self.file)[:, :2], dtype=self.dtype)
+
+
+Coords = NDArray[np.generic] | StoredCoords
+
+
+def read_coords(coords: Coords | None) -> NDArray[np.generic]:
+    """Positions [rows, 2] that a piece has."""
+    assert coords is not None
+    return coords.read() if isinstance(coords, StoredCoords) else coords
 
 
 @dataclass(frozen=True)
@@ -29,19 +112,20 @@ class Piece:
     of SPLITS) and `groups` str [rows] ("" unknown) are None where the file has none. `geometry` says what the
     coordinates mean; `encoder` is the name of the teacher that the file itself gives, "" where it gives none.
     `files` is the file of each run where they lie in several (a native archive's parts), empty where all lie in the
-    source's file.
+    source's file. `coords_place` is where the coordinates lie in an HDF5 file; None where they must be decoded.
     """
 
     columns: int
     dtype: DTypeName
     runs: NDArray[np.int64]
-    coords: NDArray[np.generic] | None = None
+    coords: Coords | None = None
     labels: NDArray[np.int64] | None = None
     splits: NDArray[np.uint8] | None = None
     groups: NDArray[np.str_] | None = None
     geometry: Geometry = NOT_KNOWN
     encoder: str = ""
     files: tuple[str, ...] = ()
+    coords_place: Place | None = None
 
     @cached_property
     def n_rows(self) -> int:
@@ -56,7 +140,8 @@ class Source:
     `part` tells several files of one slide apart: the class folder of an annotation, an image of the slide.
     `read` opens the file and raises ArchiveError, naming it, when it is not what the layout says, and NotInPlaceError
     when its rows cannot be mapped. `load` reads it in that case: an `Unmapped`, from unmapped.py; None for files that
-    are read by their suffix.
+    are read by their suffix. `asks` tells what `read` takes from the file and from those `beside` it, so that the
+    piece can be kept in an index; None if it is not to be kept.
     """
 
     teacher: str
@@ -65,6 +150,8 @@ class Source:
     read: Callable[[], Piece]
     part: str = ""
     load: Callable[[], Piece] | None = None
+    asks: str | None = None
+    beside: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +213,35 @@ class Contents:
         block = self.blocks[0]
         names = np.array([os.path.basename(os.path.dirname(file)) for file in block.files])
         return np.repeat(names[block.table[:, 0]], block.table[:, 2])
+
+
+class CoordsColumn:
+    """The column of positions of several pieces, in the form of `Contents.columns`; read at its first use.
+
+    Args:
+        parts: one per piece, None where it has no positions.
+        rows: patches of every piece.
+        join: makes one column [rows, 2] of the parts.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Coords | None],
+        rows: Sequence[int],
+        join: Callable[[Sequence[NDArray[np.generic] | None], Sequence[int]], NDArray[np.generic]],
+    ) -> None:
+        self._given = (parts, rows, join)
+        self._column: NDArray[np.generic] | None = None
+
+    def __reduce__(self) -> tuple[type["CoordsColumn"], tuple[object, ...]]:
+        return CoordsColumn, self._given
+
+    def __call__(self) -> NDArray[np.generic]:
+        """All rows. Raises ArchiveError when a file was changed or is gone."""
+        if self._column is None:
+            parts, rows, join = self._given
+            self._column = join([None if part is None else read_coords(part) for part in parts], rows)
+        return self._column
 
 
 @dataclass(frozen=True)

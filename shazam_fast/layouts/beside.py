@@ -28,10 +28,14 @@ MAX_META_BYTES = 16 << 20  # of a slide's JSON
 ADDED, NAMES_ADDED = (512, 1408), (6, 16)
 
 
-def _add(source: Source, add: Callable[[Piece], Piece]) -> Source:
-    """The source with something added to its piece, however it is read."""
+def _add(source: Source, add: Callable[[Piece], Piece], *beside: Path | None) -> Source:
+    """The source with something added to its piece, however it is read.
+
+    beside: the files that it is taken from, None for one that is not there.
+    """
     load = None if source.load is None else partial(_then, source.load, add)
-    return replace(source, read=partial(_then, source.read, add), load=load)
+    files = tuple(file for file in beside if file is not None)
+    return replace(source, read=partial(_then, source.read, add), load=load, beside=files)
 
 
 def _then(read: Callable[[], Piece], add: Callable[[Piece], Piece]) -> Piece:
@@ -62,9 +66,10 @@ def add_clam(sources: Sequence[Source], home: Path) -> list[Source]:
     for source in sources:
         stem = source.file.stem
         if marked and stem not in copies:
-            found.append(replace(source, read=partial(_refuse_undone, source.file, home / "pt_files")))
+            found.append(replace(source, read=partial(_refuse_undone, source.file, home / "pt_files"), asks=None))
         else:
-            found.append(_add(source, partial(_complete_clam, source.file, copies.get(stem), coords.get(stem))))
+            beside = copies.get(stem), coords.get(stem)
+            found.append(_add(source, partial(_complete_clam, source.file, *beside), *beside))
     for stem in sorted(copies.keys() - {source.file.stem for source in sources}):
         file = home / "h5_files" / f"{stem}.h5"
         found.append(Source(sources[0].teacher, stem, file, partial(_refuse_lost, file)))
@@ -222,7 +227,7 @@ def add_torchmil(sources: Sequence[Source], home: Path) -> list[Source]:
         return list(sources)
     stems = [source.file.stem for source in sources]
     return [
-        _add(source, partial(_add_arrays, source.file, coords.get(stem), labels.get(stem)))
+        replace(_add(source, partial(_add_arrays, source.file, coords.get(stem), labels.get(stem))), asks=None)
         for source, stem in zip(sources, stems, strict=True)
     ]
 

@@ -8,10 +8,12 @@ AtlasPatch  patches/{slide}.h5 with all encoders
 any other   one file per slide, all of one kind, in folders of any names
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
@@ -30,6 +32,7 @@ READERS: Mapping[str, Callable[[Path], Piece]] = {
     ".npy": npy.read_piece,
     ".safetensors": safetensors_file.read_piece,
 }
+INDEXED = (".h5",)  # kinds that are slow to read; the headers of others are read as fast as an index
 CONTAINERS = ("h5_files", "pt_files", "tile_embeddings")  # folders of one teacher, which is the folder above them
 FEATURES = "features_"  # prefix of TRIDENT's and torchmil's folders
 OTHER_FOLDERS = frozenset({
@@ -63,7 +66,7 @@ def _find_file(path: Path) -> list[Source]:
         raise ArchiveError(f"{path}: features are read from {', '.join(KINDS)}, not from {path.suffix or 'this'}")
     file = File("", path.name, kind, path)
     if kind == ".h5":
-        return _find_hdf5([file], {path: ""}, path.stem)
+        return _find_hdf5([file], {os.fspath(path): ""}, path.stem)
     return split_teachers([_source(path.stem, "", file)])
 
 
@@ -84,8 +87,9 @@ def _find_named_folders(listing: Listing) -> list[Source]:
     """CLAM, slide2vec, TRIDENT and torchmil, one or several teachers; nothing when there is none of their folders."""
     homes: dict[Path, list[tuple[str, str, File]]] = {}
     others = []
+    places = {folder: _home_of(listing.root, folder) for folder in listing.folders()}
     for file in listing.files:
-        if place := _home_of(listing.root, file.folder):
+        if place := places[file.folder]:
             home, container, inner = place
             homes.setdefault(home, []).append((container, inner, file))
         elif file.kind in MAPPED_KINDS and not _is_other(file.folder):
@@ -167,22 +171,23 @@ def _find_kind(root: Path, files: Sequence[File], teacher: str) -> list[Source]:
         )
     files = [file for file in files if file.kind == kinds[0]]
     slides = name_slides([file.path for file in files], root)
-    named = {file.path: slide for file, slide in zip(files, slides, strict=True)}
+    named = {os.fspath(file.path): slide for file, slide in zip(files, slides, strict=True)}
     if kinds[0] == ".h5":
         return _find_hdf5(files, named, teacher)
-    return split_teachers(_in_order([_source(teacher, named[file.path], file) for file in files]))
+    return split_teachers(_in_order([_source(teacher, named[os.fspath(file.path)], file) for file in files]))
 
 
-def _find_hdf5(files: Sequence[File], slides: Mapping[Path, str], teacher: str) -> list[Source]:
-    """AtlasPatch, STAMP's extractors, or one teacher, by what the first file of each folder says of itself."""
+def _find_hdf5(files: Sequence[File], slides: Mapping[str, str], teacher: str) -> list[Source]:
+    """AtlasPatch, STAMP's extractors, or one teacher, by what the first file of each folder says of itself.
+
+    `slides` maps the paths of files to slides; as text, since a Path is slow to look up.
+    """
     first = _probe(files)
     if first.encoders:
-        ordered = sorted(files, key=lambda file: slides[file.path])
-        return [
-            _atlaspatch(slides[file.path], file, name, first.encoders) for name in first.encoders for file in ordered
-        ]
+        ordered = sorted(((slides[os.fspath(file.path)], file) for file in files), key=itemgetter(0))
+        return [_atlaspatch(slide, file, name, first.encoders) for name in first.encoders for slide, file in ordered]
     if not first.encoder:
-        return _in_order([_source(teacher, slides[file.path], file) for file in files])
+        return _in_order([_source(teacher, slides[os.fspath(file.path)], file) for file in files])
     homes: dict[str, list[File]] = {}
     for file in files:
         homes.setdefault(file.folder.split("/")[0], []).append(file)
@@ -198,19 +203,20 @@ def _find_hdf5(files: Sequence[File], slides: Mapping[Path, str], teacher: str) 
     sources = []
     for encoder, found in sorted(by_encoder.items()):
         names = slides if len(by_encoder) == 1 else _own_names(found)
-        sources += _in_order([_source(encoder, names[file.path], file) for file in found])
+        sources += _in_order([_source(encoder, names[os.fspath(file.path)], file) for file in found])
     return sources
 
 
 def _atlaspatch(slide: str, file: File, encoder: str, encoders: tuple[str, ...]) -> Source:
     read = partial(hdf5.read_encoder, file.path, encoder, encoders)
-    return replace(_source(encoder, slide, file), read=_read_of(file, read))
+    source = _source(encoder, slide, file)
+    return replace(source, read=_read_of(file, read), asks=source.asks and json.dumps([encoder, *encoders]))
 
 
-def _own_names(files: Sequence[File]) -> dict[Path, str]:
+def _own_names(files: Sequence[File]) -> dict[str, str]:
     """Names of slides among the files of one of several teachers."""
     names = name_slides([file.path for file in files], os.path.commonpath([file.path.parent for file in files]))
-    return {file.path: name for file, name in zip(files, names, strict=True)}
+    return {os.fspath(file.path): name for file, name in zip(files, names, strict=True)}
 
 
 def _probe(files: Sequence[File]) -> hdf5.Probe:
@@ -231,7 +237,8 @@ def _in_order(sources: list[Source]) -> list[Source]:
 def _source(teacher: str, slide: str, file: File, part: str = "") -> Source:
     read = READERS.get(file.kind, _refuse_mapping)
     load = partial(read_unmapped, file.path, teacher)
-    return Source(teacher, slide, file.path, _read_of(file, partial(read, file.path)), part, load)
+    asks = "features" if file.kind in INDEXED and not file.locked else None
+    return Source(teacher, slide, file.path, _read_of(file, partial(read, file.path)), part, load, asks)
 
 
 def _read_of(file: File, read: Callable[[], Piece]) -> Callable[[], Piece]:

@@ -138,7 +138,7 @@ def _read_hdf5(file: Path, teacher: str) -> Unmapped:
         dataset = content[name]
         rows, columns = matrix_shape(file, dataset)
         _require_written(file, dataset)
-        coords, geometry = read_positions(file, content, rows, follow=True)
+        coords, _, geometry = read_positions(file, content, rows, follow=True)
         load = partial(_open_hdf5, file, name)
         return describe(file, ((rows, columns), dataset.dtype), load, coords, geometry=geometry)
 

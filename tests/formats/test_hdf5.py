@@ -18,6 +18,7 @@ from shazam_fast._core import FeatureStore, StoreError
 from shazam_fast.errors import NotInPlaceError
 from shazam_fast.formats import hdf5_chunks
 from shazam_fast.formats.hdf5 import read_piece
+from shazam_fast.formats.pieces import Place
 from shazam_fast.layouts.directories import find_features
 
 h5py = pytest.importorskip("h5py")
@@ -433,7 +434,7 @@ def test_a_file_that_shrinks_while_its_coords_are_read(tmp_path):
     path = tmp_path / "slide.h5"
     path.write_bytes(bytes(20))
     with pytest.raises(ArchiveError, match=r"slide\.h5: 4 bytes missing"):
-        hdf5_chunks._read_runs(path, np.array([[8, 2, 8]]), 2, np.dtype(np.int32))
+        Place(np.array([[8, 2, 8]]), 2, "<i4").read(path)
 
 
 @pytest.mark.parametrize(

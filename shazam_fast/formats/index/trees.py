@@ -1,0 +1,168 @@
+"""The index of every directory that is opened: which pieces are known, which files must be read, and what to keep."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from ...runtime.progress import Progress
+from ..pieces import FileState, Piece, Source
+from .entries import Learned, can_keep, pack
+from .folder import file_of, index_folder, read_body, write_body
+from .scan import scan
+from .table import DamagedError, Table
+
+FEWEST = 64  # files from which on an index pays
+WRITER = f"{version('shazam_fast')} 1"  # the last number is raised whenever files are understood in another way
+# A file may be written again within one tick of its file system's clock (2 s on some), which may run behind ours, and
+# keep its time. So what is learned of a file that changed less than this before is not kept (as git does).
+SETTLED_NS = 10_000_000_000
+
+
+class Trees:
+    """What opening learns of the files below some directories, kept in one index per directory.
+
+    Args:
+        found: directory -> all sources below it.
+    """
+
+    def __init__(self, found: Mapping[Path, Sequence[Source]]) -> None:
+        folder = index_folder()
+        self._roots: dict[bytes, list[Source]] = {}
+        for root, sources in found.items():
+            kept = [source for source in sources if source.asks is not None]
+            self._roots.setdefault(os.fsencode(os.path.abspath(root)), []).extend(kept)
+        big = folder is not None and sum(map(len, self._roots.values())) >= FEWEST
+        self._files = {root: file_of(folder, root) for root in self._roots} if folder and big else {}
+
+    def read(self, sources: Sequence[Source], description: str) -> list[Source]:
+        """The same sources; `read` of those whose piece is known, or was read now, hands it out.
+
+        Sources that cannot be read stay as they are: `read` raises what is wrong. What was read is kept even if an
+        error ends this.
+        """
+        if not self._files:
+            return list(sources)
+        now = time.time_ns()
+        tables = self._load(now)
+        result, unknown, keys, key_of = list(sources), [], set(), _Keys()
+        look_up, hits = _Lookup(tables), 0
+        for place, source in enumerate(sources):
+            if source.asks is None:
+                continue
+            key = key_of(source)
+            if (piece := look_up(key, source)) is None:
+                unknown.append(place)
+                keys.add(key)
+            else:
+                result[place] = _in_hand(source, piece)
+                hits += 1
+        new: dict[str, Learned] = {}
+        try:
+            with Progress(description, len(unknown), "files") as progress:
+                for number, learned in scan([sources[place] for place in unknown]):
+                    progress.advance(1)
+                    if learned is None:
+                        continue
+                    source = sources[unknown[number]]
+                    result[unknown[number]] = _in_hand(source, learned.piece)
+                    if can_keep(learned) and _is_settled(learned.states, now):
+                        new[key_of(source)] = learned
+        finally:
+            if new or hits < sum(len(table.numbers) for table in tables.values()):
+                self._keep(new, keys, tables, now)
+        return result
+
+    def _load(self, now: int) -> dict[bytes, Table]:
+        """The indexes that are there and can be used; not those written at a time that is yet to come."""
+        tables = {}
+        for root, file in self._files.items():
+            with suppress(OSError, DamagedError):
+                table = Table(read_body(file), WRITER, root)
+                if table.written <= now:
+                    tables[root] = table
+        return tables
+
+    def _keep(
+        self, new: Mapping[str, Learned], outdated: AbstractSet[str], tables: Mapping[bytes, Table], now: int
+    ) -> None:
+        """Write the indexes whose entries have changed: those of files that are there, old and new."""
+        key_of = _Keys()
+        for root, sources in self._roots.items():
+            named = {key_of(source): source for source in sources}
+            before = tables[root].numbers.keys() if root in tables else set()
+            if before <= named.keys() and not named.keys() & (new.keys() | (outdated & before)):
+                continue
+            entries: dict[str, Learned] = {}
+            for key, source in named.items():
+                if key in new:
+                    entries[key] = new[key]
+                elif key not in outdated and (known := _known(key, source, tables)):
+                    entries[key] = known
+            with suppress(UnicodeEncodeError):  # a name that cannot be written
+                write_body(self._files[root], pack(WRITER, root, now, entries))
+
+
+class _Keys:
+    """The key of a source: its files by absolute path, and what it asks of them."""
+
+    def __init__(self) -> None:
+        self._here = os.getcwd()
+
+    def __call__(self, source: Source) -> str:
+        return "\0".join([self._absolute(source.file), f"?{source.asks}", *map(self._absolute, source.beside)])
+
+    def _absolute(self, path: Path) -> str:
+        name = os.fspath(path)
+        return name if name.startswith("/") else f"{self._here}/{name}"
+
+
+class _Lookup:
+    """The piece of a source whose files are as they were when it was read; None for others."""
+
+    def __init__(self, tables: Mapping[bytes, Table]) -> None:
+        self._tables = list(tables.values())
+        self._states: dict[str, FileState | None] = {}
+
+    def __call__(self, key: str, source: Source) -> Piece | None:
+        for table in self._tables:
+            if (number := table.numbers.get(key)) is None:
+                continue
+            states = [self._state(os.fspath(file)) for file in (source.file, *source.beside)]
+            if table.states(number) == states and states[0] is not None:
+                return table.piece(number, key.partition("\0")[0], states[0], source.read)
+        return None
+
+    def _state(self, file: str) -> FileState | None:
+        """Of a file of several teachers only once."""
+        if file not in self._states:
+            try:
+                self._states[file] = FileState.of(file)
+            except OSError:
+                self._states[file] = None
+        return self._states[file]
+
+
+def _known(key: str, source: Source, tables: Mapping[bytes, Table]) -> Learned | None:
+    """The entry of a source whose files were not looked at, or are as they were."""
+    for table in tables.values():
+        if (number := table.numbers.get(key)) is not None:
+            states = tuple(FileState(*state) for state in table.states(number))
+            return Learned(states, table.piece(number, key.partition("\0")[0], states[0], source.read))
+    return None
+
+
+def _is_settled(states: Sequence[FileState], now: int) -> bool:
+    return all(max(state.modified, state.changed) < now - SETTLED_NS for state in states)
+
+
+def _in_hand(source: Source, piece: Piece) -> Source:
+    return Source(source.teacher, source.slide, source.file, partial(_same, piece), source.part, source.load)
+
+
+def _same(piece: Piece) -> Piece:
+    return piece
