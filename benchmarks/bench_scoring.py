@@ -4,9 +4,10 @@
 
 Bare student, K = 5, teachers of 1280 + 1024 + 1024 + 1536 columns in float16. "authors" is a DataLoader of batches of
 64 over tensors in memory and the eager forward pass, "eager" and "compile" take batches of 1,024 float32 rows that are
-in memory; "ours" reads and widens the archive. The two ceilings are measured beside every run of ours: "flops", what
-the folded student's multiplications take at the rate of 1024 x 1024 products on all cores, and "bytes", what a plain
-read of the files takes. Archives beyond 100,000 rows are links to (warm) or copies of (cold) one part.
+in memory; "ours" reads and widens the archive. "influence" is ours with the influence of every teacher. The two
+ceilings are measured beside every run of ours: "flops", what the folded student's multiplications take at the rate of
+1024 x 1024 products on all cores, and "bytes", what a plain read of the files takes. Archives beyond 100,000 rows are
+links to (warm) or copies of (cold) one part.
 """
 
 import json
@@ -173,6 +174,21 @@ def test_provider(request, measure, benchmark, archive, provider, D):
 
     probabilities = measure(case, provider, run, rounds=rounds, warmup=2, **numbers)
     assert probabilities.isfinite().all()
+
+
+@pytest.mark.parametrize("D", [128, 512])
+@pytest.mark.parametrize("provider", ["shares", "influence"])
+def test_influence(request, measure, archive, provider, D):
+    """Scoring without and with the influence of each of the four teachers: at most 1.3 times the time at D = 128."""
+    rows = 9600 if D == 128 else 4800
+    options = {"fused": False, "allow_missing_teachers": False, "influence": provider == "influence"}
+    with Scorer(make_student(D), archive, CPU, **options) as scorer:
+        scores = measure(
+            f"influence D={D}", provider, lambda: scorer.score(np.arange(rows)), warmup=2, device="cpu",
+            rounds=1 if request.config.getoption("--quick") else 7, rows=rows, nbytes=rows * ROW_BYTES,
+            flops=rows * folded_flops(D), baseline="shares",
+        )  # fmt: skip
+    assert scores.influence is None or np.isfinite(scores.influence).all()
 
 
 SCORE = """

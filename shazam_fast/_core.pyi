@@ -238,8 +238,12 @@ class FoldedStudent:
         logits: Floats,
         shares: Floats,
         pooled: Floats,
+        withheld: Floats | None = None,
     ) -> None:
         """Writes logits [B, C], teacher shares [B, N] and pooled w T [B, D].
+
+        And to `withheld` [N, B, C] the logits without each teacher in turn, which needs two teachers that are there;
+        for one that is absent they are the logits.
 
         features: [B, any], float32, float16 or uint16 (bfloat16).
         starts: the first column of every teacher's features, or -1 for one that is absent from all patches.

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -204,7 +205,7 @@ void check_starts(const FoldedStudent& student, const std::vector<int64_t>& star
 
 void run_student(const FoldedStudent& student, const py::array& features,
                  const std::vector<int64_t>& starts, py::array logits, py::array shares,
-                 py::array pooled) {
+                 py::array pooled, OptionalArray withheld) {
   require(features.ndim() == 2, "features", "[B, columns]");
   const int64_t B = features.shape(0);
   check_starts(student, starts, features.shape(1));
@@ -215,8 +216,12 @@ void run_student(const FoldedStudent& student, const py::array& features,
   float* const logits_out = output(logits, {B, student.classes()}, "logits");
   float* const shares_out = output(shares, {B, student.teachers()}, "shares");
   float* const pooled_out = output(pooled, {B, student.width()}, "pooled");
+  const auto there = std::count_if(starts.begin(), starts.end(), [](int64_t s) { return s >= 0; });
+  require(!withheld || there > 1, "withheld", "at least two teachers that are there");
+  float* const withheld_out =
+      output(withheld, {student.teachers(), B, student.classes()}, "withheld");
   const Unlocked unlocked;
-  student.forward(matrix, starts, logits_out, shares_out, pooled_out);
+  student.forward(matrix, starts, logits_out, shares_out, pooled_out, withheld_out);
 }
 
 }  // namespace
@@ -231,7 +236,7 @@ void bind_student(py::module_& module) {
            arg("shift").none(true) = py::none(), arg("vote_weight").none(true) = py::none(),
            arg("vote_bias").none(true) = py::none())
       .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("shares"),
-           arg("pooled"));
+           arg("pooled"), arg("withheld").none(true) = py::none());
   module.def("attention_forward", &forward, arg("qkv"), arg("present").none(true),
              arg("attention"), arg("out"), arg("threads") = 1);
   module.def("attention_backward", &backward, arg("qkv"), arg("present").none(true),

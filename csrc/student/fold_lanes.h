@@ -21,6 +21,7 @@ class FoldBuffer {
   /// `present` [N], or null when the patch has all teachers.
   void load_mask(int64_t lane, const uint8_t* present);
 
+  /// May be run again with other masks: the scores stay as they are.
   void run(const RowKernels& kernels);
 
   /// After `run`: the share of a teacher in the mean of the rows of M_K.

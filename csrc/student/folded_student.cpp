@@ -150,17 +150,15 @@ void FoldedStudent::project(const Matrix& features, const std::vector<int64_t>& 
   }
 }
 
-void FoldedStudent::attend(const float* tokens, int64_t patches, const uint8_t* present,
-                           float* shares, float* pooled, std::vector<float>& scratch) const {
+void FoldedStudent::load_scores(const float* tokens, int64_t patches,
+                                std::vector<FoldBuffer>& buffers,
+                                std::vector<float>& scratch) const {
   const int64_t N = teachers(), rows = patches * N, size = blocks_size(rows, D_);
   scratch.resize(std::max<size_t>(scratch.size(), size + rows * D_ + D_));
   float* const left = scratch.data() + size;
   float* const no_bias = left + rows * D_;
   std::fill_n(no_bias, D_, 0.0f);
   copy_blocks(tokens, rows, D_, scratch.data());
-  const int64_t groups = (patches + kFoldLanes - 1) / kFoldLanes;
-  std::vector<FoldBuffer> buffers(groups, FoldBuffer(N, K_));
-  for (int64_t b = 0; b < patches; ++b) buffers[b / kFoldLanes].load_mask(b % kFoldLanes, present);
   for (int64_t layer = 0; layer < K_; ++layer) {
     multiply_all(score_maps_[layer], scratch.data(), rows, no_bias, left);
     for (int64_t b = 0; b < patches; ++b) {
@@ -168,6 +166,12 @@ void FoldedStudent::attend(const float* tokens, int64_t patches, const uint8_t* 
                                           {tokens + b * N * D_, N, D_}, D_, kernels_);
     }
   }
+}
+
+void FoldedStudent::attend(const float* tokens, int64_t patches, const uint8_t* present,
+                           std::vector<FoldBuffer>& buffers, float* shares, float* pooled) const {
+  const int64_t N = teachers();
+  for (int64_t b = 0; b < patches; ++b) buffers[b / kFoldLanes].load_mask(b % kFoldLanes, present);
   for (FoldBuffer& buffer : buffers) buffer.run(kernels_);
   for (int64_t b = 0; b < patches; ++b) {
     float* const w = shares + b * N;
@@ -190,26 +194,27 @@ void FoldedStudent::classify(const float* pooled, int64_t patches, float* logits
   }
 }
 
-/// Adds the mean of the present teachers' own logits. Tokens of missing teachers are 0.
+/// Adds the mean of the present teachers' own logits.
 void FoldedStudent::vote(const float* tokens, int64_t patches, const std::vector<uint8_t>& present,
                          float* logits, std::vector<float>& scratch) const {
   const int64_t N = teachers();
-  const auto count = static_cast<float>(std::accumulate(present.begin(), present.end(), 0));
-  scratch.resize(std::max<size_t>(scratch.size(), (patches + 1) * C_));
-  float* const offset = scratch.data() + patches * C_;
-  std::fill_n(offset, C_, 0.0f);
+  const float part = 1.0f / static_cast<float>(std::accumulate(present.begin(), present.end(), 0));
+  scratch.resize(std::max<size_t>(scratch.size(), patches * C_));
   for (int64_t i = 0; i < N; ++i) {
-    for (int64_t c = 0; present[i] && c < C_; ++c) offset[c] += vote_bias_[i * C_ + c] / count;
-  }
-  kernels_.dots({tokens, patches, N * D_}, {vote_weight_.data(), C_, N * D_}, N * D_, 1.0f / count,
-                scratch.data());
-  for (int64_t b = 0; b < patches; ++b) {
-    for (int64_t c = 0; c < C_; ++c, ++logits) *logits += scratch[b * C_ + c] + offset[c];
+    if (!present[i]) continue;
+    kernels_.dots({tokens + i * D_, patches, N * D_}, {vote_weight_.data() + i * D_, C_, N * D_},
+                  D_, part, scratch.data());
+    for (int64_t b = 0; b < patches; ++b) {
+      for (int64_t c = 0; c < C_; ++c) {
+        logits[b * C_ + c] += scratch[b * C_ + c] + part * vote_bias_[i * C_ + c];
+      }
+    }
   }
 }
 
 void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& starts,
-                            float* logits, float* shares, float* pooled) const {
+                            float* logits, float* shares, float* pooled,
+                            float* withheld) const {
   const int64_t N = teachers(), B = features.rows;
   thread_local std::vector<float> tokens, block, scratch;  // kept for the thread's next tile
   tokens.resize(std::max<size_t>(tokens.size(), B * N * D_));
@@ -219,11 +224,32 @@ void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& 
   for (int64_t i = 0; i < N; ++i) present[i] = starts[i] >= 0;
   for (int64_t b = 0; b < B; b += kChunkPatches) {
     const int64_t patches = std::min(kChunkPatches, B - b);
-    attend(tokens.data() + b * N * D_, patches, present.data(), shares + b * N, pooled + b * D_,
-           scratch);
+    const float* const here = tokens.data() + b * N * D_;
+    std::vector<FoldBuffer> buffers((patches + kFoldLanes - 1) / kFoldLanes, FoldBuffer(N, K_));
+    load_scores(here, patches, buffers, scratch);
+    attend(here, patches, present.data(), buffers, shares + b * N, pooled + b * D_);
+    if (withheld == nullptr) continue;
+    std::vector<float> part(patches * (N + D_));  // shares and pooled without one teacher
+    for (int64_t i = 0; i < N; ++i) {
+      if (!present[i]) continue;
+      present[i] = 0;
+      attend(here, patches, present.data(), buffers, part.data(), part.data() + patches * N);
+      present[i] = 1;
+      classify(part.data() + patches * N, patches, withheld + (i * B + b) * C_, scratch);
+    }
   }
   classify(pooled, B, logits, scratch);
   if (!vote_weight_.empty()) vote(tokens.data(), B, present, logits, scratch);
+  for (int64_t i = 0; withheld != nullptr && i < N; ++i) {
+    float* const without = withheld + i * B * C_;
+    if (!present[i]) {
+      std::copy_n(logits, B * C_, without);
+    } else if (!vote_weight_.empty()) {
+      present[i] = 0;
+      vote(tokens.data(), B, present, without, scratch);
+      present[i] = 1;
+    }
+  }
 }
 
 }  // namespace shazam

@@ -42,9 +42,11 @@ class FoldedStudent {
 
   /// Features [B, any], in which the columns of teacher i begin at `starts[i]`; a negative start
   /// says that no patch has this teacher. Writes logits [B, C], the teachers' shares [B, N], and
-  /// pooled [B, D], the tokens times these shares. May be called by any thread.
+  /// pooled [B, D], the tokens times these shares. `withheld` [N, B, C], unless null, gets the
+  /// logits without each teacher in turn, as if its start were negative; at least two teachers are
+  /// there then. Tokens and scores are shared. May be called by any thread.
   void forward(const Matrix& features, const std::vector<int64_t>& starts, float* logits,
-               float* shares, float* pooled) const;
+               float* shares, float* pooled, float* withheld = nullptr) const;
 
  private:
   /// A matrix [depth, columns] in panels of its columns.
@@ -63,8 +65,10 @@ class FoldedStudent {
                     float* out) const;
   void project(const Matrix& features, const std::vector<int64_t>& starts, float* tokens,
                float* block) const;
-  void attend(const float* tokens, int64_t patches, const uint8_t* present, float* shares,
-              float* pooled, std::vector<float>& scratch) const;
+  void load_scores(const float* tokens, int64_t patches, std::vector<FoldBuffer>& buffers,
+                   std::vector<float>& scratch) const;
+  void attend(const float* tokens, int64_t patches, const uint8_t* present,
+              std::vector<FoldBuffer>& buffers, float* shares, float* pooled) const;
   void classify(const float* pooled, int64_t patches, float* logits,
                 std::vector<float>& scratch) const;
   void vote(const float* tokens, int64_t patches, const std::vector<uint8_t>& present,

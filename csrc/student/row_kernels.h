@@ -47,7 +47,7 @@ constexpr int64_t kFoldLanes = 16;  // patches that the recurrence of the folded
 struct FoldLanes {
   int64_t N;
   int64_t K;
-  float* scores;         // S_l [K, N, N], overwritten
+  const float* scores;   // S_l [K, N, N]
   const float* penalty;  // [N], -infinity where the teacher is absent, otherwise 0
   const float* part;     // [N], the factor of each row in the mean
   float* shares;         // [N], the mean of the rows of M_K

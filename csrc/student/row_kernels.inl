@@ -205,7 +205,7 @@ TARGET void fold(const FoldLanes& task) {
     float* product = M + square;
     float* const moved = product + square;
     for (int64_t layer = 0; layer < task.K; ++layer) {
-      float* const S = task.scores + layer * square + lane;
+      const float* const S = task.scores + layer * square + lane;
       if (layer > 0) {
         multiply_squares(M, S, false, N, product);
         multiply_squares(product, M, true, N, moved);
@@ -213,10 +213,10 @@ TARGET void fold(const FoldLanes& task) {
         multiply_squares(moved, M, false, N, product);
         std::swap(M, product);
       } else {
-        softmax_squares(S, penalty, N);
         for (int64_t e = 0; e < N * N; ++e) {
           store(M + e * kFoldLanes, load(S + e * kFoldLanes, kLanes), kLanes);
         }
+        softmax_squares(M, penalty, N);
       }
     }
     for (int64_t j = 0; j < N; ++j) {

@@ -18,6 +18,14 @@ class ScoreOptions:
 
     split: Split = None
     fused: Annotated[bool, typer.Option("--fused", help="Also write the fused feature of every patch.")] = False
+    influence: Annotated[
+        bool,
+        typer.Option(
+            "--influence",
+            help="Also write how much the predicted class's probability loses without each teacher. Trust it only for "
+            "students trained with teacher dropout.",
+        ),
+    ] = False
     allow_missing_teachers: Annotated[
         bool,
         typer.Option(

@@ -65,7 +65,12 @@ def _scorer(parts: ScoreParts, student: Student, archive: FeatureArchive, device
     if parts.digest not in _scorers:
         if archive.fingerprint["features"] != parts.job["features"]:
             raise MismatchError(f"{archive.path}: its files on {os.uname().nodename} are not those of the caller")
-        options = {"fused": parts.scored.fused, "allow_missing_teachers": parts.scored.manifest.forced}
+        job = parts.scored
+        options = {
+            "fused": job.fused,
+            "allow_missing_teachers": job.manifest.forced,
+            "influence": job.influence,
+        }
         _scorers.clear()
         _scorers[parts.digest] = Scorer(student, archive, torch.device(device), **options).__enter__()
     return _scorers[parts.digest]

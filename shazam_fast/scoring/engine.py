@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import _core
 from ..archive.archive import FeatureArchive
 from ..student.folded import FoldedStudent
+from ..student.influence import influence_of
 from ..student.output import StudentOutput
 from ..student.student import Student
 from .inference import ArchiveForm, CoreForm, infer, match_teachers, require_finite_results, stream_to_gpu
@@ -37,11 +38,13 @@ class RowScores:
         probabilities: float32 [n, C].
         shares: float32 [n, N]; None for residual students.
         fused: float32 [n, D]; None unless asked for.
+        influence: float32 [n, E]; None unless asked for.
     """
 
     probabilities: NDArray[np.float32]
     shares: NDArray[np.float32] | None
     fused: NDArray[np.float32] | None
+    influence: NDArray[np.float32] | None = None
 
 
 class Scorer:
@@ -53,6 +56,7 @@ class Scorer:
         device: where to compute.
         fused: whether fused features are wanted.
         allow_missing_teachers: accept missing teachers though the student was trained without teacher dropout.
+        influence: whether the influence of each encoder is wanted; two at least must be there.
 
     On the CPU every thread takes whole tiles, so that threads share no matrix product and no cache. On a GPU tiles are
     gathered into pinned memory and copied on a stream of their own while the ones before are computed.
@@ -68,10 +72,11 @@ class Scorer:
         *,
         fused: bool,
         allow_missing_teachers: bool,
+        influence: bool = False,
     ) -> None:
         self.match = match_teachers(student, archive, allow_missing_teachers)
         self._student, self._config = student, student.config
-        self._archive, self._device, self._fused = archive, device, fused
+        self._archive, self._device, self._fused, self._influence = archive, device, fused, influence
         self._threads_before = torch.get_num_threads()
         self._threads = self._threads_before if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
@@ -113,12 +118,16 @@ class Scorer:
             np.empty((len(rows), len(config.classes)), np.float32),
             np.empty((len(rows), len(config.teachers)), np.float32) if config.block == "bare" else None,
             np.empty((len(rows), config.dim), np.float32) if self._fused else None,
+            np.empty((len(rows), len(config.encoder_names)), np.float32) if self._influence else None,
         )
         if self._pool is None:
             self._stream(rows, scores)
         else:
             self._share_out(rows, scores, self._pool)
-        require_finite_results(self._archive, rows, scores.probabilities.sum(axis=1))
+        results = scores.probabilities.sum(axis=1)
+        if scores.influence is not None:
+            results += scores.influence.sum(axis=1)
+        require_finite_results(self._archive, rows, results)
         return scores
 
     def _leave(self) -> None:
@@ -145,11 +154,12 @@ class Scorer:
         size = min(TILE_ROWS, len(rows))
         targets = [None if array is None else torch.from_numpy(array) for array in _parts(scores)]
         if self._core is None:
-            form: ArchiveForm | CoreForm = ArchiveForm(self._model, self.match)
+            form: ArchiveForm | CoreForm = ArchiveForm(self._model, self.match, self._influence)
             stored = torch.float32
         else:
             config = self._config
-            form = CoreForm(self._core, self.match.starts, len(config.classes), config.dim, self._value_map, size)
+            shape = (len(config.classes), config.dim)
+            form = CoreForm(self._core, self.match.starts, *shape, self._value_map, size, self._influence)
             stored = STORED[self._archive.dtype]  # the core widens on its way
         buffer = torch.empty(size, self._archive.width, dtype=stored)
         for start, output in infer(form, self._gathered(tiles, rows, buffer)):
@@ -170,7 +180,7 @@ class Scorer:
         """The same on a CUDA device, whose results stay there until all are computed."""
         results = [None if t is None else torch.empty(t.shape, device=self._device) for t in _parts(scores)]
         tiles = stream_to_gpu(self._archive, rows, self._device)
-        for start, output in infer(ArchiveForm(self._model, self.match), tiles):
+        for start, output in infer(ArchiveForm(self._model, self.match, self._influence), tiles):
             _store(results, start, output)
         for host, result in zip(_parts(scores), results, strict=True):
             if host is not None and result is not None:
@@ -184,12 +194,12 @@ def to_scoring_form(student: Student, device: torch.device) -> Student | FoldedS
 
 
 def _parts(scores: RowScores) -> tuple[NDArray[Any] | None, ...]:
-    return scores.probabilities, scores.shares, scores.fused
+    return scores.probabilities, scores.shares, scores.fused, scores.influence
 
 
 def _store(targets: list[Tensor | None], start: int, output: StudentOutput) -> None:
-    """Probabilities, shares and fused features of a batch into the targets that are wanted."""
-    probabilities, shares, fused = targets
+    """Probabilities, shares, fused features and influence of a batch into the targets that are wanted."""
+    probabilities, shares, fused, influence = targets
     here = slice(start, start + len(output.logits))
     assert probabilities is not None
     probabilities[here] = output.logits.softmax(dim=1)
@@ -197,6 +207,8 @@ def _store(targets: list[Tensor | None], start: int, output: StudentOutput) -> N
         shares[here] = output.shares
     if fused is not None:
         fused[here] = output.fused
+    if influence is not None:
+        influence[here] = influence_of(output)
 
 
 def _drain(tiles: "SimpleQueue[int]") -> Iterator[int]:

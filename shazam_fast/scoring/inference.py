@@ -4,6 +4,7 @@ A student is brought into one of two forms that take the archive's columns as th
 `CoreForm` in the compiled core.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TypeVar
@@ -17,6 +18,7 @@ from .. import _core
 from ..archive.archive import FeatureArchive
 from ..errors import NonFiniteError
 from ..student.folded import FoldedStudent
+from ..student.influence import leave_one_out
 from ..student.matching import TeacherMatch, require_same_features
 from ..student.output import StudentOutput
 from ..student.student import Student
@@ -56,15 +58,24 @@ def match_teachers(student: Student, archive: FeatureArchive, allow_missing_teac
 
 
 class ArchiveForm:
-    """A student in PyTorch that takes an archive's features as they are stored: columns matched, on its device."""
+    """A student in PyTorch that takes an archive's features as they are stored: columns matched, on its device.
 
-    def __init__(self, model: Student | FoldedStudent, match: TeacherMatch) -> None:
+    Args:
+        model: the student.
+        match: how columns are matched.
+        influence: whether outputs have `withheld`.
+    """
+
+    def __init__(self, model: Student | FoldedStudent, match: TeacherMatch, influence: bool = False) -> None:
         self._model, self._match = model, match
+        self._keep = leave_one_out(model.config) if influence else None
         self._device = next(chain(model.parameters(), model.buffers())).device
 
     def __call__(self, features: Tensor) -> StudentOutput:
         """Features [B, archive's width] -> output."""
         matched, present = self._match(features.to(self._device))
+        if self._keep is not None:
+            return self._model.withhold(matched, self._keep.to(self._device), present)
         output: StudentOutput = self._model(matched, present)
         return output
 
@@ -78,19 +89,33 @@ class CoreForm:
         classes, dim: C and D of the student.
         value_map: C_K [D, D], from pooled to fused features.
         most: rows of the largest batch.
+        influence: whether outputs have `withheld`.
     """
 
     def __init__(
-        self, core: _core.FoldedStudent, starts: list[int], classes: int, dim: int, value_map: Tensor, most: int
+        self,
+        core: _core.FoldedStudent,
+        starts: list[int],
+        classes: int,
+        dim: int,
+        value_map: Tensor,
+        most: int,
+        influence: bool = False,
     ) -> None:
         self._core, self._starts, self._value_map = core, starts, value_map
         self._buffers = [torch.empty(most, width) for width in (classes, len(starts), dim)]
+        self._withheld = torch.empty(len(starts) * most * classes) if influence else None
 
     def __call__(self, features: Tensor) -> StudentOutput:
         """Features as stored, [B, archive's width] -> output, in buffers that the next call overwrites."""
         logits, shares, pooled = (buffer[: len(features)] for buffer in self._buffers)
-        self._core.forward(features.numpy(), self._starts, logits.numpy(), shares.numpy(), pooled.numpy())
-        return StudentOutput(logits, lambda: pooled @ self._value_map, shares)
+        withheld = None
+        if self._withheld is not None:
+            shape = (len(self._starts), *logits.shape)
+            withheld = self._withheld[: math.prod(shape)].view(shape)
+        more = None if withheld is None else withheld.numpy()
+        self._core.forward(features.numpy(), self._starts, logits.numpy(), shares.numpy(), pooled.numpy(), more)
+        return StudentOutput(logits, lambda: pooled @ self._value_map, shares, withheld=withheld)
 
 
 def gpu_tile_rows(archive: FeatureArchive) -> int:

@@ -43,6 +43,7 @@ class ScoresManifest(Record, frozen=True, kw_only=True):
     missing_teachers: list[Name]
     forced: bool
     shares: bool = False
+    influence: list[Name] = msgspec.field(default_factory=list)  # encoders that have a column of it
     weights: bool | None = None  # as version 0.1 called shares; its columns are called weight_<teacher>, embedding
     geometry: dict[str, Geometry] = msgspec.field(default_factory=dict)
     job: dict[str, Json] = msgspec.field(default_factory=dict)

@@ -60,6 +60,11 @@ class ScoreJob:
     fused: bool
 
     @property
+    def influence(self) -> bool:
+        """Whether influence is written."""
+        return bool(self.manifest.influence)
+
+    @property
     def parts(self) -> int:
         """How many parts there are, those included that hold no patch of the split."""
         return -(-self.archive_rows // self.part_rows)
@@ -73,9 +78,9 @@ class ScoreJob:
         return archive.split(self.split, start, stop)
 
 
-def choose_part_rows(classes: int, teachers: int, fused_dim: int) -> int:
-    """Rows of a part of about PART_BYTES; whole tiles."""
-    row_bytes = 4 * (classes + teachers + fused_dim) + 32
+def choose_part_rows(classes: int, teachers: int, more: int) -> int:
+    """Rows of a part of about PART_BYTES; whole tiles. `more`: values per row beside probabilities and shares."""
+    row_bytes = 4 * (classes + teachers + more) + 32
     return max(1, PART_BYTES // row_bytes // TILE_ROWS) * TILE_ROWS
 
 
@@ -98,6 +103,9 @@ def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], 
     if scores.shares is not None:
         for index, name in enumerate(job.manifest.teachers):
             columns[f"share_{name}"] = pa.array(scores.shares[:, index])
+    if scores.influence is not None:
+        for index, name in enumerate(job.manifest.influence):
+            columns[f"influence_{name}"] = pa.array(np.ascontiguousarray(scores.influence[:, index]))
     if scores.fused is not None:
         columns["fused"] = pa.FixedSizeListArray.from_arrays(pa.array(scores.fused.ravel()), scores.fused.shape[1])
     return pa.table(columns)

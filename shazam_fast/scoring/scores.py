@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 class Scores:
     """Predictions of a student for n patches; made by `shazam_fast.score` and `shazam_fast.open_scores`.
 
-    Columns: `row` (int64, of the archive), `slide`, `x`, `y` (null where unknown), `prediction`,
-    `probability_<class>` and `share_<teacher>` (float32), and `fused` (float32 lists of length D) if it was asked for.
-    A teacher's share is its exact part in the patch's fused feature; residual students have none.
+    Columns: `row` (int64, of the archive), `slide`, `x`, `y` (null where unknown), `prediction`, `probability_<class>`
+    and `share_<teacher>` (float32), and `influence_<teacher>` (float32) and `fused` (lists of float32, length D) if
+    they were asked for. A teacher's share is its exact part in the patch's fused feature, which residual students do
+    not tell. It does not measure how useful the teacher is: a teacher of pure noise can have a large share. Its
+    influence is how far the predicted class's probability lies above the one without this teacher, which can be trusted
+    where the student was trained with teacher dropout.
 
     The properties read one column of all patches into memory on first use, read-only; `tables` goes part by part. A
     part on disk is compared with its checksum when it is first read.
@@ -35,6 +38,7 @@ class Scores:
     Attributes:
         path: directory of the scores; None in memory.
         classes, teachers: names in the order of `probabilities` and `shares`.
+        influence_teachers: names in the order of `influence`; none where it was not asked for.
         missing_teachers: teachers of the student that the archive lacks.
         geometry: {slide: `Geometry`}, unit, patch size and resolution where the features' files tell them.
 
@@ -51,6 +55,7 @@ class Scores:
         self.path = path
         self.classes = tuple(manifest.classes)
         self.teachers = tuple(manifest.teachers)
+        self.influence_teachers = tuple(manifest.influence)
         self.missing_teachers = tuple(manifest.missing_teachers)
         self.geometry: Mapping[str, Geometry] = manifest.geometry
         self._rows = manifest.rows
@@ -189,6 +194,17 @@ class Scores:
         None for residual students, which have no such shares.
         """
         return self._numbers([f"share_{name}" for name in self.teachers]) if self._has_shares else None
+
+    @cached_property
+    def influence(self) -> NDArray[np.float32]:
+        """How far the predicted class's probability lies above the one without each teacher, float32 [n, E].
+
+        Above 0, the teacher speaks for the predicted class; below 0, against it. Teachers are `influence_teachers`.
+        Raises MismatchError unless it was asked for.
+        """
+        if not self.influence_teachers:
+            raise MismatchError("these scores hold no influence; score with influence=True (--influence)")
+        return self._numbers([f"influence_{name}" for name in self.influence_teachers])
 
     @cached_property
     def fused(self) -> NDArray[np.float32]:

@@ -62,6 +62,15 @@ class StudentConfig:
         encoder = {n: number for number, names in enumerate(group_levels(self.teachers).values()) for n in names}
         return [encoder[name] for name in self.teachers]
 
+    @property
+    def encoder_names(self) -> list[str]:
+        """Names of the encoders, in the order of their numbers: the teachers, or those whose levels they are.
+
+        >>> StudentConfig({"uni:low": 8, "uni:mid": 8, "uni": 8}, ("normal", "tumor"), block="levels").encoder_names
+        ['uni']
+        """
+        return list(group_levels(self.teachers) if self.block == "levels" else self.teachers)
+
 
 def check_shape(dim: object, depth: object, block: object, teacher_dropout: object) -> dict[str, Any]:
     """The four options of a student's shape as plain values. Raises ShazamError naming the first that is wrong."""

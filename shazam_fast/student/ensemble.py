@@ -61,6 +61,11 @@ class Ensemble(Student):
         """Mean of the members' outputs; arguments and shapes as for `Student.forward`."""
         return _mean_output([member(features, present) for member in self.members], self.config.block == "bare")
 
+    def withhold(self, features: Tensor, keep: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """Mean of the members' outputs; arguments and shapes as for `Student.withhold`."""
+        outputs = [member.withhold(features, keep, present) for member in self.students]
+        return _mean_output(outputs, self.config.block == "bare")
+
     def tokens(self, *arguments: Any, **options: Any) -> Tensor:
         """Raises ShazamError: every member has tokens of its own."""
         raise ShazamError("an ensemble has no tokens of its own; ask its members (ensemble.members)")
@@ -104,9 +109,19 @@ class FoldedEnsemble(FoldedStudent):
         self.config, self.dims = config, list(config.teachers.values())
         self.members = nn.ModuleList(members)
 
+    @property
+    def folded(self) -> list[FoldedStudent]:
+        """The folded members."""
+        return [member for member in self.members if isinstance(member, FoldedStudent)]
+
     def forward(self, features: Tensor, present: Tensor | None = None) -> StudentOutput:
         """Mean of the members' outputs; arguments and shapes as for `FoldedStudent.forward`."""
         return _mean_output([member(features, present) for member in self.members], self.config.block == "bare")
+
+    def withhold(self, features: Tensor, keep: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """Mean of the members' outputs; arguments and shapes as for `Student.withhold`."""
+        outputs = [member.withhold(features, keep, present) for member in self.folded]
+        return _mean_output(outputs, self.config.block == "bare")
 
     def to_core(self) -> _core.FoldedStudent | None:
         """None: the compiled core runs single students."""
@@ -146,12 +161,19 @@ def _mean_output(outputs: Sequence[StudentOutput], shared: bool) -> StudentOutpu
 
     And, where all have shares (`shared`), the mean of these.
     """
-    logs = torch.stack([output.logits.log_softmax(dim=1) for output in outputs])  # [S, B, C]
+    withheld = [output.withheld for output in outputs if output.withheld is not None]
     return StudentOutput(
-        logs.logsumexp(dim=0) - math.log(len(outputs)),
+        _mean_logits([output.logits for output in outputs]),
         lambda: torch.stack([output.fused for output in outputs]).mean(dim=0),
         partial(_mean_shares, outputs) if shared else None,
+        withheld=_mean_logits(withheld) if withheld else None,
     )
+
+
+def _mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """The logits whose softmax over the last axis is the mean of the softmax of these."""
+    logs = torch.stack([one.log_softmax(dim=-1) for one in logits])
+    return logs.logsumexp(dim=0) - math.log(len(logs))
 
 
 def _mean_shares(outputs: Sequence[StudentOutput]) -> Tensor:

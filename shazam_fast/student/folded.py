@@ -11,6 +11,7 @@ from .. import _core
 from ..errors import ShazamError
 from ..ops import dispatch as ops
 from .config import StudentConfig
+from .influence import withhold
 from .layers import TEACHERS_SAY, Projection, TeacherHeads
 from .output import StudentOutput
 from .predicting import Predictor
@@ -89,8 +90,17 @@ class FoldedStudent(Predictor):
 
         Returns logits [B, C], fused [B, D] and shares [B, N].
         """
+        return self._fuse(self._tokens(features, present), present)
+
+    def withhold(self, features: Tensor, keep: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """As `Student.withhold`; without gradients."""
+        return withhold(self._fuse, self._tokens(features, present), keep, present)
+
+    def _tokens(self, features: Tensor, present: Tensor | None) -> Tensor:
         maps = ops.TokenMaps(self.weight, self.bias, self.dims, (self.shift, self.unit))
-        tokens = ops.project(features, None, maps, present)  # [B, N, D]
+        return ops.project(features, None, maps, present)  # [B, N, D]
+
+    def _fuse(self, tokens: Tensor, present: Tensor | None) -> StudentOutput:
         pooled, shares = ops.folded_stack(tokens, self.score_maps, present)  # w T [B, D], w [B, N]
         hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])

@@ -16,6 +16,7 @@ class StudentOutput:
         fused: [B, D], or a function that computes it.
         shares: [B, N], a function that computes them, or None where there are none (all blocks but "bare").
         outputs: of the block "levels", what is distilled: one tensor [B, D] per level, the last is `fused`.
+        withheld: logits without each encoder in turn, [E, B, C]; None unless asked for.
     """
 
     def __init__(
@@ -24,8 +25,9 @@ class StudentOutput:
         fused: Tensor | Callable[[], Tensor],
         shares: Tensor | Callable[[], Tensor] | None,
         outputs: tuple[Tensor, ...] = (),
+        withheld: Tensor | None = None,
     ) -> None:
-        self.logits, self.outputs = logits, outputs
+        self.logits, self.outputs, self.withheld = logits, outputs, withheld
         self._fused, self._shares = fused, shares
 
     @cached_property

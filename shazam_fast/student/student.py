@@ -12,6 +12,7 @@ from ..runtime.checks import require_path
 from .config import StudentConfig
 from .files import write_student
 from .folded import FoldedStudent
+from .influence import withhold
 from .layers import TEACHERS_SAY, Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
 from .levels import L, LevelTrunk
 from .output import StudentOutput
@@ -81,12 +82,7 @@ class Student(Predictor):
 
         Raises MismatchError when the features have another width.
         """
-        tokens = self.tokens(features, present)
-        output = self.fuse(tokens, present)
-        if self.teacher_heads is not None:
-            votes = self.teacher_heads.mean(tokens, present)
-            output.logits = (1.0 - TEACHERS_SAY) * output.logits + TEACHERS_SAY * votes
-        return output
+        return self._predict(self.tokens(features, present), present)
 
     def tokens(
         self,
@@ -121,6 +117,18 @@ class Student(Predictor):
             return StudentOutput(self.head(fused), fused, shares)
         fused = self.blocks.attend(tokens, self.qkv, present)
         return StudentOutput(self.head(fused), fused, None)
+
+    def withhold(self, features: Tensor, keep: Tensor, present: Tensor | None = None) -> StudentOutput:
+        """As `forward`, with the logits under other masks too; the projections are computed once.
+
+        Args:
+            features, present: as for `forward`.
+            keep: bool [E, N]; row e has the teachers that are kept, of those that a patch has: at least one, of each
+                level.
+
+        Returns the output, whose `withheld` [E, B, C] has the logits under each row of `keep`.
+        """
+        return withhold(self._predict, self.tokens(features, present), keep, present)
 
     @torch.no_grad()
     def fixed_targets(self, features: Tensor, present: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
@@ -161,6 +169,14 @@ class Student(Predictor):
         Raises ShazamError when they cannot be written.
         """
         write_student(require_path("path", path), self.config, self.state_dict(), self.training_record)
+
+    def _predict(self, tokens: Tensor, present: Tensor | None) -> StudentOutput:
+        """What `fuse` gives, with the teacher heads' say in the logits."""
+        output = self.fuse(tokens, present)
+        if self.teacher_heads is not None:
+            votes = self.teacher_heads.mean(tokens, present)
+            output.logits = (1.0 - TEACHERS_SAY) * output.logits + TEACHERS_SAY * votes
+        return output
 
     def _project(
         self,

@@ -22,6 +22,14 @@ def make_student(dims, D, K, C, seed=0, heads=False):
     return student.eval(), generator
 
 
+def withheld(core, features, starts, D, C):
+    """Logits without each teacher in turn."""
+    N, n = len(starts), len(features)
+    found = np.full((N, n, C), np.nan, np.float32)
+    core.forward(features, starts, *(np.empty((n, width), np.float32) for width in (C, N, D)), found)
+    return found
+
+
 def forward(core, features, starts, D, C):
     shapes = (len(features), C), (len(features), len(starts)), (len(features), D)
     logits, weights, pooled = (np.full(shape, np.nan, np.float32) for shape in shapes)
@@ -47,6 +55,27 @@ def test_every_shape(rows, dims, D, K, C, heads):
     np.testing.assert_allclose(weights, exact.shares, atol=2e-6)
     fused = torch.from_numpy(pooled).double() @ folded.value_map.double()
     np.testing.assert_allclose(fused, exact.fused, atol=2e-5 * float(exact.fused.abs().max() + 1))
+
+
+@pytest.mark.parametrize("rows", [1, 13, 48, 101])
+@pytest.mark.parametrize(
+    ("dims", "D", "K", "C", "starts"),
+    [
+        ([5, 3], 4, 1, 2, [0, 5]),
+        ([300, 257, 16], 33, 3, 5, [0, 300, 557]),
+        ([300, 257, 16], 33, 3, 5, [0, -1, 557]),
+        ([9] * 32, 17, 2, 2, list(range(0, 288, 9))),
+    ],
+)
+def test_every_teacher_withheld(rows, dims, D, K, C, starts):
+    student, generator = make_student(dims, D, K, C, heads=True)
+    core = student.fold().to_core()
+    features = torch.randn(rows, sum(dims), generator=generator).numpy()
+    found = withheld(core, features, starts, D, C)
+    for i, start in enumerate(starts):
+        without = [-1 if j == i else s for j, s in enumerate(starts)]
+        expected = forward(core, features, starts if start < 0 else without, D, C)[0]
+        np.testing.assert_array_equal(found[i], expected)  # the same bits as with a teacher that is absent
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -110,6 +139,8 @@ def test_misuse():
     ]:
         with pytest.raises(_core.StoreError, match=message):
             forward(core, changed, starts, 8, 3)
+    with pytest.raises(_core.StoreError, match="withheld: expected at least two teachers"):
+        withheld(core, features, [0, -1], 8, 3)
     with pytest.raises(_core.StoreError, match="logits: expected a shape"):
         core.forward(features, [0, 4], *(np.zeros((5, 9), np.float32) for _ in range(3)))
     tensors = [getattr(student.fold(), name).numpy() for name in ("weight", "bias", "score_maps")]

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -91,6 +92,27 @@ TEST(weights_lie_on_the_simplex_and_absent_teachers_have_none) {
       const float* const w = out.data() + B * model.C + b * N;
       CHECK(w[1] == 0.0f);
       CHECK(w[0] >= 0.0f && w[2] >= 0.0f && std::abs(w[0] + w[2] - 1.0f) < 1e-5f);
+    }
+  }
+}
+
+TEST(logits_without_a_teacher_are_those_with_it_absent) {
+  Model model({5, 30, 7}, 24, 4, 3);
+  constexpr int64_t B = 50, N = 3, C = 3, D = 24;
+  model.votes = normal(N * D * C, 1.0f, 9), model.vote_biases = normal(N * C, 1.0f, 10);
+  Values features = normal(B * model.columns, 1.0f, 8);
+  const Matrix matrix{reinterpret_cast<std::byte*>(features.data()), B, model.columns,
+                      model.columns * static_cast<int64_t>(sizeof(float)), DType::Float32};
+  for (const RowKernels& kernels : row_kernels()) {
+    const FoldedStudent student(model.tensors(), kernels);
+    Values logits(B * C), shares(B * N), pooled(B * D), withheld(N * B * C);
+    student.forward(matrix, {0, 5, 35}, logits.data(), shares.data(), pooled.data(),
+                    withheld.data());
+    for (int64_t i = 0; i < N; ++i) {
+      std::vector<int64_t> starts{0, 5, 35};
+      starts[i] = -1;
+      student.forward(matrix, starts, logits.data(), shares.data(), pooled.data());
+      CHECK(std::equal(logits.begin(), logits.end(), withheld.begin() + i * B * C));
     }
   }
 }
