@@ -194,11 +194,11 @@ void FoldedStudent::classify(const float* pooled, int64_t patches, float* logits
   }
 }
 
-/// Adds the mean of the present teachers' own logits.
+/// Adds the mean over all teachers of their own logits, 0 for those that are not there.
 void FoldedStudent::vote(const float* tokens, int64_t patches, const std::vector<uint8_t>& present,
                          float* logits, std::vector<float>& scratch) const {
   const int64_t N = teachers();
-  const float part = 1.0f / static_cast<float>(std::accumulate(present.begin(), present.end(), 0));
+  const float part = 1.0f / static_cast<float>(N);
   scratch.resize(std::max<size_t>(scratch.size(), patches * C_));
   for (int64_t i = 0; i < N; ++i) {
     if (!present[i]) continue;

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import dispatch as ops
-from ..ops.stacked import mean_tokens
+from ..ops.masks import hide_missing
 
 TEACHERS_SAY = 0.75  # weight of the teacher heads' logits beside the head's, chosen by benchmarks/search_recipe.py
 
@@ -70,8 +70,15 @@ class TeacherHeads(nn.Module):
         return torch.baddbmm(self.bias[:, None], tokens.transpose(0, 1), self.weight).transpose(0, 1)
 
     def mean(self, tokens: Tensor, present: Tensor | None) -> Tensor:
-        """Mean logits of the teachers that a patch has (bool `present` [B, N]; None: all). [B, N, D] -> [B, C]."""
-        return mean_tokens(self(tokens), present)
+        """Mean over all teachers of their logits, 0 of one that a patch lacks: who is withheld shifts no other's say.
+
+        Args:
+            tokens: [B, N, D].
+            present: bool [B, N]; None: all.
+
+        Returns [B, C].
+        """
+        return hide_missing(self(tokens), present).mean(dim=1)
 
 
 class Norm(nn.Module):

@@ -78,7 +78,7 @@ class Student(Predictor):
                 Features of missing teachers have no influence, whatever they hold, NaN included.
 
         Returns logits [B, C], fused [B, D] and shares [B, N] (None but for bare students). With teacher heads, logits
-        are a quarter of the head's and three quarters of the mean of those of the teachers that the patch has.
+        are a quarter of the head's and three quarters of the teachers' mean, in which a missing one counts 0.
 
         Raises MismatchError when the features have another width.
         """
