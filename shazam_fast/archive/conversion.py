@@ -1,6 +1,5 @@
 """Convert features of any supported format to one native archive, in which a patch takes one read."""
 
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +18,11 @@ from ..errors import MismatchError, NonFiniteError
 from ..formats.native import MANIFEST, Manifest
 from ..runtime.checks import require_path
 from ..runtime.documents import Count, Ratio, Record
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from .opening import OnError
 from .parts import ArchiveHead, ArchiveParts, PartChunk, require_dtype
 from .reader import Readable
-
-logger = logging.getLogger("shazam_fast")
-
 
 PART_BYTES = 1 << 30
 CHUNK_BYTES = 32 << 20  # of features at a time, as they are stored in the archive
@@ -178,30 +174,23 @@ class _Conversion:
 
     def run(self) -> Manifest:
         """Write the parts that are missing, and the manifest."""
-        parts, n_rows = self.parts, self._readable.archive.n_rows
-        with DirectoryLock(parts.path):
-            if (manifest := parts.read_finished()) is not None:  # by another process, just now
-                return manifest
-            parts.claim()
-            parts.remove_temporary()
-            missing = parts.missing(range(parts.count))
-            if len(missing) < parts.count:
-                logger.info("%s: continued after %d of %d parts", parts.path, parts.count - len(missing), parts.count)
-            todo = sum(len(self._rows(part)) for part in missing)
-            with Progress(f"converting to {parts.path.name}", n_rows, "patches", n_rows - todo) as progress:
-                try:
-                    for part in missing:
-                        self._write(part, progress)
-                except NonFiniteError:  # the same call would meet it again
-                    parts.discard()
-                    raise
-                except BaseException:
-                    parts.discard_if_empty()
-                    raise
-            parts.publish_archive(_sum_notes([record.notes for record in parts.records()]))
-        manifest = parts.read_finished()
+        self.parts.complete(self._write_missing)
+        manifest = self.parts.read_finished()
         assert manifest is not None
         return manifest
+
+    def _write_missing(self) -> None:
+        parts, n_rows = self.parts, self._readable.archive.n_rows
+        missing = parts.missing(range(parts.count))
+        todo = sum(len(self._rows(part)) for part in missing)
+        with Progress(f"converting to {parts.path.name}", n_rows, "patches", n_rows - todo) as progress:
+            try:
+                for part in missing:
+                    self._write(part, progress)
+            except NonFiniteError:  # the same call would meet it again
+                parts.discard()
+                raise
+        parts.publish_archive(_sum_notes([record.notes for record in parts.records()]))
 
     def _rows(self, part: int) -> range:
         return range(part * self._part_rows, min((part + 1) * self._part_rows, self._readable.archive.n_rows))

@@ -17,8 +17,9 @@ from ..errors import MismatchError, NonFiniteError, ShazamError
 from ..formats.geometry import Geometry
 from ..formats.native import FORMAT, MANIFEST, VERSION, Manifest, PartWriter, StoredTeacher, read_manifest
 from ..runtime.documents import Json, encode_document
-from ..runtime.files import unfinished_path, write_durably
-from ..runtime.jobs import Part, PartDirectory, require_same_job, writing
+from ..runtime.files import unfinished_path, write_durably, writing
+from ..runtime.foreign import require_same_job
+from ..runtime.jobs import Part, PartDirectory
 
 
 @dataclass(frozen=True)

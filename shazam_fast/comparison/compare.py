@@ -19,7 +19,7 @@ from ..images.table import ImageTable
 from ..runtime.checks import require_count, require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.documents import Json
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from .fold import PARTS, Fold
 from .methods import Bench, Fitted, choose_methods
@@ -166,24 +166,18 @@ def _job(plan: Plan, methods: Sequence[str], finetuning: Mapping[str, Any] | Non
 def _to_disk(plan: Plan, folder: Path, job: Mapping[str, Json]) -> Comparison:
     """Run the splits that are not finished, each written when it is, and the manifest."""
     parts = CellDirectory(folder, job, plan.setup)
-    if (found := parts.read_finished()) is not None:
-        return found
-    with DirectoryLock(folder), Progress("comparing", parts.count * plan.fits, "fits") as progress:
-        if (found := parts.read_finished()) is not None:  # by another process, just now
-            return found
-        parts.claim()
-        parts.remove_temporary()
+
+    def run_missing() -> Comparison:
         missing = parts.missing(range(parts.count))
-        if len(missing) < parts.count:
-            logger.info("%s: continued after %d of %d splits", folder, parts.count - len(missing), parts.count)
-            progress.skip((parts.count - len(missing)) * plan.fits)
-        try:
+        done = (parts.count - len(missing)) * plan.fits
+        with Progress("comparing", parts.count * plan.fits, "fits", done) as progress:
             for repeat in missing:
                 parts.write(repeat, _run_split(plan, repeat, progress))
-        except BaseException:
-            parts.discard_if_empty()
-            raise
         return parts.finish()
+
+    found = parts.complete(run_missing) or parts.read_finished()
+    assert found is not None
+    return found
 
 
 def _run_split(plan: Plan, repeat: int, progress: Progress) -> list[Cell]:

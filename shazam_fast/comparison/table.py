@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ..errors import ArchiveError
 from ..runtime.checks import require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
-from ..runtime.files import file_checksum, unfinished_path, write_synced
-from ..runtime.jobs import CLAIM, Part, PartDirectory, require_same_job, writing
+from ..runtime.files import file_checksum, writing
+from ..runtime.foreign import CLAIM, require_same_job
+from ..runtime.jobs import Part, PartDirectory
 from ..scoring.metrics import compute_metrics
 from ..scoring.parts import parquet_bytes
 from .result import Cell, Comparison, Setup, describe, summarise
@@ -79,14 +80,7 @@ class CellDirectory(PartDirectory):
 
     def write(self, repeat: int, cells: Sequence[Cell]) -> None:
         """Write the cells of a split. Raises ShazamError when the disk is full."""
-        with writing(self.path):
-            unfinished = unfinished_path(self.part_path(repeat))
-            try:
-                write_synced(unfinished, parquet_bytes(cells_table(cells, len(self._setup.classes))))
-                self.add(repeat, unfinished, len(cells))
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
+        self.write_part(repeat, parquet_bytes(cells_table(cells, len(self._setup.classes))), len(cells))
 
     def finish(self) -> Comparison:
         """Summarise the cells of all splits and write the manifest.

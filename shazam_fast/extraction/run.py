@@ -1,7 +1,6 @@
 """Run an extraction part by part, and publish the archive when all parts are written."""
 
 import io
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,11 @@ from ..archive.parts import ArchiveHead, ArchiveParts, PartChunk
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.native import Manifest
 from ..runtime.documents import Record
-from ..runtime.locks import DirectoryLock, make_directory
+from ..runtime.locks import make_directory
 from ..runtime.progress import Progress
 from .pipeline import ExtractedBatch, Extractor
 from .plan import PartSource, Plan, describe_job
 from .sharing import Sharing
-
-logger = logging.getLogger("shazam_fast")
-
 
 BATCH_SIZES = {"cpu": 8, "gpu": 64}  # on a CPU, batches that fit its cache are fastest
 IMAGES = "images.parquet"  # row and path of every image in the archive
@@ -153,22 +149,17 @@ def _describe(paths: Mapping[int, str], rows: NDArray[np.int64], row: int) -> st
 
 def complete(store: ImageParts, write: Callable[[Sequence[int]], None], sharing: Sharing) -> ExtractionReport:
     """Have `write` write this process's missing parts, wait for those of other processes, and publish the archive."""
-    if (report := finished_report(store)) is not None:
-        return report
-    with DirectoryLock(store.path):
-        store.claim()
+
+    def write_missing() -> None:
         try:
-            missing = store.missing(sharing.parts(store.count))
-            if len(missing) < len(sharing.parts(store.count)):
-                logger.info("%s: continued; %d of %d parts are left", store.path, len(missing), store.count)
-            write(missing)
+            write(store.missing(sharing.parts(store.count)))
             sharing.wait(_all_finished(store))
             _publish(store)
         except BaseException as error:
             sharing.fail(error)
-            if sharing.world == 1:
-                store.discard_if_empty()
             raise
+
+    store.complete(write_missing, alone=sharing.world == 1)
     report = finished_report(store)
     assert report is not None
     return report

@@ -3,11 +3,13 @@
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, ShazamError
 
 UNFINISHED = ".unfinished"  # suffix of files that are still being written
 
@@ -51,6 +53,17 @@ def rename_durably(old: Path, new: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of writing (a full disk) into a ShazamError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ShazamError(
+            f"{path}: could not be written: {error}. Finished parts are kept; run the same command again to continue"
+        ) from error
 
 
 def file_checksum(path: Path) -> str:

@@ -8,24 +8,31 @@ The manifest is written last; then the records and the claim are removed.
 
 import json
 import logging
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import xxhash
 
-from ..errors import ArchiveError, MismatchError, ShazamError
+from ..errors import ArchiveError, ShazamError
 from .documents import Count, Digest, Json, Record, encode_document, read_document
-from .files import UNFINISHED, file_checksum, rename_durably, write_durably
+from .files import (
+    file_checksum,
+    rename_durably,
+    unfinished_path,
+    write_durably,
+    write_synced,
+    writing,
+)
+from .foreign import CLAIM, PartFiles, require_same_job
 from .locks import LOCK, DirectoryLock, make_directory
 
 logger = logging.getLogger("shazam_fast")
 
-CLAIM = "_job.json"
+Result = TypeVar("Result")
+
 CLAIM_FORMAT = "shazam_fast job"
 
 
@@ -82,10 +89,7 @@ class PartDirectory:
         self._suffix, self._others = suffix, others
         self._manifest = path / manifest
         self.digest = xxhash.xxh3_64_hexdigest(json.dumps(self.job, sort_keys=True).encode())
-        own = "|".join(re.escape(name) for name in (CLAIM, manifest, *others))
-        self._own = re.compile(
-            rf"(part-[0-9]{{5,9}}(\.json|{re.escape(suffix)})|process-[0-9]+\.json|{own})(\.[^/]+{re.escape(UNFINISHED)})?"
-        )
+        self._files = PartFiles(path, suffix, (CLAIM, manifest, *others))
 
     @property
     def interrupted(self) -> bool:
@@ -100,6 +104,35 @@ class PartDirectory:
     def part_path(self, number: int) -> Path:
         """Path of a finished part."""
         return self.path / f"part-{number:05d}{self._suffix}"
+
+    def complete(self, write: Callable[[], Result], *, alone: bool = True) -> Result | None:
+        """Have the parts that are missing written, and the manifest, unless the directory is finished.
+
+        The directory is locked and claimed meanwhile. If it fails before any part is finished, the claim is removed,
+        so that another job can take the directory.
+
+        Args:
+            write: writes the parts that `missing` names, and the manifest.
+            alone: False when other processes write parts of the same job, whose files must stay.
+
+        Returns what `write` returns; None where the directory was finished, by another job perhaps.
+
+        Raises ShazamError when another process holds the lock, and what `claim` and `write` raise.
+        """
+        if self.finished:
+            return None
+        with DirectoryLock(self.path):
+            if self._manifest.exists():  # written by another process, just now
+                return None
+            self.claim()
+            try:
+                if alone:
+                    self.remove_temporary()
+                return write()
+            except BaseException:
+                if alone:
+                    self.discard_if_empty()
+                raise
 
     def claim(self) -> None:
         """Create the directory for this job, or check that it was created for this job.
@@ -118,8 +151,15 @@ class PartDirectory:
             write_durably(claim, encode_document(Claim(format=CLAIM_FORMAT, version=1, job=self.job)))
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Numbers of the parts that must still be written; parts with a wrong checksum are among them."""
-        return [number for number in numbers if self._checked_record(number) is None]
+        """Those of `numbers` whose parts must still be written; parts with a wrong checksum are among them.
+
+        Logs how many are finished, if any are.
+        """
+        numbers = list(numbers)
+        missing = [number for number in numbers if self._checked_record(number) is None]
+        if len(missing) < len(numbers):
+            logger.info("%s: continued after %d of %d parts", self.path, len(numbers) - len(missing), len(numbers))
+        return missing
 
     def is_finished(self, number: int) -> bool:
         """Whether a part is finished, perhaps by another process. Its size is checked, its checksum is not."""
@@ -137,6 +177,16 @@ class PartDirectory:
         if record.part is not None and (record.part.file, record.part.bytes) != (self.part_path(number).name, size):
             return None
         return record if record.job == self.digest else None
+
+    def write_part(self, number: int, content: bytes | memoryview, rows: int, notes: Json = None) -> None:
+        """Write the file of a part and add it, see `add`. Raises ShazamError when the disk is full."""
+        unfinished = unfinished_path(self.part_path(number))
+        with writing(self.path):
+            try:
+                write_synced(unfinished, content)
+                self.add(number, unfinished, rows, notes)
+            finally:
+                unfinished.unlink(missing_ok=True)  # nothing once the part has its name
 
     def add(self, number: int, unfinished: Path | None, rows: int, notes: Json = None) -> PartRecord:
         """Add a finished part.
@@ -186,12 +236,12 @@ class PartDirectory:
 
     def remove_temporary(self) -> None:
         """Remove temporary files of killed processes. Call it only while no other process writes."""
-        for file in self._temporary():
+        for file in self._files.temporary():
             file.unlink(missing_ok=True)
 
     def remove_parts(self) -> None:
         """Remove parts that have a record, and temporary files. Call it only while no other process writes."""
-        for number in self._recorded():
+        for number in self._files.recorded():
             self.part_path(number).unlink(missing_ok=True)
             self._record_path(number).unlink(missing_ok=True)
         self.remove_temporary()
@@ -212,7 +262,7 @@ class PartDirectory:
 
     def discard_if_empty(self) -> None:
         """Remove the claim if no part is finished and no other process has begun one."""
-        if not self._recorded() and not self._temporary():
+        if not self._files.recorded() and not self._files.temporary():
             (self.path / CLAIM).unlink(missing_ok=True)
 
     def _checked_record(self, number: int) -> PartRecord | None:
@@ -225,15 +275,8 @@ class PartDirectory:
         logger.warning("%s: checksum mismatch; the part is written again", self.part_path(number))
         return None
 
-    def _recorded(self) -> list[int]:
-        return [int(file.name[5:-5]) for file in self.path.glob("part-*.json") if self._own.fullmatch(file.name)]
-
     def _record_path(self, number: int) -> Path:
         return self.path / f"part-{number:05d}.json"
-
-    def _temporary(self) -> list[Path]:
-        found = ((file, self._own.fullmatch(file.name)) for file in self.path.glob(f"*{UNFINISHED}"))
-        return [file for file, match in found if match and match[3]]
 
     def _refuse_foreign_files(self, claimed: bool) -> None:
         """Raise ShazamError when a file is there that no job of this kind writes, or a part without its record."""
@@ -241,58 +284,8 @@ class PartDirectory:
             raise ShazamError(
                 f"{self.path}: {self._manifest.name} is there already; choose another --out, or delete it"
             )
-        foreign = sorted(name for name in os.listdir(self.path) if not self._is_own(name, claimed))
+        foreign = self._files.foreign(claimed)
         if foreign and (claimed or not (self.path / CLAIM).exists()):  # it may have been claimed just now
             raise ShazamError(
                 f"{self.path}: the directory holds other files ({', '.join(foreign[:3])}); choose another --out"
             )
-
-    def _is_own(self, name: str, claimed: bool) -> bool:
-        own = self._own.fullmatch(name)
-        if own is None or name == LOCK:
-            return name == LOCK
-        if own[3]:
-            return claimed or name.startswith(CLAIM)
-        return claimed and (own[2] is None or (self.path / f"{name.partition('.')[0]}.json").exists())
-
-
-def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[str, Json]) -> None:
-    """Raise MismatchError, saying what differs, unless two jobs are the same.
-
-    Args:
-        path: the directory, for messages.
-        found: the job that wrote it; None if it does not say.
-        job: the job of this command.
-    """
-    if not found:
-        raise MismatchError(f"{path}: was not written by this command; choose another --out, or delete it")
-    different = [key for key in {**job, **found} if found.get(key) != job.get(key)]
-    # what only one of them reads (the splits, where one split is chosen) follows from another difference
-    different = [key for key in different if key in job and key in found] or different
-    if different:
-        words = ", ".join(_difference(key, found.get(key), job.get(key)) for key in different)
-        raise MismatchError(f"{path}: was written with {words}; choose another --out, or delete it")
-
-
-_DIGEST = re.compile(r"[0-9a-f]{16,}")
-SHOWN = 80  # characters of a value in a message
-
-
-def _difference(key: str, found: Json, wanted: Json) -> str:
-    other = f"{'other' if key.endswith('s') else 'another'} {key}"
-    if _DIGEST.fullmatch(str(wanted)) or _DIGEST.fullmatch(str(found)):
-        return other
-    shown = ["all" if value is None else repr(value) for value in (found, wanted)]
-    there, now = (text if len(text) <= SHOWN else f"{text[:SHOWN]}..." for text in shown)
-    return f"{other} ({there}, now {now})"
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of writing (a full disk) into a ShazamError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise ShazamError(
-            f"{path}: could not be written: {error}. Finished parts are kept; run the same command again to continue"
-        ) from error

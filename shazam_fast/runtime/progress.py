@@ -29,11 +29,6 @@ class Progress:
         self._drawn = self._started + PATIENCE_SECONDS - REDRAW_SECONDS
         self._bar: RichProgress | None = None
 
-    def skip(self, units: int) -> None:
-        """Count `units` as finished by an earlier run: they fill the bar but do not count for the rate."""
-        self._before += units
-        self._done += units
-
     def advance(self, units: int, note: str = "") -> None:
         """Count `units` more as done; `note` is shown behind the time left."""
         self._done += units

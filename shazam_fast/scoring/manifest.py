@@ -23,7 +23,8 @@ from ..runtime.documents import (
     read_document,
 )
 from ..runtime.files import read_whole
-from ..runtime.jobs import CLAIM, Part
+from ..runtime.foreign import CLAIM
+from ..runtime.jobs import Part
 
 FORMAT = "shazam_fast scores"
 VERSION = 1

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
 from ..runtime.documents import Json
-from ..runtime.files import unfinished_path, write_synced
-from ..runtime.jobs import PartDirectory, require_same_job, writing
+from ..runtime.files import writing
+from ..runtime.foreign import require_same_job
+from ..runtime.jobs import PartDirectory
 from .engine import TILE_ROWS, RowScores
 from .manifest import MANIFEST, ScoresManifest, manifest_parquet, read_manifest
 
@@ -137,18 +138,12 @@ class ScoreParts(PartDirectory):
 
     def write(self, number: int, archive: FeatureArchive, rows: NDArray[np.int64], scores: RowScores | None) -> int:
         """Write the scores of `rows`, all that a part holds, and return their number; `scores` is None for no rows."""
-        with writing(self.path):
-            if scores is None:
+        if scores is None:
+            with writing(self.path):
                 self.add(number, None, 0)
-                return 0
-            unfinished = unfinished_path(self.part_path(number))
-            try:
-                write_synced(unfinished, parquet_bytes(make_table(archive, self.scored, rows, scores)))
-                self.add(number, unfinished, len(rows))
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-            return len(rows)
+            return 0
+        self.write_part(number, parquet_bytes(make_table(archive, self.scored, rows, scores)), len(rows))
+        return len(rows)
 
     def publish_scores(self) -> None:
         """Write the manifest of all parts."""

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_path, require_switch
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from ..runtime.ray_jobs import require_cluster
 from ..student.config import StudentConfig
@@ -29,8 +29,6 @@ from .inference import gpu_tile_rows, match_teachers
 from .manifest import MANIFEST, ScoresManifest
 from .parts import ScoreJob, ScoreParts, Work, choose_part_rows, make_table
 from .scores import Scores, open_scores
-
-logger = logging.getLogger("shazam_fast")
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,32 +107,22 @@ def score(
             tables = _score_in_memory(job, work, progress)
             return Scores(msgspec.structs.replace(job.manifest, rows=rows), tables)
     parts = ScoreParts(out, job)
-    if parts.read_finished() is None:
-        with DirectoryLock(parts.path), Progress(f"scoring {archive.path.name}", rows, "patches") as progress:
-            _score_missing(parts, work, progress, cluster)
+    parts.complete(partial(_score_missing, parts, work, rows, cluster))
+    parts.read_finished()
     return open_scores(out)
 
 
-def _score_missing(parts: ScoreParts, work: Work, progress: Progress, cluster: str | None) -> None:
-    """Write the parts that are not there, and the manifest; the caller holds the directory's lock."""
-    if parts.read_finished() is not None:  # by another process, just now
-        return
-    parts.claim()
-    parts.remove_temporary()
+def _score_missing(parts: ScoreParts, work: Work, rows: int, cluster: str | None) -> None:
+    """Write the parts that are missing, of all `rows`, and the manifest."""
     missing = parts.missing(range(parts.count))
-    if len(missing) < parts.count:
-        logger.info("%s: continued after %d of %d parts", parts.path, parts.count - len(missing), parts.count)
-        progress.skip(sum(record.part.rows for p in range(parts.count) if (record := parts.record(p)) and record.part))
-    try:
+    done = sum(record.part.rows for p in range(parts.count) if (record := parts.record(p)) and record.part)
+    with Progress(f"scoring {work.archive.path.name}", rows, "patches", done) as progress:
         if cluster:
             from .cluster import score_on_ray
 
             score_on_ray(parts, missing, work, progress)
         else:
             _score_to_disk(parts, missing, work, progress)
-    except BaseException:
-        parts.discard_if_empty()
-        raise
     parts.publish_scores()
 
 

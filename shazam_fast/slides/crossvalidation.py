@@ -5,8 +5,8 @@ one the validation by which the epoch is chosen, and the others are trained on: 
 student is the mean of the folds' models.
 """
 
-import logging
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from .. import __version__
 from ..archive.opening import ArchiveLike
 from ..runtime.checks import require_path
 from ..runtime.devices import describe_device
-from ..runtime.files import unfinished_path, write_synced
-from ..runtime.jobs import PartDirectory, PartRecord, require_same_job, writing
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.files import writing
+from ..runtime.foreign import require_same_job
+from ..runtime.jobs import PartDirectory, PartRecord
+from ..runtime.locks import require_writable
 from .cohort.metrics import Drawn, Predictions, SlideMetrics, measure
 from .cohort.requests import Request, Source
 from .cohort.targets import Targets, take
@@ -35,8 +36,6 @@ from .selecting.selection import SelectionLike
 from .slide_teachers.reading import SlideTeachersLike
 from .students import CARD, SlideStudent, encode_card, load, read_member
 from .work import Work, plan_work
-
-logger = logging.getLogger("shazam_fast")
 
 
 @dataclass(frozen=True)
@@ -173,10 +172,7 @@ def _run_fold(work: Work, number: int) -> _Done:
 def _train_into(folder: Path, work: Work) -> SlideTraining:
     """Train the folds that are missing in a directory, a part for each, then write the card."""
     parts = PartDirectory(folder, work.job(), count=work.count, suffix=".safetensors", manifest=CARD)
-    if not parts.finished:
-        with DirectoryLock(folder):
-            if not parts.finished:  # by another process, just now
-                _train_missing(parts, work)
+    parts.complete(partial(_train_missing, parts, work))
     student = load(folder)
     require_same_job(folder, student.training_record.get("job"), parts.job)
     parts.tidy_after_kill()
@@ -190,23 +186,10 @@ def _train_into(folder: Path, work: Work) -> SlideTraining:
 
 
 def _train_missing(parts: PartDirectory, work: Work) -> None:
-    parts.claim()
-    parts.remove_temporary()
-    missing = parts.missing(range(parts.count))
-    if len(missing) < parts.count:
-        logger.info("%s: continued after %d of %d folds", parts.path, parts.count - len(missing), parts.count)
-    for number in missing:
+    for number in parts.missing(range(parts.count)):
         done = _run_fold(work, number)
-        unfinished = unfinished_path(parts.part_path(number))
-        with writing(parts.path):
-            try:
-                write_synced(unfinished, save(done.model.state_dict()))
-                parts.add(
-                    number, unfinished, len(done.scores), {"history": done.history, "scores": done.scores.tolist()}
-                )
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
+        notes: dict[str, Any] = {"history": done.history, "scores": done.scores.tolist()}
+        parts.write_part(number, save(done.model.state_dict()), len(done.scores), notes)
     records = parts.records()
     files = [record.part for record in records if record.part is not None]
     result = _finish(work, [_from_record(parts.path, work.config, record) for record in records])

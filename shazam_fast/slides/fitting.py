@@ -1,6 +1,5 @@
 """Fitting one model: packs of training slides, the best epoch by the loss of validation slides."""
 
-import logging
 import math
 import time
 from typing import Any
@@ -23,8 +22,6 @@ from .models.pooling import SlideModel
 from .options import FitOptions, SlideConfig
 from .slide_teachers.distillation import Distiller, slide_statistics
 from .students import build_model
-
-logger = logging.getLogger("shazam_fast")
 
 STATISTICS_ROWS = 50_000  # patches from which means and scales are taken
 

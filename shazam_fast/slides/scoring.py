@@ -1,9 +1,9 @@
 """Scoring and evaluating slides with their student."""
 
 import copy
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
 from ..runtime.checks import require_choice, require_path
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.files import unfinished_path, write_synced
-from ..runtime.jobs import PartDirectory, require_same_job, writing
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.files import writing
+from ..runtime.foreign import require_same_job
+from ..runtime.jobs import PartDirectory
+from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from ..scoring.parts import parquet_bytes
 from .bags import Bags, find_patients, make_bags, require_regions
@@ -32,8 +33,6 @@ from .scores import TABLE, SlideScores, join_scores, read_scores, score_group, s
 from .selecting.selection import SelectionLike, require_selection
 from .slide_teachers.reading import SlideTeachersLike, add_slide_teachers, describe_slide_teachers
 from .students import SlideStudent, load_student, require_slide_teachers, require_teachers
-
-logger = logging.getLogger("shazam_fast")
 
 PART_ROWS = 500_000  # patches whose attention is in one part, about
 
@@ -99,10 +98,7 @@ def score(
     parts = PartDirectory(
         folder, {**job, "device": describe_device(place)}, count=len(ranges), suffix=".parquet", manifest=TABLE
     )
-    if not parts.finished:
-        with DirectoryLock(folder):
-            if not parts.finished:  # by another process, just now
-                _score_parts(parts, student, bags, ranges, place)
+    parts.complete(partial(_score_parts, parts, student, bags, ranges, place))
     scores, done = read_scores(folder)
     require_same_job(folder, done, parts.job)
     parts.tidy_after_kill()
@@ -216,19 +212,10 @@ def _score_parts(
     device: torch.device,
 ) -> None:
     """Write the parts that are missing, then the table of slides."""
-    parts.claim()
-    parts.remove_temporary()
     for number in parts.missing(range(parts.count)):
         scores = _join_with_patches(list(_score(student, bags, ranges[number], device)))
         assert scores.patches is not None
-        unfinished = unfinished_path(parts.part_path(number))
-        with writing(parts.path):
-            try:
-                write_synced(unfinished, parquet_bytes(scores.patches))
-                parts.add(number, unfinished, scores.patches.num_rows, _notes(scores))
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
+        parts.write_part(number, parquet_bytes(scores.patches), scores.patches.num_rows, _notes(scores))
     pieces = [_from_notes(record.notes, student, bags, ranges[i]) for i, record in enumerate(parts.records())]
     with writing(parts.path):
         parts.publish(scores_parquet(join_scores(pieces), parts.job))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ArchiveError, MismatchError, NonFiniteError, ShazamError
 from ..runtime.documents import Count, Json, Record, Text, decode_document
 from ..runtime.files import UNFINISHED
-from ..runtime.jobs import require_same_job
+from ..runtime.foreign import require_same_job
 from ..runtime.locks import LOCK, DirectoryLock
 from ..runtime.tensors import read_tensors, write_tensors
 from ..student.files import CARD, TENSORS

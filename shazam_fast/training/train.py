@@ -20,7 +20,7 @@ from ..errors import ArchiveError, MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.jobs import require_same_job
+from ..runtime.foreign import require_same_job
 from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.summaries import summary_html
 from ..scoring.evaluate import evaluate, labelled_rows

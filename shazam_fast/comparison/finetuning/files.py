@@ -19,7 +19,7 @@ from ...errors import ArchiveError, MismatchError, ShazamError
 from ...images.table import ImageTable
 from ...runtime.documents import Digest, Json, Name, Record, Text, encode_document, read_document
 from ...runtime.files import UNFINISHED, file_checksum, write_durably
-from ...runtime.jobs import require_same_job
+from ...runtime.foreign import require_same_job
 from ...runtime.locks import LOCK, DirectoryLock
 from ...runtime.tensors import read_tensors, write_tensors
 from ...scoring.metrics import Metrics

@@ -1,6 +1,5 @@
 """`shazam_fast.report`: one HTML file on a student, its teachers, and a comparison of methods."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ from .methods import Compared, comparison_section, read_comparison
 from .page import Page, Section, Table, cells, render
 from .performance import curves_section, interval_warnings, metrics_section, shares_section, training_section
 from .redundancy import redundancy_section, rescue_section
-
-logger = logging.getLogger("shazam_fast")
 
 DIGESTS = ("features", "labels", "splits", "groups", "slides")  # of what a student was trained on
 NO_STUDENT, NO_ARCHIVE = "no student was given", "no archive was given"

@@ -1,6 +1,5 @@
 """Selection of a slide's patches: some of every cluster, several times over, kept as row numbers."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,23 +10,23 @@ import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
+from safetensors.torch import save
 
 from ...archive.archive import FeatureArchive
 from ...archive.opening import ArchiveLike, open_archive
 from ...errors import ArchiveError, MismatchError, ShazamError
 from ...runtime.checks import require_choice, require_count, require_path
 from ...runtime.documents import Count, Json, Record, Text, encode_document, read_document
-from ...runtime.files import file_checksum, unfinished_path
-from ...runtime.jobs import Part, PartDirectory, require_same_job, writing
-from ...runtime.locks import DirectoryLock, require_writable
+from ...runtime.files import file_checksum, writing
+from ...runtime.foreign import require_same_job
+from ...runtime.jobs import Part, PartDirectory
+from ...runtime.locks import require_writable
 from ...runtime.progress import Progress
-from ...runtime.tensors import read_tensors, write_tensors
+from ...runtime.tensors import read_tensors
 from ...training.config import MOST_SEED
 from ..bags import Bags, Selection, make_bags
 from .clustering import Views, cluster, draw, project_rows
 from .spectral import cluster_spectral
-
-logger = logging.getLogger("shazam_fast")
 
 FORMAT = "shazam_fast selection"
 MANIFEST = "selection.json"
@@ -163,24 +162,19 @@ def _select_parts(folder: Path, whole: Bags, job: dict[str, Any], options: Mappi
     """Write the parts that are missing, then the manifest."""
     ranges = [range(i, min(i + PART_SLIDES, len(whole))) for i in range(0, len(whole), PART_SLIDES)]
     parts = PartDirectory(folder, job, count=len(ranges), suffix=".safetensors", manifest=MANIFEST)
-    with DirectoryLock(folder), Progress("selecting", len(whole), "slides") as progress:
-        if parts.finished:  # by another process, just now
-            return
-        parts.claim()
-        parts.remove_temporary()
+
+    def select_missing() -> None:
         missing = parts.missing(range(parts.count))
-        progress.skip(len(whole) - sum(len(ranges[number]) for number in missing))
-        for number in missing:
-            bags = [bag for slide in _select(whole, ranges[number], options, progress) for bag in slide]
-            tensors = {
-                "rows": torch.from_numpy(np.concatenate([bag.rows for bag in bags])),
-                "clusters": torch.from_numpy(np.concatenate([bag.clusters for bag in bags])),
-                "bounds": torch.from_numpy(np.cumsum([0, *(len(bag.rows) for bag in bags)])),
-            }
-            unfinished = unfinished_path(parts.part_path(number))
-            with writing(folder):
-                write_tensors(unfinished, tensors, {})
-                parts.add(number, unfinished, len(tensors["rows"]))
+        done = len(whole) - sum(len(ranges[number]) for number in missing)
+        with Progress("selecting", len(whole), "slides", done) as progress:
+            for number in missing:
+                bags = [bag for slide in _select(whole, ranges[number], options, progress) for bag in slide]
+                tensors = {
+                    "rows": torch.from_numpy(np.concatenate([bag.rows for bag in bags])),
+                    "clusters": torch.from_numpy(np.concatenate([bag.clusters for bag in bags])),
+                    "bounds": torch.from_numpy(np.cumsum([0, *(len(bag.rows) for bag in bags)])),
+                }
+                parts.write_part(number, save(tensors, {}), len(tensors["rows"]))
         manifest = Manifest(
             format=FORMAT,
             version=1,
@@ -191,6 +185,8 @@ def _select_parts(folder: Path, whole: Bags, job: dict[str, Any], options: Mappi
         )
         with writing(folder):
             parts.publish(encode_document(manifest))
+
+    parts.complete(select_missing)
 
 
 def open_selection(path: str | Path) -> Selection:
