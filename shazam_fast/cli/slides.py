@@ -173,7 +173,7 @@ def train(
     asked: Mapping[str, Any],
     options: Mapping[str, Any],
     out: Annotated[Path, typer.Option(help="Directory for the student. Run the command again to resume it.")],
-    model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}.")] = SlideConfig.model,
+    model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, or torchmil:NAME.")] = SlideConfig.model,
     folds: Folds = "5",
     by: By = "slide",
     loss: Loss = "nll",

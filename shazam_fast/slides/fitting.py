@@ -126,13 +126,16 @@ def _step(
     members = torch.from_numpy(pack.bags[pack.bags >= 0]).to(device)
     regions = None if pack.regions is None else pack.regions.to(device)
     of_slides = _slide_features(bags, pack.bags, places + 1, device)
-    read = model(pack.features.to(device), pack.segments.to(device), places + 1, regions, of_slides)
+    labels = loss.labels(torch.from_numpy(pack.bags).to(device))
+    read = model(pack.features.to(device), pack.segments.to(device), places + 1, regions, of_slides, labels)
     outputs = read.outputs[: len(members)]
     summed = loss(outputs, members)
     value = summed.item()
     if distiller is not None:
         assert of_slides is not None
         summed = distiller(outputs, of_slides[: len(members)], model.head, loss, members)
+    if read.own_loss is not None:
+        summed = summed + read.own_loss
     if not math.isfinite(value):
         bags.archive.require_finite(pack.rows, pack.features[: len(pack.rows)].numpy())
         raise NonFiniteError(f"{bags.archive.path}: the loss became {value}; give a smaller lr")

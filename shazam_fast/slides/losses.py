@@ -158,6 +158,12 @@ class TaskLoss:
             return hazard_loss(outputs, self._codes[chosen], self._events[chosen])
         return cox_loss(outputs[:, 0], self._times[chosen], self._events[chosen])
 
+    def labels(self, places: Tensor) -> Tensor | None:
+        """Classes, int64 [S + 1], of the bags int64 [S] in a pack's places (-1 none); None for tasks without them."""
+        if self._task != "classification":
+            return None
+        return F.pad(torch.where(places >= 0, self._codes[places], -1), (0, 1), value=-1)
+
     def restore_scale(self, head: torch.nn.Linear) -> None:
         """Change the head of a model that predicts standardised values so that it predicts them in their own unit."""
         if self._task != "regression":

@@ -14,10 +14,22 @@ TASKS = ("classification", "multi_classification", "regression", "survival_nll",
 LOSSES = ("nll", "cox")  # of survival
 MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil", "fusecpath", "slide_linear")
 OF_CLUSTERS = ("fusecpath",)  # models that need the clusters of selected patches
+TORCHMIL = "torchmil:"  # before the name of a model of torchmil
 OF_SLIDE_TEACHERS = ("slide_linear",)  # models that read slide-level teachers, and no patch
 DIRECTIONS = ("student_teacher", "teacher_student")  # of the KL divergence
 UNITS = ("slide", "patient")
 OF_SHAPE = ("dim", "depth", "dropout", "top_k")  # fields of SlideConfig that a user sets for any model
+
+
+def require_model(value: object) -> str:
+    """`value`, the name of a model. Raises ShazamError for any other.
+
+    >>> require_model("torchmil:TransMIL")
+    'torchmil:TransMIL'
+    """
+    if isinstance(value, str) and value.startswith(TORCHMIL):
+        return value  # whether torchmil has it is known when it is built
+    return require_choice("model", value, (*MODELS, f"{TORCHMIL}NAME"))
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class SlideConfig:
         classes: class names in label order of "classification"; none for other tasks.
         model: "mean", "max", "abmil" (plain attention), "gated_abmil", "shazam_abmil" (fusion first), "fusecpath"
             (attention within and across the clusters of selected patches) or "slide_linear" (linear on the features of
-            slide-level teachers, one or several side by side).
+            slide-level teachers, one or several side by side); or "torchmil:NAME", a model of torchmil.
         dim: width D of what is pooled.
         depth: attention layers over a patch's tokens, of "shazam_abmil"; within clusters, of "fusecpath".
         dropout: probability that a column of the pooled feature is left out in a training step.
@@ -61,7 +73,7 @@ class SlideConfig:
             "teachers": dict(self.teachers),
             "task": require_choice("task", self.task, TASKS),
             "classes": tuple(self.classes),
-            "model": require_choice("model", self.model, MODELS),
+            "model": require_model(self.model),
             "dim": require_count("dim", self.dim, 1, MOST_DIM),
             "depth": require_count("depth", self.depth, 1, MOST_DEPTH),
             "dropout": require_number("dropout", self.dropout, 0.0, 1.0),

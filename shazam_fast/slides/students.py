@@ -27,10 +27,12 @@ from .models.fusecpath import FuseCPath
 from .models.fusion import ShazamABMIL
 from .models.pooling import MaxPooling, MeanPooling, SlideModel
 from .models.slide_linear import SlideLinear
-from .options import SlideConfig
+from .models.torchmil_model import TorchmilModel
+from .options import TORCHMIL, SlideConfig
 
 FORMAT = "shazam_fast slide student"
 CARD = "student.json"
+POOLINGS = {"mean": MeanPooling, "max": MaxPooling}
 
 
 def build_model(config: SlideConfig) -> SlideModel:
@@ -42,11 +44,12 @@ def build_model(config: SlideConfig) -> SlideModel:
     dims, outputs = list(config.teachers.values()), count_outputs(config)
     if config.model == "slide_linear":
         return SlideLinear(list(config.slide_teachers.values()), outputs, config.dropout)
+    if config.model.startswith(TORCHMIL):
+        two_classes = config.task == "classification" and outputs == 2
+        return TorchmilModel(config.model.removeprefix(TORCHMIL), dims, config.dim, outputs, two_classes)
     shape = (dims, config.dim, outputs, config.dropout)
-    if config.model == "mean":
-        return MeanPooling(*shape)
-    if config.model == "max":
-        return MaxPooling(*shape)
+    if config.model in POOLINGS:
+        return POOLINGS[config.model](*shape)
     if config.model == "fusecpath":
         return FuseCPath(*shape, depth=config.depth, top_k=config.top_k)
     if config.model == "shazam_abmil":

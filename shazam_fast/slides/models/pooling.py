@@ -40,12 +40,14 @@ class SlideOutput(NamedTuple):
         shares: part of each teacher in the slide, sum of attention times share over its patches, [S, N]; None where the
             model has none.
         patch_shares: part of each teacher in each patch, [P, N], or None.
+        own_loss: sum over the slides of a loss that a model in training has beside the task's; None: it has none.
     """
 
     outputs: Tensor
     attention: Tensor
     shares: Tensor | None
     patch_shares: Tensor | None
+    own_loss: Tensor | None = None
 
 
 def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
@@ -136,6 +138,7 @@ class SlideModel(nn.Module):
         count: int,
         regions: Regions | None = None,
         slide_features: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> SlideOutput:
         """Outputs of S slides whose patches are encoded already.
 
@@ -145,6 +148,7 @@ class SlideModel(nn.Module):
             count: number S of slides.
             regions: of the patches, for models that need them.
             slide_features: of slide-level teachers, [S, W], NaN where one lacks a slide, for models that read them.
+            labels: int64 [S], codes of the slides' classes, -1 unknown, for models with a loss of their own.
         """
         codes = self.mix(codes, regions)
         pooled, attention = self.pool(codes, segments, count)
@@ -160,14 +164,15 @@ class SlideModel(nn.Module):
         count: int,
         regions: Regions | None = None,
         slide_features: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> SlideOutput:
         """Outputs of S slides.
 
         Args:
             features: [P, sum of dims], as stored (they are standardised here).
-            segments, count, regions, slide_features: as for `read`.
+            segments, count, regions, slide_features, labels: as for `read`.
         """
-        return self.read(self.encode(features), segments, count, regions, slide_features)
+        return self.read(self.encode(features), segments, count, regions, slide_features, labels)
 
 
 class MeanPooling(SlideModel):

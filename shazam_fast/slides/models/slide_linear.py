@@ -40,6 +40,7 @@ class SlideLinear(SlideModel):
         count: int,
         regions: Regions | None = None,
         slide_features: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> SlideOutput:
         """As `SlideModel.read`."""
         assert slide_features is not None
