@@ -6,7 +6,9 @@ from pathlib import Path
 from ..errors import MismatchError
 
 HEAD_BYTES = 4096  # of a JSON document, among which its format is named
-FORMAT = re.compile(rb'"format":\s*"shazam_fast (archive|student|scores|finetuned|comparison|slide student|selection)"')
+FORMAT = re.compile(
+    rb'"format":\s*"shazam_fast (archive|student|scores|finetuned|comparison|slide student|slide comparison|selection)"'
+)
 SLIDE_SCORES = "slides.parquet"  # scores of whole slides
 SCORES = ("_scores.parquet", "_scores.json")  # manifests of scores, the second until version 0.1
 CHECKPOINT = "checkpoint.safetensors"  # of a training that was interrupted
@@ -17,6 +19,7 @@ HOLDS = {
     "finetuned": ("a fine-tuned teacher", "extract, with its teacher.safetensors as --weights"),
     "comparison": ("a comparison", "compare, with the same options, which prints it, and report"),
     "slide student": ("a slide's student", "slides evaluate and slides score"),
+    "slide comparison": ("a comparison of slide models", "slides crossvalidate, with the same options"),
     "slide scores": ("scores of slides", "none; open slides.parquet with pandas"),
     "selection": ("selected patches", "slides train, evaluate and score, with --selection"),
     "checkpoint": ("an unfinished training", "train or finetune, with the same options, which resumes it"),

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .bags import Selection as Selection
+    from .cohort.curves import SurvivalCurves as SurvivalCurves
     from .cohort.metrics import SlideMetrics as SlideMetrics
     from .cohort.requests import Classes as Classes
     from .cohort.requests import Regression as Regression
     from .cohort.requests import Survival as Survival
+    from .comparing import SlideComparison as SlideComparison
+    from .comparing import crossvalidate as crossvalidate
     from .crossvalidation import SlideTraining as SlideTraining
     from .crossvalidation import train as train
     from .scores import SlideScores as SlideScores
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bags": ("Selection",),
+    "comparing": ("SlideComparison", "crossvalidate"),
+    "cohort.curves": ("SurvivalCurves",),
     "crossvalidation": ("SlideTraining", "train"),
     "cohort.metrics": ("SlideMetrics",),
     "scores": ("SlideScores", "open_scores"),

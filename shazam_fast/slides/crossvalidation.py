@@ -17,15 +17,17 @@ from safetensors.torch import save
 
 from .. import __version__
 from ..archive.opening import ArchiveLike
+from ..errors import MismatchError
 from ..runtime.checks import require_path
 from ..runtime.devices import describe_device
 from ..runtime.files import writing
 from ..runtime.foreign import require_same_job
 from ..runtime.jobs import PartDirectory, PartRecord
 from ..runtime.locks import require_writable
+from .cohort.curves import SurvivalCurves, survival_curves
 from .cohort.metrics import Drawn, Predictions, SlideMetrics, measure
 from .cohort.requests import Request, Source
-from .cohort.targets import Targets, take
+from .cohort.targets import SurvivalTargets, Targets, take
 from .fitting import fit
 from .losses import read_outputs
 from .models.inference import predict
@@ -69,6 +71,21 @@ class SlideTraining:
             "history": self.history,
             "config": asdict(self.student.config),
         }
+
+    def survival_curves(self, groups: int = 2) -> SurvivalCurves:
+        """Kaplan-Meier curves of the patients, grouped by their predicted risk within folds, and the log-rank test.
+
+        Args:
+            groups: number of groups.
+
+        Raises MismatchError when the task is not survival, or there are too few patients; ShazamError when statsmodels
+        is missing.
+        """
+        if not isinstance(self.targets, SurvivalTargets):
+            raise MismatchError("survival curves: a student of survival expected, trained with sf.slides.Survival(...)")
+        found = self.predictions
+        assert found.folds is not None
+        return survival_curves(found.values[:, 0], found.folds, found.patients, self.targets, groups)
 
 
 # Over 40 lines: every option is documented here.

@@ -13,6 +13,8 @@ from ..training.config import MOST_SEED
 TASKS = ("classification", "multi_classification", "regression", "survival_nll", "survival_cox")
 LOSSES = ("nll", "cox")  # of survival
 MODELS = ("mean", "max", "abmil", "gated_abmil", "shazam_abmil", "fusecpath", "slide_linear")
+COMPARED = ("mean", "max", "gated_abmil", "shazam_abmil")  # models that `crossvalidate` compares by default
+SELECTED = "epochs were chosen on the folds that are reported, so these numbers are too good"
 OF_CLUSTERS = ("fusecpath",)  # models that need the clusters of selected patches
 TORCHMIL = "torchmil:"  # before the name of a model of torchmil
 OF_SLIDE_TEACHERS = ("slide_linear",)  # models that read slide-level teachers, and no patch

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -123,3 +124,17 @@ def test_columns_of_classes_and_of_numbers(place, monkeypatch):
         run = call(*wanted, "--out", "new", *options)
         assert run.returncode == 2
         assert message in " ".join(run.stderr.split())
+
+
+def test_several_models_in_one_table(place, monkeypatch):
+    monkeypatch.chdir(place)
+    wanted = ("slides", "crossvalidate", "archive", "--labels", "labels.csv", "--out", "compared", *QUICK)
+    run = call(*wanted, "--model", "mean", "--model", "gated_abmil")
+    assert run.returncode == 0, run.stderr
+    assert "against mean" in run.stdout
+    assert "constant" in run.stdout
+    found = json.loads((place / "compared" / "slide-comparison.json").read_text())
+    assert [row["model"] for row in found["table"][:3]] == ["mean", "gated_abmil", "constant"]
+    assert len(sf.slides.load(place / "compared" / "mean").models) == 3
+    run = call("slides", "train", "archive", "--labels", "labels.csv", "--out", "compared", *QUICK)
+    assert "holds a comparison of slide models already" in run.stderr

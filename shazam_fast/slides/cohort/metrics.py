@@ -12,7 +12,6 @@ from .pairs import auroc, c_index, mean_of_known
 from .targets import ClassTargets, SeveralClasses, SurvivalTargets, Targets, ValueTargets, take
 
 LEAST_PROBABILITY = 1e-12  # so that the log loss is finite
-SELECTED = "epochs were chosen on the folds that are reported, so these numbers are too good"
 
 Draws = NDArray[np.float64]  # [1 + DRAWS]: of all patients, then of every draw of them
 

@@ -1,0 +1,5 @@
+"""`shazam-fast slides`."""
+
+from .commands import slides
+
+__all__ = ["slides"]

@@ -1,0 +1,141 @@
+"""Options of the commands for whole slides, and what they ask for."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ...slides.options import OF_SHAPE, FitOptions, SlideConfig
+from ..options import Features, add_options, parse_pairs
+
+SlideStudentPath = Annotated[Path, typer.Argument(help="Directory of a slide's student.", show_default=False)]
+By = Annotated[str, typer.Option(help="slide, or patient to join the slides of a patient.")]
+SelectionPath = Annotated[
+    Path | None,
+    typer.Option("--selection", help="Directory of selected patches; others are not read.", show_default=False),
+]
+Folds = Annotated[str, typer.Option(help="Number of folds of patients, or the column of --labels that holds them.")]
+Loss = Annotated[str, typer.Option(help="Of survival: nll (discrete times) or cox.")]
+Sites = Annotated[
+    str | None,
+    typer.Option(help="Column of --labels with each slide's site; its patients stay in one fold.", show_default=False),
+]
+SlideTeachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slide-teacher",
+        help="Features of a slide-level teacher (one .h5 file per slide); repeat for more. Or PATH of all of them. "
+        "slide_linear reads them; other models are distilled from them in training.",
+        metavar="NAME=PATH|PATH",
+        show_default=False,
+    ),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(help="held_out, or reported_folds: the tested fold chooses the epoch, which makes metrics too good."),
+]
+TARGETS = {  # option -> its type, help and default
+    "target": (
+        list[str] | None,
+        "Column of classes in --labels; repeat for columns predicted together.",
+        None,
+    ),
+    "value": (list[str] | None, "Column of numbers in --labels, such as a gene's expression. Repeat for more.", None),
+    "log2": (bool, "With --value: take log2(value + 1).", False),
+    "time": (str | None, "Column of survival times in --labels.", None),
+    "event": (str | None, "Column that says whether the event was observed.", None),
+    "observed": (str | None, "Value of that column that means: the event was observed. Must be given.", None),
+}
+HELP = {
+    "dim": "Width of what is pooled (D).",
+    "depth": "Attention layers: over a patch's tokens, of shazam_abmil; within clusters, of fusecpath.",
+    "top_k": "Patches, or clusters, that each one attends to, of fusecpath.",
+    "dropout": "Probability of leaving out a column of the pooled feature in training.",
+    "epochs": "Passes over the training slides, at most.",
+    "batch_size": "Slides per step, on average.",
+    "patches": "Most patches of a slide in an epoch, drawn anew in each; validation and test read all.",
+    "lr": "Learning rate of AdamW.",
+    "weight_decay": "Weight decay of AdamW.",
+    "patience": "Stop after this many epochs without a smaller validation loss.",
+    "distillation": "Weight of distillation from --slide-teacher, 0 to 1; the rest is the task's.",
+    "temperature": "Temperature of distillation. Default: 3 for classes, 1 for survival.",
+    "kl": "student_teacher: KL(student || teacher), or teacher_student.",
+    "supervise_teachers": "Train the slide-level teachers' predictions on the task too.",
+    "seed": "Random seed, also of the folds.",
+}
+
+
+def training_options() -> list[inspect.Parameter]:
+    """One option per field of FitOptions and per option of a model's shape, with its type and default."""
+    found = []
+    for owner, names in ((SlideConfig, OF_SHAPE), (FitOptions, [field.name for field in fields(FitOptions)])):
+        kinds, defaults = get_type_hints(owner), {field.name: field.default for field in fields(owner)}
+        for name in names:
+            found.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=defaults[name],
+                    annotation=Annotated[kinds[name], typer.Option(help=HELP[name])],
+                )
+            )
+    return found
+
+
+def slide_teachers_of(given: list[str] | None) -> Any:
+    """What --slide-teacher gives: one directory, or {teacher: directory}; None without it."""
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    return parse_pairs(given, "--slide-teacher")
+
+
+def _target_options() -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default,
+            annotation=Annotated[kind, typer.Option(f"--{name}", help=text, show_default=False)],
+        )
+        for name, (kind, text, default) in TARGETS.items()
+    ]  # fmt: skip
+
+
+takes_targets = add_options(_target_options(), "asked", dict)
+
+
+def read_targets(features: Features, asked: Mapping[str, Any]) -> tuple[Any, Features]:
+    """The targets that --labels and its columns name, and the features without them."""
+    from ...slides.cohort.requests import Classes, Regression, Survival
+
+    given = dict(features.given)
+    source, column = given.pop("labels", None), given.pop("label_column", None)
+    if source is None:
+        raise typer.BadParameter("--labels is missing: the CSV of slides (or patients) and their labels")
+    rest = Features(features.source, given)
+    survival = [asked[name] for name in ("time", "event", "observed")]
+    kinds = {
+        "--label-column": column is not None, "--target": bool(asked["target"]), "--value": bool(asked["value"]),
+        "--time, --event and --observed": any(one is not None for one in survival),
+    }  # fmt: skip
+    if len(chosen := [name for name, is_given in kinds.items() if is_given]) > 1:
+        raise typer.BadParameter(f"give {chosen[0]} or {chosen[1]}, not both: a model has one kind of target")
+    if asked["log2"] and not asked["value"]:
+        raise typer.BadParameter("--log2 is for numbers; give their columns: --value")
+    if asked["target"]:
+        return Classes(source, asked["target"]), rest
+    if asked["value"]:
+        return Regression(source, asked["value"], log2=asked["log2"]), rest
+    if all(one is None for one in survival):
+        return Classes(source, column), rest
+    if any(one is None for one in survival):
+        raise typer.BadParameter("give --time, --event and --observed together")
+    return Survival(source, *survival), rest
+
+
+def folds_of(text: str) -> int | str:
+    """What --folds gives: a number, or the name of a column."""
+    return int(text) if text.isdecimal() else text
