@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..student.config import BLOCKS
-from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, TARGETS
+from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, SHUFFLES, TARGETS
 from ..training.config import PRESETS, TrainConfig
 from .kinds import require_kind, require_place_for
 from .options import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 HELP = {
     "epochs": "Passes over the training split, at most.",
     "batch_size": "Patches per step.",
+    "shuffle": "Order of patches: full (any) or blocks (runs of neighbours mixed; for features larger than memory).",
     "lr": "Learning rate of AdamW.",
     "weight_decay": "Weight decay of AdamW.",
     "schedule": "Learning rate: constant, or one_cycle (rises for 30% of the steps, then falls to almost 0).",
@@ -84,6 +85,7 @@ def _typed(context: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 CHOICES = {  # option -> what its value can be, for completion in a shell
+    "shuffle": SHUFFLES,
     "schedule": SCHEDULES,
     "huber": HUBERS,
     "targets": TARGETS,

@@ -129,7 +129,7 @@ class GroupRun:
         """All steps of an epoch. Returns every stack's mean losses [S, 2], total and cross-entropy."""
         n, most = len(self._rows["train"]), self._shared.batch_size
         plan = plan_epoch(self._shared, self._epoch, n, range(len(self._dims)), self._archive.width)
-        self._feed.begin(plan.order, 0)
+        self._feed.begin(plan.order, 0, plan.window)
         sums = [torch.zeros(len(stack.students), 2, device=self._device, dtype=self._dtype) for stack in stacks]
         for step in range(math.ceil(n / most)):
             size = min(most, n - step * most)

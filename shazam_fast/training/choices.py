@@ -7,6 +7,7 @@ from ..runtime.checks import require_choice, require_number
 TARGETS = ("projected", "detached", "frozen")
 HUBERS = ("norm", "elementwise")
 SCHEDULES = ("constant", "one_cycle")
+SHUFFLES = ("full", "blocks")
 SELECTIONS = ("best", "last")
 
 

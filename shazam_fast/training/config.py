@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_count, require_number, require_switch
 from ..student.config import StudentConfig, check_shape
-from .choices import SCHEDULES, SELECTIONS, check_objective
+from .choices import SCHEDULES, SELECTIONS, SHUFFLES, check_objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,8 @@ class TrainConfig:
     Args:
         epochs: passes over the training split, at most.
         batch_size: patches per step.
+        shuffle: "full": every epoch takes the patches in any order; or "blocks": in runs of patches that lie together,
+            mixed with those of 127 other runs, as features that do not fit in memory are read fast; see `block_order`.
         lr, weight_decay: learning rate (> 0) and weight decay (>= 0) of AdamW.
         schedule: "constant", or "one_cycle": the learning rate rises to `lr` in the first 30% of the steps and falls to
             almost 0 in the rest, both along a cosine.
@@ -103,6 +105,7 @@ class TrainConfig:
 
     epochs: int = 40
     batch_size: int = 64
+    shuffle: str = "full"
     lr: float = 1e-3
     weight_decay: float = 0.01
     schedule: str = "one_cycle"
@@ -130,6 +133,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         checked = {
             **{name: require_count(name, getattr(self, name)) for name in ("epochs", "batch_size", "patience")},
+            "shuffle": require_choice("shuffle", self.shuffle, SHUFFLES),
             "lr": require_number("lr", self.lr, above=0.0),
             "weight_decay": require_number("weight_decay", self.weight_decay, 0.0),
             "schedule": require_choice("schedule", self.schedule, SCHEDULES),

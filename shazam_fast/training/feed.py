@@ -15,6 +15,7 @@ logger = logging.getLogger("shazam_fast")
 
 
 RESIDENT_SHARE = 0.6  # fraction of the free device memory that the features of a split may take
+WINDOWS_HELD = 2  # one that batches are taken from, one that is read
 LOADED_ROWS = 16384  # rows that are copied to the device at a time
 
 
@@ -53,7 +54,8 @@ class TrainingFeed:
     """The training split as batches on a device, in the order that each epoch gives.
 
     On a GPU the features stay resident in their stored dtype where they fit, and a batch is a list of rows, made on
-    the device. Otherwise batches are gathered from the memory map, for a GPU ahead of time into page-locked memory.
+    the device. Otherwise batches are gathered from the memory map, for a GPU ahead of time into page-locked memory; in
+    an order of windows, each window is read as it lies on the disk, ahead of time, and batches are taken from it.
     """
 
     def __init__(self, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device, batch_size: int) -> None:
@@ -72,12 +74,17 @@ class TrainingFeed:
         """What `take` moves on."""
         return [self._cursor]
 
-    def begin(self, order: NDArray[np.int64], step: int) -> None:
-        """Give the batches of an epoch from the given step on; `order` numbers the split's rows [n]."""
+    def begin(self, order: NDArray[np.int64], step: int, window: int | None = None) -> None:
+        """Give the batches of an epoch from the given step on; `order` numbers the split's rows [n].
+
+        window: rows of `order` that are read together, a multiple of the batch size; None: each by itself.
+        """
         self._order.copy_(torch.from_numpy(order))
         self._cursor.fill_(step * self._size)
         if self._table is None:
-            self._batches = self._gathered(self._rows[order[step * self._size :]])
+            rows = self._rows[order]
+            first = step * self._size
+            self._batches = self._gathered(rows[first:]) if window is None else self._from_windows(rows, first, window)
 
     def fetch(self) -> None:
         """What the host does for the next batch before `take`: nothing where the features are resident."""
@@ -115,6 +122,21 @@ class TrainingFeed:
         buffers = torch.empty(BATCHES_AHEAD + 1, *self._features.shape, pin_memory=True)
         for batch in self._archive.stream(rows, self._size, list(buffers.numpy())):
             yield torch.from_numpy(batch.features)
+
+    def _from_windows(self, rows: NDArray[np.int64], first: int, window: int) -> Iterator[Tensor]:
+        """The batches from row `first` on, on the host, each from a window that is read in the order of the disk."""
+        start = first // window * window
+        windows = [rows[at : at + window] for at in range(start, len(rows), window)]
+        size = min(window, len(rows))
+        buffers = [np.empty((size, self._archive.width), np.float32) for _ in range(WINDOWS_HELD)]
+        staged = self._features if self._copied is None else torch.empty_like(self._features, device="cpu").pin_memory()
+        read = self._archive.stream(np.concatenate([np.sort(part) for part in windows]), window, buffers)
+        for part, batch in zip(windows, read, strict=True):
+            features, places = torch.from_numpy(batch.features), torch.from_numpy(np.searchsorted(batch.rows, part))
+            for at in range(max(first - start, 0), len(part), self._size):
+                chosen = places[at : at + self._size]
+                yield torch.index_select(features, 0, chosen, out=staged[: len(chosen)])
+            start += len(part)
 
 
 def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> Tensor | None:

@@ -52,7 +52,7 @@ class TrainingStep:
 
     def begin(self, plan: EpochPlan, step: int) -> None:
         """Start or continue an epoch at `step`; every plan has the same parts."""
-        self._feed.begin(plan.order, step)
+        self._feed.begin(plan.order, step, plan.window)
         self._index.fill_(step)
         for name, values in (
             ("present", plan.present),

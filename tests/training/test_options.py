@@ -22,6 +22,7 @@ PAPER = {
     "huber": "norm", "targets": "projected", "balance": 0.0, "teacher_heads": 0.0, "mixup": 0.0, "dim": 128, "depth": 5,
     "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "selection": "best",
     "patience": 20, "seed": 0, "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
+    "shuffle": "full",
 }  # fmt: skip
 SCRIPT = {
     "block": "residual", "huber": "elementwise", "targets": "frozen", "standardize": False, "epochs": 50,
@@ -181,10 +182,14 @@ def test_the_last_epoch_is_kept_where_asked(archive):
     assert last.metrics["val"].balanced_accuracy == last.history[-1]["val_balanced_accuracy"]
 
 
-@pytest.mark.parametrize("option", ["balance", "teacher_heads", "mixup", "feature_dropout", "schedule", "selection"])
+OPTIONS = ["balance", "teacher_heads", "mixup", "feature_dropout", "schedule", "selection", "shuffle"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_is_part_of_the_job(tmp_path, archive, option):
     sf.train(archive, out=tmp_path / "run", **QUICK)
     changed = {"balance": 0.123, "teacher_heads": 0.123, "mixup": 0.123, "feature_dropout": 0.123}
+    changed["shuffle"] = "blocks"
     changed["selection"] = "best" if sf.TrainConfig().selection == "last" else "last"
     changed["schedule"] = "constant" if sf.TrainConfig().schedule == "one_cycle" else "one_cycle"
     with pytest.raises(sf.MismatchError, match=f"written with (an)?other {option}"):

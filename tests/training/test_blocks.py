@@ -1,0 +1,113 @@
+"""Epochs that take patches in blocks: their order, how far it is from a uniform one, and what is read for it."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from trainings import QUICK, assert_same_bits, tensors
+
+import shazam_fast as sf
+from shazam_fast.training import plan as planning
+from shazam_fast.training.feed import TrainingFeed
+from shazam_fast.training.plan import block_order, plan_epoch
+
+
+@pytest.fixture
+def small_blocks(monkeypatch, archive):
+    """Blocks of three patches, windows of about four blocks."""
+    monkeypatch.setattr(planning, "BLOCK_BYTES", 3 * 4 * archive.width)
+    monkeypatch.setattr(planning, "WINDOW_BLOCKS", 4)
+
+
+SIZES = [(1, 1, 1), (1, 64, 64), (1000, 7, 56), (1000, 1, 50), (999, 2000, 64)]
+
+
+@pytest.mark.parametrize(("n", "block", "window"), SIZES)
+def test_every_row_comes_once(n, block, window):
+    order = block_order(np.random.default_rng(3), n, block, window)
+    assert order.dtype == np.int64
+    assert np.sort(order).tolist() == list(range(n))
+
+
+def test_windows_hold_whole_blocks_of_neighbours():
+    order = block_order(np.random.default_rng(3), 6400, 64, 640)
+    for start in range(0, 6400, 640):
+        part = np.sort(order[start : start + 640])
+        assert (np.diff(part) == 1).sum() >= 640 - 12  # ten blocks, of which the first and last may be cut
+        assert (np.diff(order[start : start + 640]) == 1).sum() < 20  # but not taken in order
+
+
+def test_an_epoch_is_drawn_again_alike_and_the_next_one_is_not():
+    config = sf.TrainConfig(shuffle="blocks", batch_size=48)
+    plan, again, other = (plan_epoch(config, epoch, 5000, 2, 1 << 14) for epoch in (3, 3, 4))
+    np.testing.assert_array_equal(plan.order, again.order)
+    assert (plan.order != other.order).any()
+    assert plan.window == 128 * 64 // 48 * 48
+    assert plan_epoch(sf.TrainConfig(), 3, 5000, 2, 1 << 14).window is None
+    assert plan_epoch(config, 0, 10, 2, 1 << 25).window == 96  # wide features: two batches, of 128 blocks of one patch
+
+
+def share_variance(labels, draw, batch=64, epochs=40):
+    """Variance of the share of label 1 in a batch, over the epochs that `draw` orders."""
+    shares = [labels[draw(np.random.default_rng(epoch))].reshape(-1, batch).mean(axis=1) for epoch in range(epochs)]
+    return np.concatenate(shares).var()
+
+
+@pytest.mark.parametrize(("alike", "low", "high"), [(4096, 1.25, 1.5), (1, 0.95, 1.05)])
+def test_the_departure_from_a_uniform_order_is_as_stated(alike, low, high):
+    n = 1 << 16
+    labels = np.repeat(np.arange(n // alike) % 2 if alike > 1 else np.random.default_rng(1).integers(0, 2, n), alike)
+    uniform = share_variance(labels, lambda random: random.permutation(n))
+    blocks = share_variance(labels, lambda random: block_order(random, n, 64, 128 * 64))
+    assert low < blocks / uniform < high
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 5, 12])
+def test_batches_are_those_of_the_order_from_any_step_on(archive, step):
+    rows = archive.split("train")
+    size, window = 8, 32
+    feed = TrainingFeed(archive, rows, torch.device("cpu"), size)
+    order = block_order(np.random.default_rng(5), len(rows), 3, window)
+    feed.begin(order, step, window)
+    for start in range(step * size, len(rows), size):
+        expected = rows[order[start : start + size]]
+        feed.fetch()
+        features, positions, labels, places = feed.take(len(expected))
+        assert positions is None
+        np.testing.assert_array_equal(features.numpy(), archive.gather(expected))
+        np.testing.assert_array_equal(labels.numpy(), archive.labels[expected])
+        np.testing.assert_array_equal(places.numpy(), order[start : start + size])
+
+
+def test_a_resumed_training_gives_the_same_bits(tmp_path, archive, monkeypatch, small_blocks):
+    options = {**QUICK, "shuffle": "blocks"}
+    whole = tensors(sf.train(archive, **options).student)
+    full = tensors(sf.train(archive, **QUICK).student)
+    assert any(not torch.equal(whole[name], full[name]) for name in whole)
+    steps = -(-len(archive.split("train")) // QUICK["batch_size"])
+    for stop in (1, steps - 1, steps + 1):
+        calls = itertools.count(1)
+
+        @contextlib.contextmanager
+        def stopping(enabled, calls=calls, stop=stop):
+            yield lambda: next(calls) == stop
+
+        out = tmp_path / f"stopped-{stop}"
+        with monkeypatch.context() as patch:
+            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                sf.train(archive, out=out, **options)
+        assert_same_bits(tensors(sf.train(archive, out=out, **options).student), whole)
+
+
+def test_a_sweep_takes_the_same_batches(archive, small_blocks):
+    options = {**QUICK, "shuffle": "blocks"}
+    alone, (run,) = sf.train(archive, **options), sf.sweep(archive, [{"lr": 1e-3}], **options).runs
+    assert [r["loss"] for r in run.history] == pytest.approx([r["loss"] for r in alone.history], rel=1e-4)
+
+
+def test_an_unknown_shuffle():
+    with pytest.raises(sf.ShazamError, match="shuffle: one of full, blocks expected, found 'rows'"):
+        sf.TrainConfig(shuffle="rows")
