@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .teachers.registry import register_teacher as register_teacher
     from .teachers.spec import TeacherSpec as TeacherSpec
     from .teachers.transform import Transform as Transform
+    from .training.calibration import calibrate as calibrate
     from .training.config import TrainConfig as TrainConfig
     from .training.train import TrainResult as TrainResult
     from .training.train import train as train
@@ -109,6 +110,7 @@ _HOMES = {
         "Scores",
         "open_scores",
     ),
+    "training.calibration": ("calibrate",),
     "training.config": ("TrainConfig",),
     "training.train": (
         "TrainResult",

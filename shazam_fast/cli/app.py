@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ShazamError
 from .archives import convert, inspect, verify
+from .calibration import calibrate
 from .comparison import compare
 from .extraction import extract, teachers
 from .finetuning import finetune
@@ -59,7 +60,7 @@ def demo(
 
 COMMANDS = (
     demo, teachers, extract, convert, inspect, verify,
-    train, evaluate, compare, finetune, score, heatmap, report,
+    train, evaluate, calibrate, compare, finetune, score, heatmap, report,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -1,0 +1,32 @@
+"""`shazam-fast calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import MismatchError
+from .kinds import HOLDS, kind_of, require_kind
+from .options import Device, Features, StudentPath, opens_features
+from .printing import say
+
+
+@opens_features()
+def calibrate(
+    student: StudentPath,
+    features: Features,
+    out: Annotated[Path, typer.Option(help="Directory for the calibrated student.")],
+    split: Annotated[str, typer.Option(help="Labelled patches that the student was not trained on.")] = "val",
+    device: Device = None,
+) -> None:
+    """Fit the temperature that makes a student's probabilities as sure as they are right (temperature scaling)."""
+    from ..training.calibration import calibrate as run
+
+    require_kind(student, "student")
+    if (found := kind_of(out)) is not None:
+        raise MismatchError(f"--out {out} holds {HOLDS[found][0]} already; choose another directory")
+    calibrated = run(student, features.open(), split, device=device)
+    calibrated.save(out)
+    record = calibrated.training_record["calibration"]
+    before, after = record["calibration_error"]
+    say(f"temperature {record['temperature']:.3f}: calibration error on {split} {before:.3f}, now {after:.3f}: {out}")
