@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .images.datasets import load_dataset as load_dataset
     from .images.table import ImageTable as ImageTable
     from .reporting.heatmaps import heatmap as heatmap
+    from .reporting.plots import plot as plot
     from .reporting.report.report import report as report
     from .scoring.evaluate import evaluate as evaluate
     from .scoring.metrics import Metrics as Metrics
@@ -125,6 +126,7 @@ _HOMES = {
         "finetune",
     ),
     "reporting.heatmaps": ("heatmap",),
+    "reporting.plots": ("plot",),
     "reporting.report.report": ("report",),
     "estimator": ("ShazamClassifier",),
 }

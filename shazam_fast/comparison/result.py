@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError, ShazamError
-from ..runtime.summaries import summary_html
+from ..runtime.summaries import Plottable, summary_html
 from ..scoring.metrics import FRACTIONS, Metrics, compute_metrics
 from ..teachers.licences import known_as
 from ..teachers.registry import get_teacher
@@ -82,7 +82,7 @@ class Setup:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Plottable):
     """What `compare` found.
 
     Args:

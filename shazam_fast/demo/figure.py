@@ -67,7 +67,7 @@ def draw_figure(
     _draw_headline(figure, headline)
     _draw_panels(figure, tissue, patches, truth, scores, shares)
     _draw_shares(figure, patches, prediction, teacher_shares, teachers)
-    canvas.save_png(figure, Path(path))
+    canvas.save_figure(figure, Path(path))
 
 
 def _smooth_paint(patches: Patches, values: FloatArray, shape: tuple[int, int]) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Figures without pyplot: pages on which everything is placed in inches, written as PNG files."""
+"""Figures without pyplot: pages on which everything is placed in inches, written as PNG, SVG or PDF files."""
 
 import logging
 import warnings
@@ -20,6 +20,7 @@ logger = logging.getLogger("shazam_fast")
 
 DPI = 150  # dots per inch
 TITLE, CAPTION, SMALL = 13.0, 11.0, 9.5  # points
+KINDS: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # no dates
 # Fonts for scripts that matplotlib's own font lacks, tried in this order where they are installed.
 FALLBACK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
@@ -101,11 +102,32 @@ def fit(text: Any, points: float, smallest: float = 8.0) -> None:
         text.set_text(shorter[:cut].rstrip("\u2026 ") + "\u2026")
 
 
-def save_png(figure: "Figure", path: Path) -> None:
-    """Write the page as PNG under a temporary name, then rename it."""
+def shorten(name: str, most: int = 26) -> str:
+    """A name for a figure; its middle goes where it is longer than `most` characters.
+
+    >>> shorten("a" * 40, 9)
+    'aaaa…aaaa'
+    """
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, SVG or PDF, as its name ends, under a temporary name, then rename it.
+
+    Raises ShazamError when the name ends otherwise, or the file cannot be written.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise ShazamError(f"{path}: a name that ends in {', '.join(f'.{k}' for k in KINDS)} expected")
     unfinished = path.with_name(path.name + UNFINISHED)
-    figure.savefig(unfinished, dpi=DPI, format="png")
-    unfinished.rename(path)
+    try:
+        figure.savefig(unfinished, dpi=DPI, format=kind, metadata=KINDS[kind])
+        unfinished.rename(path)
+    except OSError as error:
+        raise ShazamError(f"{path}: cannot be written: {error}; choose another place") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @cache

@@ -11,7 +11,7 @@ from ..runtime.foreign import refuse_occupied
 from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from ..scoring.scores import Scores, open_scores
-from .canvas import missing_glyphs_logged, new_page, save_png
+from .canvas import missing_glyphs_logged, new_page, save_figure
 from .geojson import write_geojson
 from .slide_files import file_stems
 from .slide_picture import draw_slide
@@ -97,7 +97,7 @@ def _write(slide: SlideScores, out: Path, stem: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         write_geojson(slide, out / f"{stem}.geojson")
         with missing_glyphs_logged(out / f"{stem}.png"):
-            save_png(draw_slide(slide), out / f"{stem}.png")
+            save_figure(draw_slide(slide), out / f"{stem}.png")
     except OSError as error:
         raise ShazamError(f"{out}: slide {slide.name!r} could not be written: {error}") from error
     if slide.without_position:

@@ -2,8 +2,23 @@
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_NAMED = 6  # names in one line
+
+
+class Plottable:
+    """What `shazam_fast.plot` draws."""
+
+    def plot(self, kind: str | None = None, out: str | Path | None = None) -> "Figure":
+        """Draw this object; arguments, result and errors are those of `shazam_fast.plot`."""
+        from .. import plot
+
+        return plot(self, kind, out)  # type: ignore[arg-type]  # it says which objects it draws
 
 
 def name_some(names: Iterable[object], most: int = MOST_NAMED) -> str:

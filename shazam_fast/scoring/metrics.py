@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
-from ..runtime.summaries import summary_html
+from ..runtime.summaries import Plottable, summary_html
 
 CALIBRATION_BINS = 15  # of equal width, for the expected calibration error
 FRACTIONS = ("balanced_accuracy", "weighted_f1", "accuracy", "auroc", "calibration_error")
 
 
 @dataclass(frozen=True, repr=False)
-class Metrics:
+class Metrics(Plottable):
     """How well predictions match labels on `n_rows` patches.
 
     Fractions in [0, 1]: `balanced_accuracy` (mean recall of the classes present), `weighted_f1`, `accuracy` (top-1),
@@ -148,7 +148,32 @@ def _macro_auroc(probabilities: NDArray[np.floating], labels: NDArray[np.int64])
     return float(np.mean(scores)) if scores else float("nan")
 
 
+def reliability(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean confidence, accuracy and number of predictions in each of 15 equal bins of confidence, [15] each.
+
+    Args:
+        probabilities: of each class, [n, C].
+        labels: int64 [n], in 0..C-1.
+
+    >>> confidence, accuracy, count = reliability(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]))
+    >>> count.tolist()[8:14], float(accuracy[9]), float(confidence[13])
+    ([0, 1, 0, 0, 0, 1], 0.0, 0.9)
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    bins, right = _bins(confidence), probabilities.argmax(axis=1) == labels
+    count = np.bincount(bins, minlength=CALIBRATION_BINS)
+    sums = [np.bincount(bins, weights=values, minlength=CALIBRATION_BINS) for values in (confidence, right)]
+    sure, hits = (part / np.maximum(count, 1) for part in sums)
+    return sure, hits, count
+
+
+def _bins(confidence: NDArray[np.floating]) -> NDArray[np.int64]:
+    return np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+
 def _calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> float:
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    bins = _bins(confidence)
     gap = np.bincount(bins, weights=correct - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
     return float(np.abs(gap).sum() / len(confidence))

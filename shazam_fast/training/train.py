@@ -22,7 +22,7 @@ from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.foreign import require_same_job
 from ..runtime.locks import DirectoryLock, require_writable
-from ..runtime.summaries import summary_html
+from ..runtime.summaries import Plottable, summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import FRACTIONS, Metrics
 from ..student.files import CARD
@@ -38,7 +38,7 @@ CLASSES_NAMED = 5  # in a message
 
 
 @dataclass(frozen=True, repr=False)
-class TrainResult:
+class TrainResult(Plottable):
     """A trained student, one record per epoch, and its metrics.
 
     Attributes:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ...archive.archive import FeatureArchive
 from ...archive.opening import open_archive
 from ...errors import ShazamError
+from ..canvas import shorten
 from .evidence import Evidence
-from .page import ABSENT, Block, Gallery, Section, Table, Thumbnail, cells, number, shorten
+from .page import ABSENT, Block, Gallery, Section, Table, Thumbnail, cells, number
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,9 +13,10 @@ from ...comparison.result import Comparison
 from ...comparison.table import MANIFEST
 from ...errors import ShazamError
 from ...runtime.documents import Count, Json, Name, Record, Text, read_document
-from . import charts
+from .. import charts
 from .page import ABSENT, Block, Cell, Figure, Section, Table, cells, minus, number, span
 from .page import Text as Paragraph
+from .svg import to_svg
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -109,7 +110,7 @@ def _dots(found: Compared, methods: list[str]) -> Figure:
     gains = [given.interval() if given else None for given in map(found.against.get(reference, {}).get, methods)]
     right = f" Right: paired difference to {reference}; these intervals hold together, with 95%, for all rows."
     return Figure(
-        charts.draw_comparison(methods, values, gains, reference),
+        to_svg(charts.draw_comparison(methods, values, gains, reference), "comparison"),
         "Left: balanced accuracy on the test parts, mean of all splits and seeds, with 95% intervals by bootstrap over "
         f"{found.n_groups:,} groups.{right if reference else ''} Blue: students of this package.",
         wide=True,

@@ -1,7 +1,7 @@
 """The page: sections made of paragraphs, tables and figures, rendered into one HTML file.
 
 Sections hold plain text; jinja2 escapes all of it when it fills `page.html`, so that no name can become markup. The one
-exception is the SVG of a figure, which `charts.py` serialises from parsed XML. The page carries a content security
+exception is the SVG of a figure, which `svg.py` serialises from parsed XML. The page carries a content security
 policy that forbids scripts and every request.
 """
 
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: trusted SVG (from `charts.to_svg`), a caption, and whether it takes the whole width."""
+    """A figure: trusted SVG (from `to_svg`), a caption, and whether it takes the whole width."""
 
     kind: ClassVar[str] = "figure"
     svg: str
@@ -189,13 +189,3 @@ def number_columns(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [f"{place} {name}" for place, name in enumerate(names, 1)], [
         f"{place}" for place in range(1, len(names) + 1)
     ]
-
-
-def shorten(name: str, most: int = 26) -> str:
-    """A name for a figure; its middle goes where it is longer than `most` characters.
-
-    >>> shorten("a" * 40, 9)
-    'aaaa…aaaa'
-    """
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...comparison.intervals import Interval
-from . import charts
+from .. import charts
 from .evidence import FEW_GROUPS, Evidence, Performance, Resampling, calibration
 from .page import Beside, Block, Cell, Figure, Section, Table, Text, cells, number, number_columns, span
+from .svg import to_svg
 
 MOST_BESIDE = 5  # classes of a confusion matrix beside the metrics
 MOST_INLINE = 6  # columns of shares with the range beside the mean
@@ -135,9 +136,13 @@ def curves_section(evidence: Evidence, draws: Resampling) -> Section | str:
     if len(np.unique(evidence.labels)) < 2:
         return "all labelled patches of the split have the same class"
     n = len(evidence.labels)
-    roc, recall = charts.draw_curves(evidence.probabilities, evidence.labels, evidence.classes)
+    curves = charts.draw_curves(evidence.probabilities, evidence.labels, evidence.classes)
+    roc, recall = map(to_svg, curves, ("roc", "precision-recall"))
     found = calibration(evidence.probabilities, evidence.labels, draws)
-    reliability, bars = charts.draw_reliability(found, draws)
+    used = np.flatnonzero(found.count[0] > 0)
+    limits = [draws.interval(found.accuracy[:, b]) for b in used]
+    bins = charts.draw_reliability(found.confidence[0], found.accuracy[0], found.count[0], limits)
+    reliability, bars = map(to_svg, bins, ("reliability", "confidence"))
     error = draws.interval(found.error[:])
     sure = float(evidence.probabilities.max(axis=1).mean())
     right = float((evidence.prediction == evidence.labels).mean())
@@ -219,9 +224,10 @@ def training_section(record: Mapping[str, Any]) -> Section | str:
     losses, metrics = charts.draw_training(history, best)
     chosen = f"Dashed: epoch {history[best]['epoch'] + 1}, which was chosen on the validation split"
     figures = [
-        Figure(losses, f"Losses by epoch, {len(history)} epochs. {chosen}."),
+        Figure(to_svg(losses, "training-0"), f"Losses by epoch, {len(history)} epochs. {chosen}."),
         Figure(
-            metrics, f"Metrics on the validation split by epoch. {chosen} by 0.8 balanced accuracy + 0.2 weighted F1."
+            to_svg(metrics, "training-1"),
+            f"Metrics on the validation split by epoch. {chosen} by 0.8 balanced accuracy + 0.2 weighted F1.",
         ),
     ]
     finding = []

@@ -1,42 +1,38 @@
-"""The report's figures: matplotlib, as SVG in the page.
+"""Charts of metrics, trainings and comparisons, for files and for the report.
 
-matplotlib rather than a plotting library in JavaScript: the page stays small (plotly.js alone is 3 MB), needs no
-script, prints sharply, and needs nothing but a browser in years to come. Texts stay texts: they can be searched, and
-names in any script are drawn with the reader's fonts. All figures have one of two widths and the same type, so that
-they line up.
+All have one of two widths and the same type, so that they line up.
 """
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...comparison.intervals import Interval
-from ...scoring.metrics import CALIBRATION_BINS
-from ..canvas import new_page
-from ..palette import CLASS_COLOURS, INK, MUTED, RULE, hex_colours
-from .evidence import Calibration, Resampling
-from .page import shorten
+from ..comparison.intervals import Interval
+from ..scoring.metrics import CALIBRATION_BINS
+from .canvas import new_page, shorten
+from .palette import CLASS_COLOURS, INK, MUTED, RULE, hex_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HALF, WIDE = 5.1, 10.6  # widths in inches
 HEIGHT = 3.5  # of a figure of half width
 TYPE, SMALL = 9.0, 8.0  # points
 ACCENT, OTHER, GREY = CLASS_COLOURS[0], CLASS_COLOURS[5], "#8c8c8c"
 ROW = 0.27  # inches per method
+CELL, NAMES = 0.52, 1.75  # inches: a cell of a confusion matrix, room for the names of its classes
+MOST_NUMBERED = 15  # classes of a confusion matrix whose cells have numbers
 MOST_CURVES = len(CLASS_COLOURS)  # classes with a curve of their own
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 Array = NDArray[np.float64]
 
 
-def draw_curves(probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+def draw_curves(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: Sequence[str]
+) -> list["Figure"]:
     """ROC curves and precision-recall curves of every class against the rest; two figures."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -58,30 +54,37 @@ def draw_curves(probabilities: NDArray[np.floating], labels: NDArray[np.int64], 
     for axes, x, y in labels_of:
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel=x, ylabel=y)
         _legend(axes, "lower right" if axes is roc else "lower left", keys[axes])
-    return [to_svg(roc.figure, "roc"), to_svg(recall.figure, "precision-recall")]
+    return [_figure(roc), _figure(recall)]
 
 
-def draw_reliability(found: Calibration, draws: Resampling) -> list[str]:
-    """Accuracy against confidence with intervals, and how often each confidence occurs; two figures."""
-    used = np.flatnonzero(found.count[0] > 0)
-    x, y, n = found.confidence[0, used], found.accuracy[0, used], found.count[0, used]
-    limits = [draws.interval(found.accuracy[:, b]) for b in used]
+def draw_reliability(
+    confidence: Array, accuracy: Array, count: NDArray[Any], limits: Sequence[Interval] | None = None
+) -> list["Figure"]:
+    """Accuracy against confidence, and how often each confidence occurs; two figures.
+
+    Args:
+        confidence, accuracy, count: means, and number of predictions, of each bin of confidence; [bins].
+        limits: intervals of the accuracy of the bins that have predictions; None: none are drawn.
+    """
+    used = np.flatnonzero(count > 0)
+    x, y, n = confidence[used], accuracy[used], count[used]
     axes = _axes(HALF, HEIGHT)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 3)))
-    axes.vlines(x, [i.low for i in limits], [i.high for i in limits], color=ACCENT, lw=1.2, alpha=0.55)
+    if limits is not None:
+        axes.vlines(x, [i.low for i in limits], [i.high for i in limits], color=ACCENT, lw=1.2, alpha=0.55)
     axes.scatter(x, y, s=14 + 90 * n / n.max(), color=ACCENT, edgecolor="white", lw=0.8, zorder=3)
     low = max(0.0, min(float(x.min()), float(y.min())) - 0.05)
     axes.set(xlim=(low, 1.01), ylim=(low - 0.01, 1.02), xlabel="mean probability of the predicted class",
              ylabel="fraction that is right")  # fmt: skip
     bars = _axes(HALF, HEIGHT)
     centres = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
-    bars.bar(centres, found.count[0], width=0.92 / CALIBRATION_BINS, color=ACCENT)
+    bars.bar(centres, count, width=0.92 / CALIBRATION_BINS, color=ACCENT)
     bars.set(xlim=(low, 1.01), xlabel="probability of the predicted class", ylabel="patches")
     _whole(bars.yaxis)
-    return [to_svg(axes.figure, "reliability"), to_svg(bars.figure, "confidence")]
+    return [_figure(axes), _figure(bars)]
 
 
-def draw_training(history: Sequence[Mapping[str, Any]], best: int) -> list[str]:
+def draw_training(history: Sequence[Mapping[str, Any]], best: int) -> list["Figure"]:
     """Training losses, and metrics on the validation split, by epoch; `best` is the place of the chosen epoch."""
     series = (
         {"loss": "training loss (total)", "cross_entropy": "training cross-entropy", "val_loss": "validation loss"},
@@ -101,13 +104,13 @@ def draw_training(history: Sequence[Mapping[str, Any]], best: int) -> list[str]:
         axes.set(xlabel="epoch", ylabel=("loss", "on the validation split")[index])
         _whole(axes.xaxis)
         _legend(axes, "best", keys)
-        figures.append(to_svg(axes.figure, f"training-{index}"))
+        figures.append(_figure(axes))
     return figures
 
 
 def draw_comparison(
     methods: Sequence[str], values: Sequence[Interval], gains: Sequence[Interval | None], reference: str
-) -> str:
+) -> "Figure":
     """A row per method: its balanced accuracy, and its difference to a reference, with intervals."""
     height = 0.6 + ROW * len(methods)
     figure = new_page(WIDE, height, "report")
@@ -132,37 +135,44 @@ def draw_comparison(
     panels[1].axvline(0, color=GREY, lw=0.8, ls=(0, (4, 3)))
     panels[0].set_xlabel("balanced accuracy")
     panels[1].set_xlabel(f"difference to {reference}", parse_math=False)
-    return to_svg(figure, "comparison")
+    return figure
 
 
-def to_svg(figure: Any, name: str) -> str:
-    """A matplotlib figure as an SVG element; `name`, of a-z, 0-9 and "-", sets its ids apart from other figures'."""
-    from matplotlib import rc_context
+def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str]) -> "Figure":
+    """Counts of true class (row) and predicted class (column), coloured by the fraction of the true class.
 
-    content = io.BytesIO()
-    with warnings.catch_warnings(), rc_context({"svg.fonttype": "none", "svg.hashsalt": "shazam_fast"}):
-        warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has the fonts
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return _for_page(ElementTree.fromstring(content.getvalue()), name)
+    Args:
+        confusion: int64 [C, C].
+        classes: names of the C classes.
+    """
+    C = len(classes)
+    side = max(2.4, CELL * C)
+    figure = new_page(NAMES + side + 0.3, NAMES + side + 0.3, "report")
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((NAMES / width, NAMES / height, side / width, side / height))
+    _style(axes)
+    axes.spines[:].set_visible(False)
+    total = confusion.sum(axis=1, keepdims=True)
+    fraction = confusion / np.maximum(total, 1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    names = [shorten(name, 22) for name in classes]
+    axes.set_xticks(range(C), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(C), names, parse_math=False)
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if C <= MOST_NUMBERED:
+        for row, column in np.argwhere(total * np.ones(C, int) > 0).tolist():
+            style: dict[str, Any] = {
+                "color": "white" if fraction[row, column] > 0.55 else INK,
+                "ha": "center",
+                "va": "center",
+            }
+            axes.text(column, row, f"{confusion[row, column]:,}\n{fraction[row, column]:.0%}", fontsize=SMALL, **style)
+    return figure
 
 
-def _for_page(root: ElementTree.Element, name: str) -> str:
-    """Serialised SVG without metadata and style sheet, its ids made unique in the page."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
-                parent.remove(child)
-    for element in root.iter():
-        if target := element.attrib.pop(f"{{{XLINK}}}href", ""):
-            element.set("href", f"#{name}-{target.removeprefix('#')}")
-        for key, value in element.attrib.items():
-            if key == "id":
-                element.set(key, f"{name}-{value}")
-            elif value.startswith("url(#"):
-                element.set(key, f"url(#{name}-{value.removeprefix('url(#')}")
-        element.tag = element.tag.removeprefix(f"{{{SVG}}}")
-    root.set("xmlns", SVG)
-    return ElementTree.tostring(root, encoding="unicode")
+def _figure(axes: "Axes") -> "Figure":
+    return axes.get_figure(root=True)  # type: ignore[return-value]  # these axes have one
 
 
 def _axes(width: float, height: float) -> "Axes":
