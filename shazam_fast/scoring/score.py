@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -32,6 +33,8 @@ from .scores import Scores, open_scores
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("shazam_fast")
 
 
 # Over 40 lines: every option is documented here.

@@ -1,7 +1,7 @@
 """Temperature scaling (Guo et al., 2017): one number that makes a student's probabilities as sure as they are right.
 
-The logits are divided by it. As they come from a linear layer, it is multiplied into that layer: a calibrated student
-is a student like any other, folded, scored, averaged and saved without knowing of it. Its record says the temperature.
+The logits are divided by it. As they come from linear layers, it goes into those layers: a calibrated student is a
+student like any other, folded, scored, averaged and saved without knowing of it. Its record says the temperature.
 """
 
 import copy
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
@@ -130,7 +129,6 @@ def _best_temperature(logits: Sequence[Array], labels: NDArray[np.int64]) -> flo
 @torch.no_grad()
 def _cool(student: Student, temperature: float) -> None:
     """Divide the student's logits by the temperature."""
-    last = student.head[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight.div_(temperature)
-    last.bias.div_(temperature)
+    for layer in (student.head[-1], student.teacher_heads):
+        for parameter in () if layer is None else layer.parameters():
+            parameter.div_(temperature)
