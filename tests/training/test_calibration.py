@@ -19,7 +19,7 @@ def made(tmp_path_factory):
     patches["labels"] = np.where(wrong, rng.integers(0, 3, 2400), patches["labels"])
     archive = sf.open(sf.write_archive(tmp_path_factory.mktemp("calibration") / "a", **patches))
     student = sf.train(archive, epochs=4, dim=16, depth=2, batch_size=32, device="cpu").student
-    return archive, too_sure(student, 6.0)
+    return archive, too_sure(student, 40.0)
 
 
 def too_sure(student, factor):
