@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MismatchError
-from .kinds import HOLDS, kind_of, require_kind
+from ..runtime.foreign import refuse_occupied
+from .kinds import require_kind
 from .options import Device, Features, StudentPath, opens_features
 from .printing import say
 
@@ -23,8 +23,7 @@ def calibrate(
     from ..training.calibration import calibrate as run
 
     require_kind(student, "student")
-    if (found := kind_of(out)) is not None:
-        raise MismatchError(f"--out {out} holds {HOLDS[found][0]} already; choose another directory")
+    refuse_occupied(out)
     calibrated = run(student, features.open(), split, device=device)
     calibrated.save(out)
     record = calibrated.training_record["calibration"]

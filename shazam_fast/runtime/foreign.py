@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ArchiveError, MismatchError, ShazamError
@@ -12,36 +13,84 @@ from .locks import LOCK
 
 CLAIM = "_job.json"  # which job a directory is for, until it is finished
 
-# a file in the directory -> what the directory is, and what takes it
-PRODUCTS = {
-    "archive.json": ("a native archive", "open the directory {place}"),
-    "_scores.parquet": ("scores", "read them with shazam_fast.open_scores, or draw them with shazam_fast.heatmap"),
-    "_scores.json": ("scores", "read them with shazam_fast.open_scores, or draw them with shazam_fast.heatmap"),
-    "student.json": ("a student", "load it with shazam_fast.load, or apply it with shazam_fast.score"),
-    "checkpoint.safetensors": ("an unfinished training", "continue it with shazam_fast.train and the same arguments"),
+HEAD_BYTES = 4096  # of a JSON document, among which its format is named
+FORMAT = re.compile(rb'"format":\s*"shazam_fast ([a-z ]+)"')
+PRODUCTS = {  # what this package writes into directories -> what a message calls it, and the commands that take it
+    "archive": ("features", "inspect, verify, convert, train, evaluate, score and report"),
+    "student": ("a student", "evaluate, score and report"),
+    "scores": ("scores", "heatmap"),
+    "finetuned": ("a fine-tuned teacher", "extract, with its teacher.safetensors as --weights"),
+    "comparison": ("a comparison", "compare, with the same options, which prints it, and report"),
+    "slide student": ("a slide's student", "slides evaluate and slides score"),
+    "slide comparison": ("a comparison of slide models", "slides crossvalidate, with the same options"),
+    "slide scores": ("scores of slides", "none; open slides.parquet with pandas"),
+    "selection": ("selected patches", "slides train, evaluate and score, with --selection"),
+    "checkpoint": ("an unfinished training", "train or finetune, with the same options, which resumes it"),
+    "job": ("an unfinished job", "the one that began it, with the same options, which resumes it"),
 }
+NAMES = {  # a file that such a directory has -> the product, unless the file itself names another one
+    "_scores.parquet": "scores",
+    "_scores.json": "scores",  # until version 0.1
+    "slides.parquet": "slide scores",
+    "archive.json": "archive",
+    "student.json": "student",
+    "finetuned.json": "finetuned",
+    "comparison.json": "comparison",
+    "slide-comparison.json": "slide comparison",
+    "selection.json": "selection",
+    "checkpoint.safetensors": "checkpoint",
+    CLAIM: "job",
+}
+STEMS = ("student", "teacher", "head", "checkpoint", "slides", "_scores")  # of their files, beside parts
+
+
+def find_product(path: Path) -> str | None:
+    """What this package wrote into a directory, a key of PRODUCTS; None where it wrote nothing.
+
+    >>> find_product(Path("/nowhere"))
+    """
+    for name, product in NAMES.items():
+        if (path / name).is_file():
+            return _named_product(path / name) or product
+    return None
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise ArchiveError when a path is scores, a student or a checkpoint: the directory, or a file in it."""
-    if path.is_dir():
-        place, names = path, list(PRODUCTS)[1:]
-    else:
-        place, names = path.parent, list(PRODUCTS) if path.stem.startswith(("part-", "student", "checkpoint")) else []
-    for name in names:
-        if (place / name).exists():
-            what, remedy = PRODUCTS[name]
-            raise ArchiveError(f"{path}: it belongs to {what}; {remedy.format(place=place)}", "foreign")
+    """Raise ArchiveError when features are to be read from another product of this package: its directory, or a file.
+
+    A file of an archive is refused too, as the archive has to be opened as a whole.
+
+    >>> refuse_foreign(Path("/nowhere"))
+    """
+    place = path if path.is_dir() else path.parent
+    if place != path and path.stem not in STEMS and not path.stem.startswith("part-"):
+        return
+    found = find_product(place)
+    if found not in (None, "job") and (found, place) != ("archive", path):
+        what, commands = PRODUCTS[found]
+        holds = "it" if place == path else f"it belongs to {place}, which"
+        raise ArchiveError(
+            f"{path}: features expected, but {holds} holds {what}; a command that takes it: {commands}", "foreign"
+        )
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raise ShazamError when a directory for pictures or tables holds an archive, scores, a student or a training.
+    """Raise ShazamError when a directory for pictures or tables holds a product of this package, or an unfinished one.
 
     >>> refuse_occupied(Path("/nowhere"))
     """
-    for name, (what, _) in {**PRODUCTS, CLAIM: ("an unfinished job", "")}.items():
-        if (out / name).exists():
-            raise ShazamError(f"{out}: it holds {what} ({name}) already; choose another --out")
+    if (found := find_product(out)) is not None:
+        raise ShazamError(f"{out}: it holds {PRODUCTS[found][0]} already; choose another --out")
+
+
+def _named_product(file: Path) -> str | None:
+    """The product that the head of a JSON document names, if it can be read."""
+    if file.suffix != ".json":
+        return None
+    with suppress(OSError), file.open("rb") as document:
+        named = FORMAT.search(document.read(HEAD_BYTES))
+        return named[1].decode() if named and named[1].decode() in PRODUCTS else None
+    return None
 
 
 def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[str, Json]) -> None:

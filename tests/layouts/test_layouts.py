@@ -284,17 +284,23 @@ def test_slides_of_two_dtypes_are_converted(tmp_path):
 
 def test_what_is_no_archive_is_called_what_it_is(tmp_path):
     for name, what in (
-        ("_scores.json", "scores"),
-        ("_scores.parquet", "scores of today"),
-        ("student.json", "a student"),
-        ("checkpoint.safetensors", "training"),
+        ("_scores.json", "scores; a command that takes it: heatmap"),
+        ("_scores.parquet", "scores; a command that takes it: heatmap"),
+        ("slides.parquet", "scores of slides"),
+        ("student.json", "a student; a command that takes it: evaluate"),
+        ("finetuned.json", "a fine-tuned teacher; a command that takes it: extract"),
+        ("comparison.json", "a comparison; a command that takes it: compare"),
+        ("selection.json", "selected patches; a command that takes it: slides train"),
+        ("checkpoint.safetensors", "an unfinished training; a command that takes it: train"),
     ):
-        (tmp_path / what).mkdir()
-        (tmp_path / what / name).touch()
-        (tmp_path / what / "part-00000.parquet").touch()
-        with pytest.raises(sf.ArchiveError, match=what.removesuffix(" of today")) as caught:
-            sf.open({"uni": tmp_path / what})
-        assert caught.value.kind == "foreign"
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).touch()
+        (folder / "part-00000.safetensors").touch()
+        for path, holds in ((folder, "it"), (folder / "part-00000.safetensors", f"it belongs to {folder}, which")):
+            with pytest.raises(sf.ArchiveError, match=f"features expected, but {holds} holds {what}") as caught:
+                sf.open({"uni": path})
+            assert caught.value.kind == "foreign"
     tools.native(tmp_path / "above")
     with pytest.raises(sf.MismatchError, match=r"native archives \('native'\); open one of them"):
         sf.open(tmp_path / "above")

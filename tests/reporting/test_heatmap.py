@@ -256,9 +256,11 @@ def test_directories_that_hold_something_else(trained, tmp_path):
     student.save(tmp_path / "student")
     scores = sf.score(student, archive, tmp_path / "scores")
     sf.write_archive(tmp_path / "archive", **make_patches(rows=30))
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "_job.json").write_text("")
-    for name in ("student", "scores", "archive", "begun"):
+    files = {"begun": "_job.json", "compared": "comparison.json", "tuned": "finetuned.json", "chosen": "selection.json"}
+    for name, file in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+    for name in ("student", "scores", "archive", *files):
         before = sorted((tmp_path / name).iterdir())
         with pytest.raises(sf.ShazamError, match=rf"{name}: it holds .* already; choose another --out"):
             sf.heatmap(scores, tmp_path / name, patch_size=256)

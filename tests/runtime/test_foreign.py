@@ -1,0 +1,34 @@
+"""What a directory holds, told by its files and by what they name."""
+
+import json
+
+import pytest
+
+from shazam_fast.comparison.finetuning.files import FORMAT as FINETUNED
+from shazam_fast.comparison.table import FORMAT as COMPARISON
+from shazam_fast.formats.native import FORMAT as ARCHIVE
+from shazam_fast.runtime.foreign import NAMES, PRODUCTS, find_product
+from shazam_fast.slides.selecting.selection import FORMAT as SELECTION
+from shazam_fast.slides.students import FORMAT as SLIDE_STUDENT
+from shazam_fast.student.files import FORMAT as STUDENT
+
+
+@pytest.mark.parametrize(("name", "product"), NAMES.items())
+def test_a_product_is_known_by_its_file(tmp_path, name, product):
+    (tmp_path / name).touch()
+    assert find_product(tmp_path) == product
+    assert product in PRODUCTS
+
+
+@pytest.mark.parametrize("written", [ARCHIVE, STUDENT, FINETUNED, COMPARISON, SLIDE_STUDENT, SELECTION])
+def test_a_document_names_its_product(tmp_path, written):
+    (tmp_path / "student.json").write_text(json.dumps({"format": written, "version": 1}))
+    assert find_product(tmp_path) == written.removeprefix("shazam_fast ")
+
+
+def test_a_finished_directory_whose_claim_was_left(tmp_path):
+    (tmp_path / "_job.json").write_text(json.dumps({"format": "shazam_fast job"}))
+    assert find_product(tmp_path) == "job"
+    (tmp_path / "archive.json").write_text(json.dumps({"format": ARCHIVE}))
+    assert find_product(tmp_path) == "archive"
+    assert find_product(tmp_path / "archive.json") is None
