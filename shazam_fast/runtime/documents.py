@@ -39,7 +39,13 @@ class _Head(Record, frozen=True, kw_only=True):
 
 
 def read_document(
-    path: Path, record: type[RecordType], *, format: str = "", version: int = 1, limit: int = DOCUMENT_BYTES
+    path: Path,
+    record: type[RecordType],
+    *,
+    format: str = "",
+    version: int = 1,
+    limit: int = DOCUMENT_BYTES,
+    remedy: str = "",
 ) -> RecordType:
     """Read a JSON document, see `decode_document`.
 
@@ -47,10 +53,17 @@ def read_document(
         path: the file.
         record, format, version: as for `decode_document`.
         limit: largest size in bytes.
+        remedy: what to do when there is no such file, for the message.
 
     Returns the record. Raises ArchiveError as `decode_document` does, and of kind "missing", "permission" or "system".
     """
-    return decode_document(read_whole(path, limit), record, path, format=format, version=version)
+    try:
+        content = read_whole(path, limit)
+    except ArchiveError as error:
+        if error.kind == "missing" and remedy:
+            raise ArchiveError(f"{error}; {remedy}", "missing") from None
+        raise
+    return decode_document(content, record, path, format=format, version=version)
 
 
 def decode_document(

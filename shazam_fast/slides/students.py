@@ -18,7 +18,7 @@ from ..runtime.checks import require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, write_durably
 from ..runtime.jobs import Part
-from ..runtime.tensors import read_tensors, write_tensors
+from ..runtime.tensors import fill_module, read_described, require_shapes, write_tensors
 from ..teachers.licences import find_licence
 from .bags import Bags
 from .losses import count_outputs
@@ -33,6 +33,7 @@ from .options import TORCHMIL, SlideConfig
 FORMAT = "shazam_fast slide student"
 CARD = "student.json"
 POOLINGS = {"mean": MeanPooling, "max": MaxPooling}
+REMEDY = f"a slide's student is a directory with {CARD}, as sf.slides.train(out=...) writes it"
 
 
 def build_model(config: SlideConfig) -> SlideModel:
@@ -153,14 +154,9 @@ def read_card(path: Path) -> tuple[SlideConfig, Card]:
 
     Raises ArchiveError when there is no card, or it is damaged or of something else.
     """
+    card = read_document(path / CARD, Card, format=FORMAT, remedy=REMEDY)
     try:
-        card = read_document(path / CARD, Card, format=FORMAT)
         return SlideConfig(**msgspec.structs.asdict(card.config)), card
-    except ArchiveError as error:
-        if error.kind == "missing":
-            remedy = f"a slide's student is a directory with {CARD}, as sf.slides.train(out=...) writes it"
-            raise ArchiveError(f"{path / CARD}: file not found; {remedy}", "missing") from None
-        raise
     except ShazamError as error:
         raise ArchiveError(f"{path / CARD}: corrupt: {error}") from None
 
@@ -186,24 +182,14 @@ def load(path: str | Path) -> SlideStudent:
 
 def read_member(folder: Path, config: SlideConfig, part: Part) -> SlideModel:
     """One member, from the file that `part` describes. Raises ArchiveError when it is missing, damaged or another."""
-    tensors, _ = read_tensors(folder / part.file)
-    if file_checksum(folder / part.file) != part.xxh3:
-        raise ArchiveError(
-            f"{folder / part.file}: checksum mismatch: it does not belong to {CARD} beside it; copy all files again",
-            "checksum",
-        )
-    with torch.device("meta"):
+    file = folder / part.file
+    tensors = read_described(file, part.xxh3, CARD)
+    with torch.device("meta"):  # shapes without memory: they are checked before any is taken
         wanted = {name: list(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-        raise ArchiveError(
-            f"{folder / part.file}: tensors do not fit {CARD}: {name!r} {wanted.get(name)} expected, "
-            f"found {found.get(name)}"
-        )
+    require_shapes(tensors, wanted, file, CARD)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
         model = build_model(config)
-    model.load_state_dict(tensors)
+    fill_module(model, tensors, file, CARD)
     return model.eval()
 
 

@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import ArchiveError, ShazamError
 from ..runtime.documents import Count, Digest, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, write_durably
-from ..runtime.tensors import read_tensors, write_tensors
+from ..runtime.tensors import read_described, require_shapes, write_tensors
 from ..teachers.licences import find_licence
 from .config import StudentConfig
 
@@ -54,12 +54,7 @@ def read_card(path: Path) -> tuple[StudentConfig, Card]:
 
     Raises ArchiveError when there is no card, or it is damaged or of something else.
     """
-    try:
-        card = read_document(path / CARD, Card, format=FORMAT, version=VERSION, limit=CARD_BYTES)
-    except ArchiveError as error:
-        if error.kind == "missing":
-            raise ArchiveError(f"{path / CARD}: file not found; {REMEDY}", "missing") from None
-        raise
+    card = read_document(path / CARD, Card, format=FORMAT, version=VERSION, limit=CARD_BYTES, remedy=REMEDY)
     try:
         msgspec.convert(card.training.get("teachers", {}), dict[str, dict[str, str]])
         return StudentConfig(**msgspec.structs.asdict(card.config)), card
@@ -77,20 +72,9 @@ def read_weights(path: Path, card: Card, wanted: Mapping[str, list[int]]) -> dic
 
     Raises ArchiveError when the file is missing, truncated, corrupt, or does not belong to the card.
     """
-    tensors, _ = read_tensors(path / TENSORS)
-    if file_checksum(path / TENSORS) != card.xxh3:
-        raise ArchiveError(
-            f"{path / TENSORS}: checksum mismatch: it does not belong to {CARD} beside it; copy both files again",
-            "checksum",
-        )
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    tensors = read_described(path / TENSORS, card.xxh3, CARD)
     for described in (wanted, card.tensors or {}):
-        for name, shape in described.items():
-            if found.get(name) != list(shape):
-                there = f"{found[name]} found" if name in found else "there is none"
-                raise ArchiveError(
-                    f"{path / TENSORS}: tensors do not fit {CARD}: {name!r} {list(shape)} expected, {there}"
-                )
+        require_shapes(tensors, described, path / TENSORS, CARD)
     return tensors
 
 

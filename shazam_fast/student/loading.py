@@ -7,8 +7,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..errors import ArchiveError, ShazamError
+from ..errors import ShazamError
 from ..runtime.checks import require_path
+from ..runtime.tensors import fill_module
 from .config import StudentConfig
 from .ensemble import Ensemble
 from .files import CARD, TENSORS, Card, read_card, read_weights
@@ -40,10 +41,7 @@ def load(path: str | Path) -> Student:
     prefixes = [f"members.{index}." for index in range(len(shapes))] if card.members else [""]
     student = _assemble([_empty(shape, tensors, prefix) for shape, prefix in zip(shapes, prefixes, strict=True)], card)
     student.training_record = card.training
-    try:
-        student.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArchiveError(f"{path / TENSORS}: tensors do not fit {CARD}: {error}") from None
+    fill_module(student, tensors, path / TENSORS, CARD)
     return student.eval()
 
 

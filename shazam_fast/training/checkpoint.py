@@ -19,7 +19,6 @@ from ..runtime.files import UNFINISHED
 from ..runtime.foreign import require_same_job
 from ..runtime.locks import LOCK, DirectoryLock
 from ..runtime.tensors import read_tensors, write_tensors
-from ..student.files import CARD, TENSORS
 
 logger = logging.getLogger("shazam_fast")
 
@@ -194,24 +193,29 @@ class Checkpoint:
 NO_CHECKPOINT = Checkpoint(None, {}, "", 0.0)
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove, from the directory of a finished training, its checkpoint and what a killed process left half-written."""
-    for file in _leftovers(out):
+def remove_leftovers(out: Path, files: Sequence[str]) -> None:
+    """Remove, from the directory of a finished training, its checkpoint and what a killed process left half-written.
+
+    Args:
+        out: the directory.
+        files: names of the files of the training's result.
+    """
+    for file in _leftovers(out, files):
         file.unlink(missing_ok=True)
 
 
-def tidy_after_kill(out: Path) -> None:
+def tidy_after_kill(out: Path, files: Sequence[str]) -> None:
     """Call `remove_leftovers` for a finished training that was killed before it did.
 
     Does nothing where the directory cannot be locked or written.
     """
-    if _leftovers(out) or (out / LOCK).exists():
+    if _leftovers(out, files) or (out / LOCK).exists():
         with suppress(ShazamError), DirectoryLock(out):
-            remove_leftovers(out)
+            remove_leftovers(out, files)
 
 
-def _leftovers(out: Path) -> list[Path]:
-    unfinished = [file for name in (CHECKPOINT, TENSORS, CARD) for file in out.glob(f"{name}.*{UNFINISHED}")]
+def _leftovers(out: Path, files: Sequence[str]) -> list[Path]:
+    unfinished = [file for name in (CHECKPOINT, *files) for file in out.glob(f"{name}.*{UNFINISHED}")]
     return [*unfinished, *([out / CHECKPOINT] if (out / CHECKPOINT).exists() else [])]
 
 

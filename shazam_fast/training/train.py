@@ -25,7 +25,7 @@ from ..runtime.locks import DirectoryLock, require_writable
 from ..runtime.summaries import Plottable, summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import FRACTIONS, Metrics
-from ..student.files import CARD
+from ..student.files import CARD, TENSORS
 from ..student.loading import load
 from ..student.student import Student
 from .checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
@@ -204,7 +204,7 @@ def _train(
     }
     if out is not None:
         student.save(out)
-        remove_leftovers(out)
+        remove_leftovers(out, (TENSORS, CARD))
     return TrainResult(student, run.history, metrics)
 
 
@@ -281,7 +281,7 @@ def _finished(out: Path, job: dict[str, Any]) -> TrainResult:
     student = load(out)
     record = student.training_record
     require_same_job(out, record.get("job", {}), job)
-    tidy_after_kill(out)
+    tidy_after_kill(out, (TENSORS, CARD))
     logger.info("%s: already trained, loaded", out)
     try:
         metrics = {str(name): Metrics.from_dict(values) for name, values in record["metrics"].items()}

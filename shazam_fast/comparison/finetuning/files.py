@@ -5,7 +5,6 @@ teacher under the names of its library, so that it can be given as weights to `s
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from torch import nn
 from ...errors import ArchiveError, MismatchError, ShazamError
 from ...images.table import ImageTable
 from ...runtime.documents import Digest, Json, Name, Record, Text, encode_document, read_document
-from ...runtime.files import UNFINISHED, file_checksum, write_durably
+from ...runtime.files import file_checksum, write_durably
 from ...runtime.foreign import require_same_job
-from ...runtime.locks import LOCK, DirectoryLock
-from ...runtime.tensors import read_tensors, write_tensors
+from ...runtime.tensors import fill_module, read_described, write_tensors
 from ...scoring.metrics import Metrics
-from ...training.checkpoint import CHECKPOINT
+from ...training.checkpoint import remove_leftovers, tidy_after_kill
 from .config import FinetuneConfig
 from .model import FinetunedTeacher
 
@@ -122,7 +120,7 @@ def write_finetuned(
         raise ShazamError(
             f"{out}: the fine-tuned teacher could not be saved: {error}; free some space and run the same command again"
         ) from error
-    _remove_leftovers(out)
+    remove_leftovers(out, (*TENSORS.values(), CARD))
 
 
 def read_finetuned(
@@ -143,23 +141,12 @@ def read_finetuned(
     require_same_job(out, card.job, job)
     parts: dict[str, nn.Module] = {"teacher": model.teacher.model, "head": model.head}
     for name, file in TENSORS.items():
-        tensors, _ = read_tensors(out / file)
-        if file_checksum(out / file) != card.xxh3.get(file):
-            raise ArchiveError(
-                f"{out / file}: checksum mismatch: it does not belong to {CARD} beside it; copy both files again",
-                "checksum",
-            )
-        try:
-            parts[name].load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ArchiveError(f"{out / file}: tensors do not fit {CARD}: {error}") from None
+        fill_module(parts[name], read_described(out / file, card.xxh3.get(file), CARD), out / file, CARD)
     try:
         metrics = {name: Metrics.from_dict(values) for name, values in card.metrics.items()}
     except MismatchError as error:
         raise ArchiveError(f"{out / CARD}: corrupt: {error}") from None
-    if _leftovers(out) or (out / LOCK).exists():  # it was killed before it removed them
-        with suppress(ShazamError), DirectoryLock(out):
-            _remove_leftovers(out)
+    tidy_after_kill(out, (*TENSORS.values(), CARD))
     return card.history, metrics
 
 
@@ -171,14 +158,3 @@ def _digest(module: nn.Module) -> str:
         digest.update(f"{name} {flat.dtype} {list(flat.shape)}".encode())
         digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _leftovers(out: Path) -> list[Path]:
-    written = (CHECKPOINT, CARD, *TENSORS.values())
-    unfinished = [file for name in written for file in out.glob(f"{name}.*{UNFINISHED}")]
-    return [*unfinished, *([out / CHECKPOINT] if (out / CHECKPOINT).exists() else [])]
-
-
-def _remove_leftovers(out: Path) -> None:
-    for file in _leftovers(out):
-        file.unlink(missing_ok=True)

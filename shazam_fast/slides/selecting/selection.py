@@ -17,12 +17,12 @@ from ...archive.opening import ArchiveLike, open_archive
 from ...errors import ArchiveError, MismatchError, ShazamError
 from ...runtime.checks import require_choice, require_count, require_path
 from ...runtime.documents import Count, Json, Record, Text, encode_document, read_document
-from ...runtime.files import file_checksum, writing
+from ...runtime.files import writing
 from ...runtime.foreign import require_same_job
 from ...runtime.jobs import Part, PartDirectory
 from ...runtime.locks import require_writable
 from ...runtime.progress import Progress
-from ...runtime.tensors import read_tensors
+from ...runtime.tensors import read_described
 from ...training.config import MOST_SEED
 from ..bags import Bags, Selection, make_bags
 from .clustering import Views, cluster, draw, project_rows
@@ -209,9 +209,7 @@ def open_selection(path: str | Path) -> Selection:
     manifest = read_document(folder / MANIFEST, Manifest, format=FORMAT)
     bags: list[Chosen] = []
     for part in manifest.parts:
-        tensors, _ = read_tensors(folder / part.file)
-        if file_checksum(folder / part.file) != part.xxh3:
-            raise ArchiveError(f"{folder / part.file}: checksum mismatch; copy all files again", "checksum")
+        tensors = read_described(folder / part.file, part.xxh3, MANIFEST)
         bounds = tensors["bounds"].tolist()
         rows, clusters = tensors["rows"].numpy(), tensors["clusters"].numpy()
         bags += [Chosen(rows[start:stop], clusters[start:stop]) for start, stop in pairwise(bounds)]
