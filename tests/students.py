@@ -39,5 +39,16 @@ def array(tensor):
     return tensor.detach().numpy()
 
 
+def layer_of(qkv, maps, k):
+    """What `equations.residual_stack` takes of attention layer k; `maps` has the other parameters of all layers."""
+    wq, wk, wv = np.split(array(qkv[k]), 3, axis=1)
+    bq, bk, bv = np.split(array(maps.qkv_bias[k]), 3)
+    return {
+        "wq": wq, "wk": wk, "wv": wv, "bq": bq, "bk": bk, "bv": bv,
+        "wo": array(maps.out_weight[k]), "bo": array(maps.out_bias[k]),
+        "g": array(maps.norm.weight[k]), "h": array(maps.norm.bias[k]),
+    }  # fmt: skip
+
+
 def maps_of(student):
     return np.split(array(student.qkv), 3, axis=2)

@@ -5,11 +5,14 @@ NumPy's scalars count as Python's; a bool is not a number, and a float is not a 
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import ShazamError
+
+Kind = TypeVar("Kind")
 
 
 def require_count(name: str, value: object, least: int = 1, most: int | None = None) -> int:
@@ -79,6 +82,20 @@ def require_name(name: str, value: object) -> str:
     """
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ShazamError(f"{name}: a name expected (text that is not empty and holds no zero byte), found {value!r}")
+    return value
+
+
+def require_loaded(name: str, value: object, kind: type[Kind], load: Callable[[str | Path], Kind]) -> Kind:
+    """`value`, of type `kind`, or what `load` makes of it where it is a path. Raises ShazamError naming the option.
+
+    >>> require_loaded("config", "3", int, int)
+    3
+    """
+    if isinstance(value, str | Path):
+        return load(value)
+    if not isinstance(value, kind):
+        wanted = f"a {kind.__name__} or the directory of one"
+        raise ShazamError(f"{name}: {wanted} expected, found {type(value).__name__}")
     return value
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..errors import ArchiveError, MismatchError, ShazamError
-from ..runtime.checks import require_path
+from ..runtime.checks import require_loaded, require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, write_durably
 from ..runtime.jobs import Part
@@ -198,11 +198,7 @@ def load_student(student: SlideStudent | str | Path) -> SlideStudent:
 
     Raises ArchiveError when a file is missing or damaged, ShazamError for anything else than a student or a path.
     """
-    if isinstance(student, str | Path):
-        return load(student)
-    if not isinstance(student, SlideStudent):
-        raise ShazamError(f"student: a SlideStudent or its directory expected, found {type(student).__name__}")
-    return student
+    return require_loaded("student", student, SlideStudent, load)
 
 
 def require_teachers(student: SlideStudent, teachers: Mapping[str, int], where: Path) -> None:

@@ -7,8 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..errors import ShazamError
-from ..runtime.checks import require_path
+from ..runtime.checks import require_loaded, require_path
 from ..runtime.tensors import fill_module
 from .config import StudentConfig
 from .ensemble import Ensemble
@@ -53,11 +52,7 @@ def load_student(student: Student | str | Path) -> Student:
 
     Raises ArchiveError when a file is missing or damaged, ShazamError for anything else than a student or a path.
     """
-    if isinstance(student, str | Path):
-        return load(student)
-    if not isinstance(student, Student):
-        raise ShazamError(f"student: a Student or the directory of one expected, found {type(student).__name__}")
-    return student
+    return require_loaded("student", student, Student, load)
 
 
 def _assemble(students: Sequence[Student], card: Card) -> Student:

@@ -7,7 +7,7 @@ import equations
 import numpy as np
 import pytest
 import torch
-from students import array, make_batch, make_student
+from students import array, layer_of, make_batch, make_student
 from synthetic import CLASSES
 
 import shazam_fast as sf
@@ -63,17 +63,8 @@ def expected_gate(trunk, level, p, here):
 
 
 def layers_of(student, level):
-    trunk, K = student.levels, student.config.depth
-    layers = []
-    for k in range(level * K, (level + 1) * K):
-        wq, wk, wv = np.split(array(student.qkv[k]), 3, axis=1)
-        bq, bk, bv = np.split(array(trunk.qkv_bias[k]), 3)
-        layers.append({
-            "wq": wq, "wk": wk, "wv": wv, "bq": bq, "bk": bk, "bv": bv,
-            "wo": array(trunk.out_weight[k]), "bo": array(trunk.out_bias[k]),
-            "g": array(trunk.norm.weight[k]), "h": array(trunk.norm.bias[k]),
-        })  # fmt: skip
-    return layers
+    K = student.config.depth
+    return [layer_of(student.qkv, student.levels, k) for k in range(level * K, (level + 1) * K)]
 
 
 def expected(student, features, present):

@@ -4,7 +4,7 @@ import equations
 import numpy as np
 import pytest
 import torch
-from students import array, make_batch, make_student, maps_of
+from students import array, layer_of, make_batch, make_student, maps_of
 from synthetic import CLASSES, TEACHERS
 
 import shazam_fast as sf
@@ -49,15 +49,7 @@ def expected_residual(student, features, present):
         }  # fmt: skip
         tokens.append(equations.residual_projection(part, maps))
     tokens = np.stack(tokens, axis=1)
-    layers = []
-    for k in range(student.config.depth):
-        wq, wk, wv = np.split(array(student.qkv[k]), 3, axis=1)
-        bq, bk, bv = np.split(array(blocks.qkv_bias[k]), 3)
-        layers.append({
-            "wq": wq, "wk": wk, "wv": wv, "bq": bq, "bk": bk, "bv": bv,
-            "wo": array(blocks.out_weight[k]), "bo": array(blocks.out_bias[k]),
-            "g": array(blocks.norm.weight[k]), "h": array(blocks.norm.bias[k]),
-        })  # fmt: skip
+    layers = [layer_of(student.qkv, blocks, k) for k in range(student.config.depth)]
     fused = equations.residual_stack(tokens, layers, present)
     return tokens, fused, None, head_of(student, fused)
 

@@ -62,10 +62,16 @@ def assert_same_bits(left, right):
     assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("block", ["bare", "residual"])
-@pytest.mark.parametrize("options", [{"teacher_dropout": 0.3}, EVERYTHING], ids=["dropout", "everything"])
-def test_warming_up_leaves_no_trace(archive, block, options):
-    fresh, warmed = (Loop(archive, block=block, **options) for _ in range(2))
+@pytest.fixture(params=["bare-dropout", "bare-everything", "residual-dropout", "residual-everything"])
+def two_loops(request, archive):
+    """The same epoch twice."""
+    block, what = request.param.split("-")
+    options = EVERYTHING if what == "everything" else {"teacher_dropout": 0.3}
+    return [Loop(archive, block=block, **options) for _ in range(2)]
+
+
+def test_warming_up_leaves_no_trace(two_loops):
+    fresh, warmed = two_loops
     fresh.begin()
     warmed.begin()
     warmed.step._warm_up(BATCH)
@@ -92,10 +98,8 @@ def test_every_patch_is_seen_once_with_its_label(archive):
 
 
 @needs_gpu
-@pytest.mark.parametrize("block", ["bare", "residual"])
-@pytest.mark.parametrize("options", [{"teacher_dropout": 0.3}, EVERYTHING], ids=["dropout", "everything"])
-def test_a_graph_takes_the_steps_that_plain_calls_take(archive, block, options):
-    plain, graphed = (Loop(archive, block=block, **options) for _ in range(2))
+def test_a_graph_takes_the_steps_that_plain_calls_take(two_loops):
+    plain, graphed = two_loops
     plain.begin()
     graphed.begin()
     assert_same_bits(graphed.run(graphed.step.run), plain.run(plain.plainly))
