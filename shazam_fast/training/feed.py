@@ -132,10 +132,12 @@ class TrainingFeed:
         staged = self._features if self._copied is None else torch.empty_like(self._features, device="cpu").pin_memory()
         read = self._archive.stream(np.concatenate([np.sort(part) for part in windows]), window, buffers)
         for part, batch in zip(windows, read, strict=True):
-            features, places = torch.from_numpy(batch.features), torch.from_numpy(np.searchsorted(batch.rows, part))
+            places = np.searchsorted(batch.rows, part)
             for at in range(max(first - start, 0), len(part), self._size):
                 chosen = places[at : at + self._size]
-                yield torch.index_select(features, 0, chosen, out=staged[: len(chosen)])
+                here = staged[: len(chosen)]
+                batch.features.take(chosen, axis=0, out=here.numpy(), mode="clip")  # "raise" would copy once more
+                yield here
             start += len(part)
 
 
