@@ -1,9 +1,10 @@
-"""Norms of a sample of an archive's features, and how many of them are not finite."""
+"""What an archive holds: patches by split, norms of a sample of the features, and how many are not finite."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..formats.pieces import SPLITS
 from .archive import FeatureArchive
 
 SAMPLE_ROWS = 10_000
@@ -22,6 +23,25 @@ class TeacherSample:
     median_norm: float
     max_norm: float
     non_finite: int
+
+
+def describe_splits(archive: FeatureArchive) -> dict[str, dict[str, int | None]]:
+    """Patches, slides and groups (patients) of every split that has patches.
+
+    Args:
+        archive: an open archive.
+
+    Returns split -> {"patches", "slides", "groups"}; None for slides or groups that are not known of all patches.
+    """
+    found: dict[str, dict[str, int | None]] = {}
+    for name in SPLITS:
+        rows = archive.split(name)
+        if not len(rows):
+            continue
+        found[name] = {"patches": len(rows)}
+        for what, index in (("slides", archive.slide_index[rows]), ("groups", archive.group_index[rows])):
+            found[name][what] = None if (index < 0).any() else len(np.unique(index))
+    return found
 
 
 def sample_teachers(archive: FeatureArchive, seed: int = 0) -> dict[str, TeacherSample]:

@@ -15,6 +15,7 @@ from ..runtime.files import file_checksum, write_durably
 from ..runtime.tensors import read_described, require_shapes, write_tensors
 from ..teachers.licences import find_licence
 from .config import StudentConfig
+from .model_card import write_model_card
 
 FORMAT = "shazam_fast student"
 VERSION = 1
@@ -85,7 +86,7 @@ def write_student(
     record: Mapping[str, Any],
     members: Sequence[StudentConfig] = (),
 ) -> None:
-    """Write both files into the directory `path`, each complete or not at all; the card last.
+    """Write both files and a model card into the directory `path`, each complete or not at all; `student.json` last.
 
     Args:
         path: the directory.
@@ -110,6 +111,7 @@ def write_student(
             training=dict(record),
             members=[Shape(**asdict(member)) for member in members],
         )
+        write_model_card(path, config, record, len(members))
         write_durably(path / CARD, encode_document(card))
     except OSError as error:
         raise ShazamError(f"{path}: the student could not be saved: {error}; choose another directory") from error

@@ -166,6 +166,9 @@ class Student(Predictor):
     def save(self, path: str | Path) -> None:
         """Write `student.json` and `student.safetensors` into the directory `path`; `shazam_fast.load` reads them.
 
+        And `README.md`, a model card for the Hugging Face Hub: teachers with licences, data, results. Numbers that the
+        training record lacks are called unknown. A `README.md` that someone else wrote stays as it is.
+
         Raises ShazamError when they cannot be written.
         """
         write_student(require_path("path", path), self.config, self.state_dict(), self.training_record)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..annotation.splits import require_whole_groups
 from ..archive.archive import FeatureArchive
+from ..archive.inspection import describe_splits
 from ..archive.opening import ArchiveLike, open_archive
 from ..archive.writer import write_archive
 from ..errors import ArchiveError, MismatchError, ShazamError
@@ -199,6 +200,7 @@ def _train(
         "history": run.history,
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
         "archive": archive.path.name,
+        "data": describe_splits(archive),
         "teachers": archive.records,
         **circumstances(device),
     }

@@ -70,7 +70,7 @@ def test_round_trip(tmp_path, blocks):
     assert [m.config for m in again.students] == [m.config for m in students]
     features, _ = make_batch(students[0])
     assert torch.equal(again(features).logits, ensemble(features).logits)
-    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["student.json", "student.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["README.md", "student.json", "student.safetensors"]
 
 
 def test_a_damaged_ensemble_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_round_trip(tmp_path, student):
     assert torch.equal(again.fixed_targets(features), student.fixed_targets(features))
     tokens = student.tokens(features)
     assert torch.equal(again.teacher_heads(tokens), student.teacher_heads(tokens))
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["student.json", "student.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["README.md", "student.json", "student.safetensors"]
     assert torch.equal(load_file(tmp_path / "s" / "student.safetensors")["qkv"], student.qkv)
 
 

@@ -136,7 +136,12 @@ def test_what_a_killed_training_left_goes_with_the_next_call(tmp_path, archive, 
     (out / left).write_bytes(b"left")
     (out / "notes.unfinished").write_bytes(b"a user's own")
     sf.train(archive, out=out, **QUICK)
-    assert sorted(f.name for f in out.iterdir()) == ["notes.unfinished", "student.json", "student.safetensors"]
+    assert sorted(f.name for f in out.iterdir()) == [
+        "README.md",
+        "notes.unfinished",
+        "student.json",
+        "student.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("what", ["labels", "splits", "groups", "classes", "slides"])
