@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
+from ..formats.geometry import Geometry
 from ..scoring.scores import Scores
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
     known = np.isfinite(coords).all(axis=1) & (coords != -1).any(axis=1)  # version 0.1 wrote -1, -1 for unknown
     if not known.any():
         return None
-    scale, size = _level0(scores, name, patch_size, mpp)
+    scale, size = level0_scale(name, scores.geometry.get(name), patch_size, mpp)
     probabilities = _stack(table, [f"probability_{c}" for c in scores.classes])[known]
     has_shares = f"share_{scores.teachers[0]}" in table.column_names
     return SlideScores(
@@ -78,9 +79,21 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
     )
 
 
-def _level0(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> tuple[float, float]:
-    """Level-0 pixels per unit of the slide's positions, and the side of its patches in level-0 pixels."""
-    geometry = scores.geometry.get(name)
+def level0_scale(
+    name: str, geometry: Geometry | None, patch_size: float | None, mpp: float | None
+) -> tuple[float, float]:
+    """Level-0 pixels per unit of a slide's positions, and the side of its patches in level-0 pixels.
+
+    Args:
+        name: the slide.
+        geometry: what its features' file records.
+        patch_size, mpp: as for `one_slide`.
+
+    Raises MismatchError when the patch size or mpp is not known.
+
+    >>> level0_scale("s1", Geometry("micrometres", patch_size=128.0, mpp=0.25), None, None)
+    (4.0, 512.0)
+    """
     scale = 1.0
     if geometry is not None and geometry.unit == "micrometres":
         mpp = geometry.mpp or mpp

@@ -11,6 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..reporting.wholeslides.heatmaps import heatmap as heatmap
+    from ..reporting.wholeslides.sheet import TopPatch as TopPatch
+    from ..reporting.wholeslides.sheet import top_patches as top_patches
+    from ..reporting.wholeslides.survival import draw_survival as draw_survival
     from .bags import Selection as Selection
     from .cohort.curves import SurvivalCurves as SurvivalCurves
     from .cohort.metrics import SlideMetrics as SlideMetrics
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
     from .students import load as load
 
 _HOMES = {
+    ".reporting.wholeslides.heatmaps": ("heatmap",),
+    ".reporting.wholeslides.sheet": ("TopPatch", "top_patches"),
+    ".reporting.wholeslides.survival": ("draw_survival",),
     "bags": ("Selection",),
     "comparing": ("SlideComparison", "crossvalidate"),
     "cohort.curves": ("SurvivalCurves",),

@@ -1,7 +1,7 @@
 """Scores of slides: a table with a row per slide or patient, and the attention of every patch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..archive.archive import FeatureArchive
 from ..errors import ArchiveError
+from ..formats.geometry import Geometry
 from ..runtime.checks import require_path
 from ..runtime.documents import Json
 from .bags import Bags
@@ -45,6 +46,7 @@ class SlideScores:
         folds: int64 [n], in which fold each was tested, by a model that has not seen it; None outside training.
         patches: columns row, slide, x, y, attention and share_<teacher> of every patch; None where not asked for.
         targets: columns that are predicted together, with their classes (of numbers none); none for other tasks.
+        geometry: {slide: `Geometry`}, unit, patch size and resolution where the features' files tell them.
 
     >>> values = np.array([[0.2, 0.8]])
     >>> scores = SlideScores(("s1",), ("p1",), np.array([9]), ("luad", "lusc"), values, ("uni",))
@@ -62,6 +64,7 @@ class SlideScores:
     folds: NDArray[np.int64] | None = None
     patches: "pa.Table | None" = None
     targets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    geometry: Mapping[str, Geometry] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -133,6 +136,7 @@ def score_group(student: SlideStudent, archive: FeatureArchive, bags: Bags, grou
         shares=torch.stack(found).mean(dim=0).cpu().numpy() if found else None,
         patches=pa.table(patches),
         targets=student.config.targets,
+        geometry=dict(archive.geometry),
     )
 
 
@@ -169,7 +173,9 @@ def scores_parquet(scores: SlideScores, job: Mapping[str, Json]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    about = {"job": dict(job), "classes": scores.classes, "teachers": scores.teachers, "targets": dict(scores.targets)}
+    about: dict[str, Any] = {"job": dict(job), "classes": scores.classes, "teachers": scores.teachers}
+    about["targets"] = dict(scores.targets)
+    about["geometry"] = {name: asdict(one) for name, one in scores.geometry.items()}
     table = pa.table(scores.columns()).replace_schema_metadata({METADATA_KEY: msgspec.json.encode(about)})
     stream = pa.BufferOutputStream()
     pq.write_table(table, stream)
@@ -200,6 +206,7 @@ def read_scores(path: str | Path) -> tuple[SlideScores, dict[str, Json]]:
             teachers=tuple(about["teachers"]),
             shares=np.array([columns[n] for n in shares], dtype=np.float32).T if shares[0] in columns else None,
             targets=targets,
+            geometry=msgspec.convert(about["geometry"], dict[str, Geometry]),
         )
         return scores, dict(about["job"])
     except FileNotFoundError:

@@ -235,6 +235,7 @@ def _from_notes(notes: Any, student: SlideStudent, bags: Bags, numbers: NDArray[
         teachers=tuple(student.config.teachers),
         shares=None if notes["shares"] is None else np.array(notes["shares"], dtype=np.float32),
         targets=student.config.targets,
+        geometry=dict(bags.archive.geometry),
     )
 
 

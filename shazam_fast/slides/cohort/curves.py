@@ -30,9 +30,10 @@ class SurvivalCurve:
         survival: fraction alive (without the event) after each of them, [k].
         low, high: its 95% interval at each of them (Greenwood's variance of log(-log S)), [k].
         at_risk: patients at risk just before each of them, [k].
+        events: events at each of them, [k].
         censored: times of censoring, ascending.
 
-    >>> SurvivalCurve("all", 1, 1, [2.0], [0.0], [0.0], [1.0], [1], []).to_dict()["times"]
+    >>> SurvivalCurve("all", 1, 1, [2.0], [0.0], [0.0], [1.0], [1], [1], []).to_dict()["times"]
     [2.0]
     """
 
@@ -44,7 +45,13 @@ class SurvivalCurve:
     low: Sequence[float]
     high: Sequence[float]
     at_risk: Sequence[int]
+    events: Sequence[int]
     censored: Sequence[float]
+
+    def at_risk_at(self, time: float) -> int:
+        """Patients without the event who are still observed just before a time."""
+        gone = sum(count for t, count in zip(self.times, self.events, strict=True) if t < time)
+        return self.n_patients - gone - sum(t < time for t in self.censored)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
@@ -145,5 +152,6 @@ def _curve(name: str, times: NDArray[np.float64], events: NDArray[np.bool_]) -> 
         low=low.tolist(),
         high=high.tolist(),
         at_risk=np.asarray(found.n_risk).astype(np.int64).tolist(),
+        events=np.asarray(found.n_events).astype(np.int64).tolist(),
         censored=np.sort(times[~events]).tolist(),
     )
