@@ -202,6 +202,23 @@ def folded_scores(
     tokens: T [B, N, D], finite also where a teacher is absent.
     """
 
+def stacked_product(
+    left: Floats,
+    right: Floats,
+    bias: Floats | None,
+    out: Floats,
+    left_transposed: bool = False,
+    right_transposed: bool = False,
+    threads: int = 1,
+) -> None:
+    """out = left right + bias of S pairs of matrices, [S, rows, depth] and [S, depth, columns].
+
+    left, right: of one of them, if it is said to be transposed, the transposes. Values of a row are contiguous; rows
+        and matrices may be any distance apart, and may repeat (distance 0).
+    bias: [S, columns], contiguous, or None.
+    out: [S, rows, columns], laid out as `left` but without repeating. It overlaps none of the others.
+    """
+
 class FoldedStudent:
     """The whole folded student on tiles of patches, one thread per tile.
 

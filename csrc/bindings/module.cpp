@@ -38,4 +38,5 @@ PYBIND11_MODULE(_core, module) {
   shazam::bind_error(module);
   shazam::bind_store(module);
   shazam::bind_student(module);
+  shazam::bind_training(module);
 }

@@ -4,7 +4,8 @@
 
 namespace shazam {
 
-void bind_store(pybind11::module_& module);    // store.cpp
-void bind_student(pybind11::module_& module);  // student.cpp
+void bind_store(pybind11::module_& module);     // store.cpp
+void bind_student(pybind11::module_& module);   // student.cpp
+void bind_training(pybind11::module_& module);  // training.cpp
 
 }  // namespace shazam

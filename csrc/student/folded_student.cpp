@@ -99,9 +99,9 @@ FoldedStudent::Packed FoldedStudent::pack(const float* values, int64_t depth, in
 /// The part of a product that the rows [first, first + depth) of the matrix contribute.
 void FoldedStudent::multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth,
                              int64_t rows, const float* bias, float* out, int64_t stride) const {
-  kernels_.multiply_tile({x, matrix.panels.data() + first * kernels_.panel,
-                          matrix.depth * kernels_.panel, bias, out, stride, rows, matrix.columns,
-                          depth});
+  kernels_.multiply_tile({x, 0, matrix.panels.data() + first * kernels_.panel,
+                          matrix.depth * kernels_.panel, kernels_.panel, bias, out, stride, rows,
+                          matrix.columns, depth});
 }
 
 /// The whole product of what `copy_blocks` made.

@@ -62,9 +62,11 @@ constexpr int64_t kTileStride = kTileDepth + 16;
 /// out [rows, columns] = bias + x weights, or out += x weights without a bias. Every value is summed
 /// in the order of the depth, whatever the number of rows.
 struct TileProduct {
-  const float* x;        // [rows, depth], kTileStride apart; depth <= kTileDepth
-  const float* weights;  // panels of RowKernels::panel columns: [depth, panel], filled up with zeros
+  const float* x;        // multiply_tile: [rows, depth], kTileStride apart; depth <= kTileDepth
+  int64_t x_step;        // multiply_columns: x is [depth, rows], its rows this far apart
+  const float* weights;  // panels of RowKernels::panel columns, [depth, panel]
   int64_t panel_step;    // values from one panel to the next
+  int64_t weight_step;   // values from one row of a panel to the next
   const float* bias;     // [columns], or null
   float* out;
   int64_t stride;  // of the rows of out
@@ -94,6 +96,7 @@ struct RowKernels {
   void (*fold)(const FoldLanes& task);
 
   void (*multiply_tile)(const TileProduct& task);
+  void (*multiply_columns)(const TileProduct& task);  // x is transposed
   int64_t panel;
 };
 

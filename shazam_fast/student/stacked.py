@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.stacked import attend, linear, mean_tokens
+from ..ops.stacked import attend, bare_stack, linear, mean_tokens, project
 from .layers import TEACHERS_SAY
 from .student import Student
 
@@ -80,16 +80,13 @@ class StackedStudents:
 
     def fuse(self, tokens: Tensor, present: Tensor | None) -> Tensor:
         """Attention and the mean of tokens [S, B, N, D]; `present` bool [B, N]. -> fused [S, B, D]."""
+        if self.config.block == "bare":
+            return bare_stack(tokens, self.tensors["qkv"], present)
         S, B, N, D = tokens.shape
         there = None if present is None else present.repeat(S, 1)  # [S*B, N]
         x = tokens if present is None else tokens.masked_fill(~present[:, :, None], 0.0)
         x = x.reshape(S, B * N, D)
         layers = self.tensors["qkv"].unbind(1)
-        if self.config.block == "bare":
-            for layer, weight in enumerate(layers):
-                last = layer == len(layers) - 1
-                x = attend(linear(x, weight).view(-1, 3 * D), N, there, last).view(S, -1, D)
-            return x
         names = ("qkv_bias", "out_weight", "out_bias", "norm.weight", "norm.bias")
         maps = [self.tensors[f"blocks.{name}"].unbind(1) for name in names]
         for weight, bias, out, offset, gain, shift in zip(layers, *maps, strict=True):
@@ -129,12 +126,8 @@ class StackedStudents:
 
     def _project(self, which: str, columns: Sequence[Tensor]) -> Tensor:
         """Every teacher's columns [B, dim] through the students' maps `which`. [S, B, N, D]."""
-        biases = self.tensors[f"{which}.bias"].unbind(1)
-        tokens = [
-            linear(x.expand(len(self), -1, -1), self.tensors[f"{which}.weight/{i}"], bias)
-            for i, (x, bias) in enumerate(zip(columns, biases, strict=True))
-        ]
-        return torch.stack(tokens, dim=2)
+        weights = [self.tensors[f"{which}.weight/{i}"] for i in range(len(columns))]
+        return project(columns, weights, self.tensors[f"{which}.bias"])
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         """A LayerNorm with a gain and a shift of every teacher. [S, B, N, D]."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops import dispatch as ops
+from ..ops.stacked import distil
 from ..student.stacked import StackedStudents
 from ..student.student import Student
 from ..training.config import TrainConfig
@@ -105,18 +105,22 @@ class StackedTraining:
         fused = students.fuse(tokens, batch.present)  # [S, B, D]
         logits = students.classify(fused) + self._offsets[:, None]
         cross_entropy = _mixed(logits, batch).mean(dim=1)
-        if first.targets == "frozen":
-            targets = students.fixed_targets(batch.targets)
-        else:
-            targets = tokens.detach() if first.targets == "detached" else tokens
-        distillation = [
-            ops.distillation_loss(t, T, config.lam, config.delta, config.huber, batch.present)[0]
-            for t, T, config in zip(fused.unbind(0), targets.unbind(0), self._configs, strict=True)
-        ]
-        total = cross_entropy + torch.stack(distillation)
+        total = cross_entropy
+        if any(config.lam for config in self._configs):
+            total = total + self._distillation(fused, tokens, batch)
         if first.teacher_heads:
             total = total + self._head_weights * self._head_losses(tokens, batch)
         return total, cross_entropy
+
+    def _distillation(self, fused: Tensor, tokens: Tensor, batch: Batch) -> Tensor:
+        """Both distillation losses of every student, by its lambda. [S]."""
+        first = self._configs[0]
+        if first.targets == "frozen":
+            targets = self.students.fixed_targets(batch.targets)
+        else:
+            targets = tokens.detach() if first.targets == "detached" else tokens
+        lams, deltas = zip(*((config.lam, config.delta) for config in self._configs), strict=True)
+        return distil(fused, targets, lams, deltas, first.huber, batch.present)
 
     def _head_losses(self, tokens: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of the heads on the teachers' tokens, mean over patches and teachers. [S]."""
