@@ -1,9 +1,11 @@
-"""Kill a process in the middle of its file operations, for tests of what an interrupted job leaves behind."""
+"""Kill a process in the middle of its file operations, or stop a training, for tests of what is left and continued."""
 
+import contextlib
 import hashlib
+import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,17 @@ def kill_at(last: int) -> Callable[[], int]:
 
     os.write, os.fsync, os.rename, os.unlink = map(counted, (os.write, os.fsync, os.rename, os.unlink))
     return lambda: calls
+
+
+def stopping_after(steps: int) -> Callable[[bool], contextlib.AbstractContextManager[Callable[[], bool]]]:
+    """In place of `stop_on_interrupt`: Ctrl-C during step number `steps` of a training."""
+    calls = itertools.count(1)
+
+    @contextlib.contextmanager
+    def stop(enabled: bool) -> Iterator[Callable[[], bool]]:
+        yield lambda: next(calls) == steps
+
+    return stop
 
 
 def checksums(folder: Path) -> dict[str, str]:

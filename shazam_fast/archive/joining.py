@@ -23,6 +23,7 @@ logger = logging.getLogger("shazam_fast")
 Key = tuple[str, str]  # slide and part
 
 
+# Over 40 lines: every option is documented here.
 def join(
     path: Path,
     sources: Sequence[Source],

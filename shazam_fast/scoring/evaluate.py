@@ -22,6 +22,7 @@ from .slide_table import mean_by_slide
 LEVELS = ("patch", "slide")
 
 
+# Over 40 lines: every option is documented here.
 def evaluate(
     student: Student | str | Path,
     archive: ArchiveLike,

@@ -85,6 +85,7 @@ class Selection:
     slides: str
 
 
+# Over 40 lines: every option is documented here.
 def make_bags(
     archive: FeatureArchive,
     by: str,

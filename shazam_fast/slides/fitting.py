@@ -26,6 +26,7 @@ from .students import build_model
 STATISTICS_ROWS = 50_000  # patches from which means and scales are taken
 
 
+# Over 40 lines: every option is documented here.
 def fit(
     bags: Bags,
     targets: Targets,

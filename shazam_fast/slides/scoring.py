@@ -105,6 +105,7 @@ def score(
     return scores
 
 
+# Over 40 lines: every option is documented here.
 def evaluate(
     student: SlideStudent | str | Path,
     archive: ArchiveLike,

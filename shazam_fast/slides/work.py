@@ -13,6 +13,7 @@ from ..archive.opening import ArchiveLike, open_archive
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_count
 from ..runtime.devices import choose_device, describe_device
+from ..tables.reader import Table
 from .bags import Bags, find_patients, make_bags, require_regions
 from .cohort.assigning import assign_targets
 from .cohort.folds import PROTOCOLS, Fold, deal_folds, read_folds, require_learnable, take_fold
@@ -107,13 +108,7 @@ def plan_work(
     require_regions(model, bags)
     bags = add_slide_teachers(bags, slide_teachers)
     assigned = assign_targets(wanted, table, bags)
-    if isinstance(folds, str):
-        column = table.require(folds, "folds")
-        names = texts_of_bags(table, bags, column, assigned.known)
-        dealt = read_folds(bags, assigned, names, f"{table.where}, column {column!r}")
-    else:
-        of_bags = None if sites is None else texts_of_bags(table, bags, table.require(sites, "sites"), assigned.known)
-        dealt = deal_folds(bags, assigned, folds, fitting.seed, of_bags)
+    dealt = _folds(bags, assigned, table, folds, sites, fitting.seed)
     require_learnable(bags, assigned, dealt, protocol)
     classes, columns = named_classes(assigned)
     config = SlideConfig(
@@ -121,6 +116,18 @@ def plan_work(
         targets=columns,
     )  # fmt: skip
     return Work(bags, assigned, dealt, protocol, config, fitting, place)
+
+
+def _folds(
+    bags: Bags, targets: Targets, table: Table, folds: int | str, sites: str | None, seed: int
+) -> NDArray[np.int64]:
+    """The fold of each bag: from the column `folds` of the table, or dealt, with the bags of a site in one fold."""
+    if isinstance(folds, str):
+        column = table.require(folds, "folds")
+        names = texts_of_bags(table, bags, column, targets.known)
+        return read_folds(bags, targets, names, f"{table.where}, column {column!r}")
+    of_bags = None if sites is None else texts_of_bags(table, bags, table.require(sites, "sites"), targets.known)
+    return deal_folds(bags, targets, folds, seed, of_bags)
 
 
 def _task_of(targets: Targets, loss: str) -> str:

@@ -30,6 +30,7 @@ BATCH_ROWS = 2048
 Array = NDArray[np.float64]
 
 
+# Over 40 lines: every option is documented here.
 def calibrate(
     student: Student | str | Path, archive: ArchiveLike, split: str = "val", *, device: str | None = None
 ) -> Student:

@@ -137,6 +137,7 @@ def train(
         return _train(archive, config, device, rows, folder, job)
 
 
+# Over 40 lines: every option is documented here.
 def train_arrays(
     features: Mapping[str, NDArray[np.float32]],
     labels: NDArray[np.int64],

@@ -1,8 +1,6 @@
 """The fine-tuned teacher baseline, on images that the test makes, with a tiny random ViT."""
 
-import contextlib
 import dataclasses
-import itertools
 import json
 import signal
 import subprocess
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interruption import stopping_after
 from program import call, run_program
 
 import shazam_fast as sf
@@ -193,17 +192,6 @@ def assert_same(left, right):
     }
     theirs = right.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in left.model.state_dict().items())
-
-
-def stopping_after(steps):
-    """In place of `stop_on_interrupt`: Ctrl-C during step number `steps`."""
-    calls = itertools.count(1)
-
-    @contextlib.contextmanager
-    def stop(enabled):
-        yield lambda: next(calls) == steps
-
-    return stop
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])  # three steps are an epoch

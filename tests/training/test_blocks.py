@@ -1,11 +1,9 @@
 """Epochs that take patches in blocks: their order, how far it is from a uniform one, and what is read for it."""
 
-import contextlib
-import itertools
-
 import numpy as np
 import pytest
 import torch
+from interruption import stopping_after
 from trainings import QUICK, assert_same_bits, tensors
 
 import shazam_fast as sf
@@ -88,15 +86,9 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path, archive, monkeypatch, 
     assert any(not torch.equal(whole[name], full[name]) for name in whole)
     steps = -(-len(archive.split("train")) // QUICK["batch_size"])
     for stop in (1, steps - 1, steps + 1):
-        calls = itertools.count(1)
-
-        @contextlib.contextmanager
-        def stopping(enabled, calls=calls, stop=stop):
-            yield lambda: next(calls) == stop
-
         out = tmp_path / f"stopped-{stop}"
         with monkeypatch.context() as patch:
-            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping)
+            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping_after(stop))
             with pytest.raises(KeyboardInterrupt):
                 sf.train(archive, out=out, **options)
         assert_same_bits(tensors(sf.train(archive, out=out, **options).student), whole)

@@ -1,7 +1,5 @@
 """Trainings that are killed, interrupted and continued, and what their directory may hold."""
 
-import contextlib
-import itertools
 import json
 import os
 import signal
@@ -10,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from interruption import stopping_after
 from synthetic import make_patches
 from trainings import QUICK, assert_same_bits, interrupted_run, start, tensors, wait_for, without_times
 
@@ -58,15 +57,9 @@ def test_a_checkpoint_after_any_step(tmp_path, archive, monkeypatch):
     whole = tensors(sf.train(archive, **QUICK).student)
     steps = -(-len(sf.open(archive).split("train")) // QUICK["batch_size"])
     for stop in (1, steps - 1, steps, steps + 1):
-        calls = itertools.count(1)
-
-        @contextlib.contextmanager
-        def stopping(enabled, calls=calls, stop=stop):
-            yield lambda: next(calls) == stop
-
         out = tmp_path / f"stopped-{stop}"
         with monkeypatch.context() as patch:
-            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping)
+            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping_after(stop))
             with pytest.raises(KeyboardInterrupt):
                 sf.train(archive, out=out, **QUICK)
         assert_same_bits(tensors(sf.train(archive, out=out, **QUICK).student), whole)

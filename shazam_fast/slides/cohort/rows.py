@@ -1,7 +1,7 @@
 """Rows of a table for bags: which row gives each slide or patient its value in a column."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,24 +31,12 @@ def rows_of_bags(
     Bags without a value are counted in a warning. Raises MismatchError when rows contradict each other (both are
     named), no bag has a value, or the table has neither slides nor patients.
     """
-    slide, group = table.find("slide"), table.find("group")
-    if slide is None and group is None:
-        raise MismatchError(
-            f"{table.where}: a column of slides (slide_id, slide, filename, ...) or of patients expected, found "
-            f"{table.headers}"
-        )
     rows = np.flatnonzero(known)
     if not len(rows):
         raise MismatchError(
             f"{table.where}, column {column!r}: all {len(table)} cells are empty; fill them, or leave the column out"
         )
-    if slide is not None:
-        names = table.texts(slide)[rows].tolist()
-        keys, owners = _by_slide(names, table, bags)
-    else:
-        assert group is not None
-        names = without_decimals(table.texts(group))[rows].tolist()
-        keys, owners = _by_patient(names, bags)
+    names, keys, owners = _owners(table, bags, rows)
     found = np.full(len(bags), -1, dtype=np.int64)
     for row, key in zip(rows.tolist(), keys, strict=True):
         for bag in owners.get(key, ()):
@@ -104,6 +92,23 @@ def require_one_per_patient(bags: Bags, values: list[Any], known: NDArray[np.boo
                 f"{where}: patient {bags.patients[bag]!r} has two values, but a patient has one: {values[other]} for "
                 f"slide {bags.names[other]!r}, {values[bag]} for slide {bags.names[bag]!r}; correct one of them"
             )
+
+
+def _owners(
+    table: Table, bags: Bags, rows: NDArray[np.int64]
+) -> tuple[list[str], list[Any], Mapping[Any, Sequence[int]]]:
+    """The name in each of `rows`, its key, and the bags of each key. Raises MismatchError where neither is named."""
+    slide, group = table.find("slide"), table.find("group")
+    if slide is not None:
+        names = table.texts(slide)[rows].tolist()
+        return names, *_by_slide(names, table, bags)
+    if group is not None:
+        names = without_decimals(table.texts(group))[rows].tolist()
+        return names, *_by_patient(names, bags)
+    raise MismatchError(
+        f"{table.where}: a column of slides (slide_id, slide, filename, ...) or of patients expected, found "
+        f"{table.headers}"
+    )
 
 
 def _by_slide(names: list[str], table: Table, bags: Bags) -> tuple[list[Any], dict[Any, list[int]]]:
