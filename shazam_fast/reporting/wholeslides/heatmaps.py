@@ -10,7 +10,7 @@ from ...runtime.foreign import refuse_occupied
 from ...runtime.locks import require_writable
 from ...runtime.progress import Progress
 from ...slides.scores import SlideScores
-from ..canvas import missing_glyphs_logged, new_page, save_png
+from ..canvas import missing_glyphs_logged, new_page, save_figure
 from ..slide_files import file_stems
 from .patches import describe, read_slide_scores, split_by_slide
 from .picture import draw_attention
@@ -74,7 +74,7 @@ def heatmap(
             try:
                 out.mkdir(parents=True, exist_ok=True)
                 with missing_glyphs_logged(path):
-                    save_png(page, path)
+                    save_figure(page, path)
             except OSError as error:
                 raise ShazamError(f"{path}: could not be written: {error}; choose another --out") from error
             pictures.append(path)

@@ -105,7 +105,7 @@ def top_patches(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with canvas.missing_glyphs_logged(out):
-            canvas.save_png(page, out)
+            canvas.save_figure(page, out)
     except OSError as error:
         raise ShazamError(f"{out}: could not be written: {error}; choose another --out") from error
     return [patch for patches in chosen.values() for patch in patches]

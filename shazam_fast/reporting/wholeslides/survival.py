@@ -63,7 +63,7 @@ def draw_survival(curves: SurvivalCurves, out: str | Path, *, unit: str = "time"
     _write_at_risk(table, curves, colours, ticks)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save_png(page, out)
+        canvas.save_figure(page, out)
     except OSError as error:
         raise ShazamError(f"{out}: could not be written: {error}; choose another file") from error
     return out
