@@ -23,7 +23,7 @@ PRODUCTS = {  # what this package writes into directories -> what a message call
     "comparison": ("a comparison", "compare, with the same options, which prints it, and report"),
     "slide student": ("a slide's student", "slides evaluate and slides score"),
     "slide comparison": ("a comparison of slide models", "slides crossvalidate, with the same options"),
-    "slide scores": ("scores of slides", "none; open slides.parquet with pandas"),
+    "slide scores": ("scores of slides", "slides heatmap and slides top-patches"),
     "selection": ("selected patches", "slides train, evaluate and score, with --selection"),
     "checkpoint": ("an unfinished training", "train or finetune, with the same options, which resumes it"),
     "job": ("an unfinished job", "the one that began it, with the same options, which resumes it"),

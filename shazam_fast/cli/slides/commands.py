@@ -68,12 +68,18 @@ def train(
     protocol: Protocol = "held_out",
     selection: SelectionPath = None,
     slide_teacher: SlideTeachers = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(help="PNG file for survival curves of patients by predicted risk.", show_default=False),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Train a student of whole slides by cross-validation over patients. --labels holds their labels or times."""
     from ...slides.crossvalidation import train as run
 
     targets, features = read_targets(features, asked)
+    if curves is not None and asked["time"] is None:
+        raise typer.BadParameter("--curves is for survival: give --time, --event and --observed")
     require_place_for(out, "slide student")
     result = run(
         features.open(), targets, model=model, folds=folds_of(folds), by=by, loss=loss, sites=sites,
@@ -83,6 +89,10 @@ def train(
     models = len(result.student.models)
     say(f"student in {out}: the mean of {models} models, each tested on patients that it was not trained on")
     print_slide_metrics(result.metrics)
+    if curves is not None:
+        from ...reporting.wholeslides.survival import draw_survival
+
+        say(f"survival curves: {draw_survival(result.survival_curves(), curves, unit=asked['time'])}")
 
 
 @slides.command()
