@@ -112,14 +112,20 @@ def shorten(name: str, most: int = 26) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
+def require_kind(path: Path) -> str:
+    """The kind of a figure's file, "png", "svg" or "pdf". Raises ShazamError when its name ends otherwise."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise ShazamError(f"{path}: a name that ends in {', '.join(f'.{k}' for k in KINDS)} expected")
+    return kind
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, SVG or PDF, as its name ends, under a temporary name, then rename it.
 
     Raises ShazamError when the name ends otherwise, or the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in KINDS:
-        raise ShazamError(f"{path}: a name that ends in {', '.join(f'.{k}' for k in KINDS)} expected")
+    kind = require_kind(path)
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         figure.savefig(unfinished, dpi=DPI, format=kind, metadata=KINDS[kind])

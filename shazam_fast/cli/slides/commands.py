@@ -70,7 +70,7 @@ def train(
     slide_teacher: SlideTeachers = None,
     curves: Annotated[
         Path | None,
-        typer.Option(help="PNG file for survival curves of patients by predicted risk.", show_default=False),
+        typer.Option(help="File (.png, .svg, .pdf) for survival curves by predicted risk.", show_default=False),
     ] = None,
     device: Device = None,
 ) -> None:

@@ -45,7 +45,7 @@ def heatmap(
 def top_patches(
     scores: SlideScoresPath,
     images: Annotated[Path, typer.Option(help="Folder of whole-slide images, or one image.")],
-    out: Annotated[Path, typer.Option(help="PNG file for the sheet.")],
+    out: Annotated[Path, typer.Option(help="File for the sheet, .png, .svg or .pdf.")],
     count: Annotated[int, typer.Option(help="Patches per class.")] = 8,
     per_slide: Annotated[int, typer.Option(help="Most patches of one slide.")] = 2,
     patch_size: PatchSize = None,

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors import ShazamError
 from ...runtime.checks import require_number, require_path
 from ...runtime.foreign import refuse_occupied
 from ...runtime.locks import require_writable
@@ -71,12 +70,9 @@ def heatmap(
         for slide in slides:
             path = out / f"{stems[slide.name]}.png"
             page = draw_attention(slide, scores.teachers, describe(scores, slide.bag), files.get(slide.name))
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                with missing_glyphs_logged(path):
-                    save_figure(page, path)
-            except OSError as error:
-                raise ShazamError(f"{path}: could not be written: {error}; choose another --out") from error
+            out.mkdir(parents=True, exist_ok=True)
+            with missing_glyphs_logged(path):
+                save_figure(page, path)
             pictures.append(path)
             progress.advance(1)
     return pictures

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import MismatchError, ShazamError
+from ...errors import MismatchError
 from ...runtime.checks import require_count, require_number, require_path
 from ...runtime.locks import require_writable
 from ...slides.scores import SlideScores
@@ -66,7 +66,7 @@ def top_patches(
 
     Args:
         scores: what `sf.slides.score` returned or wrote.
-        out: the PNG file.
+        out: the file, .png, .svg or .pdf.
         images: the whole-slide images: a folder, a file, or {slide: file}. Slides that have none are passed over.
         count: patches per class.
         per_slide: most patches of one slide.
@@ -90,8 +90,7 @@ def top_patches(
         if value is not None:
             require_number(name, value, above=0)
     out = require_path("out", out)
-    if out.suffix.lower() != ".png":
-        raise ShazamError(f"out: a .png file expected, found {str(out)!r}")
+    canvas.require_kind(out)
     require_writable(out.absolute().parent)
     canvas.new_page(1, 1, "heatmap")  # matplotlib is there
     from ...images.overview import find_slides
@@ -102,12 +101,9 @@ def top_patches(
     slides = [slide for slide in slides if slide.name in files]
     chosen = {title: _choose(title, slides, members, count, per_slide) for title, members in _rows(scores).items()}
     page = _draw(chosen, files)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with canvas.missing_glyphs_logged(out):
-            canvas.save_figure(page, out)
-    except OSError as error:
-        raise ShazamError(f"{out}: could not be written: {error}; choose another --out") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with canvas.missing_glyphs_logged(out):
+        canvas.save_figure(page, out)
     return [patch for patches in chosen.values() for patch in patches]
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import ShazamError
 from ...runtime.checks import require_path
 from ...runtime.locks import require_writable
 from ...slides.cohort.curves import SurvivalCurve, SurvivalCurves
@@ -20,13 +19,12 @@ LEFT, TOP, GAP, LINE, EDGE = 1.5, 0.75, 0.62, 0.24, 0.32  # inches
 TICKS = 6  # times at which patients at risk are counted
 
 
-# Over 40 lines: every option is documented here.
 def draw_survival(curves: SurvivalCurves, out: str | Path, *, unit: str = "time") -> Path:
     """Draw Kaplan-Meier curves with their intervals, censored patients, the log-rank test and the numbers at risk.
 
     Args:
         curves: from `SlideTraining.survival_curves`.
-        out: the PNG file.
+        out: the file, .png, .svg or .pdf.
         unit: words for the horizontal axis, such as "months".
 
     Returns the file.
@@ -39,8 +37,7 @@ def draw_survival(curves: SurvivalCurves, out: str | Path, *, unit: str = "time"
     'curves.png'
     """
     out = require_path("out", out)
-    if out.suffix.lower() != ".png":
-        raise ShazamError(f"out: a .png file expected, found {str(out)!r}")
+    canvas.require_kind(out)
     require_writable(out.absolute().parent)
     count = len(curves.curves)
     page = canvas.new_page(LEFT + WIDTH + EDGE, TOP + HEIGHT + GAP + (count + 1) * LINE + EDGE, "heatmap")
@@ -61,11 +58,9 @@ def draw_survival(curves: SurvivalCurves, out: str | Path, *, unit: str = "time"
         _draw_curve(axes, curve, colour)
     table = canvas.place(page, LEFT, TOP + HEIGHT + GAP, WIDTH, (count + 1) * LINE)
     _write_at_risk(table, curves, colours, ticks)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with canvas.missing_glyphs_logged(out):
         canvas.save_figure(page, out)
-    except OSError as error:
-        raise ShazamError(f"{out}: could not be written: {error}; choose another file") from error
     return out
 
 
