@@ -1,11 +1,18 @@
-"""Whole slides on the CPU: an epoch of ABMIL against a plain loader, and the selection of patches.
+"""Whole slides on the CPU: an epoch of ABMIL against a plain loader, a step of FuseCPath, and the selection of patches.
 
     pytest benchmarks/bench_slides.py [--quick] --benchmark-json=out.json
 
 "loader" is what published MIL code does: one HDF5 file per slide (as TRIDENT writes it, chunks of one row), opened and
 read with h5py, one slide per step, gated ABMIL in eager PyTorch, AdamW. "ours" reads the same files through packs of
 several slides. Both read every patch of every slide once in a round, and compute in float32.
+
+"published" is a step of FuseCPath as its released code computes it, in eager PyTorch: 500 patches padded to 24 x 24, 64
+regions of 9, the position term as a convolution of the logits, the regions of all slides of the batch in one attention
+of which the 16 largest logits per query are kept, a table [regions, 3, patches, D] for what is sent back. "ours" is the
+model "fusecpath" of the same width on 50 clusters of 10 patches per slide; "ours-128" has our default width.
 """
+
+import math
 
 import h5py
 import numpy as np
@@ -17,12 +24,14 @@ from torch.nn import functional as F
 import shazam_fast as sf
 from shazam_fast.slides.bags import make_bags
 from shazam_fast.slides.models.packs import Packs
+from shazam_fast.slides.models.regions import Room, tabulate
 from shazam_fast.slides.options import SlideConfig
 from shazam_fast.slides.selecting.clustering import Views, cluster, project_rows
 from shazam_fast.slides.selecting.spectral import cluster_spectral
 from shazam_fast.slides.students import build_model
 
 COLUMNS, D, CLASSES = 1024, 128, 2
+BAGS, KEPT = 8, 16
 SELECTED = {"conch_v15": 768, "virchow2": 2560, "gigapath": 1536}
 
 
@@ -97,6 +106,94 @@ def test_epoch(job, measure, provider):
         rounds=3, warmup=1, slides=len(sizes),
     )  # fmt: skip
     assert seen == len(sizes)
+
+
+class EagerAttention(nn.Module):
+    """Multi-head attention of FuseCPath's released code, with its top-k."""
+
+    def __init__(self, width, position):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.position = nn.Conv2d(8, 8, (15, 1), padding=(7, 0), groups=8) if position else None
+
+    def forward(self, x):
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, 8, C // 8).permute(2, 0, 3, 1, 4)
+        logits = q * (C // 8) ** -0.5 @ k.transpose(-2, -1)
+        if self.position is not None:
+            logits = logits + self.position(logits)
+        if N > KEPT:
+            smallest = logits.detach().cpu().topk(KEPT, dim=-1).values[..., -1:].expand_as(logits)
+            logits = logits.masked_fill(logits < smallest, -torch.finfo(logits.dtype).max)
+        return F.dropout(self.out((logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, N, C)), 0.1, self.training)
+
+
+class EagerFuseCPath(nn.Module):
+    """FuseCPath's released model. [B, n, columns] -> [B, CLASSES]."""
+
+    def __init__(self, columns, width):
+        super().__init__()
+        self.encoder = nn.Linear(columns, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
+        self.local, self.across = EagerAttention(width, True), EagerAttention(width, False)
+        self.phi = nn.Parameter(torch.randn(width, 3) / width**0.5)
+        self.V, self.w, self.head = nn.Linear(width, 128), nn.Linear(128, 1, bias=False), nn.Linear(width, CLASSES)
+
+    def regions(self, x):
+        B, n, C = x.shape
+        side = math.ceil(math.sqrt(n) / 8) * 8
+        x = torch.cat([x, x.new_zeros(B, side * side - n, C)], dim=1)
+        r = side // 8
+        return x.view(B, 8, r, 8, r, C).permute(0, 1, 3, 2, 4, 5).reshape(-1, r * r, C)
+
+    def patches(self, x, shape):
+        B, n, C = shape
+        r = math.isqrt(x.shape[1])
+        return x.view(B, 8, 8, r, r, C).permute(0, 1, 3, 2, 4, 5).reshape(B, -1, C)[:, :n]
+
+    def forward(self, x):
+        x = F.dropout(self.encoder(x).relu(), 0.25, self.training)
+        x = x + self.patches(self.local(self.regions(self.norms[0](x))), x.shape)
+        z = self.regions(self.norms[1](x))  # [regions of all slides, 9, C]
+        logits = torch.einsum("wpc,cn->wpn", z, self.phi).transpose(1, 2)
+        combine, dispatch = logits.softmax(dim=-1), logits.softmax(dim=1)
+        low, high = logits.amin(dim=-1, keepdim=True), logits.amax(dim=-1, keepdim=True)
+        summaries = torch.einsum("wpc,wnp->wnpc", z, combine).sum(dim=-2).transpose(0, 1)
+        back = self.across(summaries).transpose(0, 1)
+        back = torch.einsum("wnc,wnp->wnpc", back, (logits - low) / (high - low + 1e-8))
+        back = torch.einsum("wnpc,wnp->wnpc", back, dispatch).sum(dim=1)
+        x = self.norms[2](x + self.patches(back, x.shape))
+        a = self.w(self.V(x).relu()).softmax(dim=1)
+        return self.head((a * x).sum(dim=1))
+
+
+@pytest.mark.parametrize("provider", ["published", "ours", "ours-128"])
+def test_fusecpath_step(measure, provider):
+    """A training step on 8 bags of 500 patches of three teachers: forward, backward, optimiser."""
+    torch.manual_seed(0)
+    columns, width = sum(SELECTED.values()), 128 if provider == "ours-128" else 512
+    x, labels = torch.randn(BAGS * 500, columns), torch.arange(BAGS) % CLASSES
+    if provider == "published":
+        model = EagerFuseCPath(columns, width)
+    else:
+        model = build_model(SlideConfig(SELECTED, "classification", ("a", "b"), "fusecpath", width))
+        segments = torch.arange(BAGS).repeat_interleave(500)
+        regions = tabulate([np.arange(500) % 50] * BAGS, len(x), BAGS, Room(BAGS * 50, 10, 50))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-5)
+
+    def step():
+        outputs = model(x.view(BAGS, 500, -1)) if provider == "published" else model(x, segments, BAGS, regions).outputs
+        loss = F.cross_entropy(outputs, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    found = measure(
+        "FuseCPath step", provider, step, rows=len(x), nbytes=4 * x.numel(), baseline="published", device="cpu",
+        rounds=5, warmup=1,
+    )  # fmt: skip
+    assert 0.1 < found < 3
 
 
 @pytest.mark.parametrize("method", ["kmeans", "spectral"])

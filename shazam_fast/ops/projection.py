@@ -34,6 +34,44 @@ def project_triton(
     return projection.project(features, rows, maps, present, precision)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W + b by the faster library, see runtime/products.py. [R, E], [E, O], [O] -> [R, O]. Gradients once.
+
+    Args:
+        x: [R, E].
+        weight: [E, O]; it or its transpose contiguous.
+        bias: [O].
+    """
+    if x.is_cuda or x.dtype != torch.float32:
+        return torch.addmm(bias, x, weight)
+    result: Tensor = _Linear.apply(x, weight, bias)
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        d = d_result.contiguous()
+        return (
+            product(d, weight.T) if wants_x else None,
+            weight_gradient(x, d) if wants_weight else None,
+            d.sum(dim=0) if wants_bias else None,
+        )
+
+
+def weight_gradient(x: Tensor, d: Tensor) -> Tensor:
+    """x^T d, so that the narrower of the two is transposed: oneDNN copies what is. [R, E], [R, O] -> [E, O]."""
+    return product(d.T, x).T if x.shape[1] > d.shape[1] else product(x.T, d)
+
+
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -62,7 +100,7 @@ class _Project(torch.autograd.Function):
         if wants_weight:
             d_weight = torch.empty_like(weight)  # filled part by part: large temporaries cost page faults
             for part, x, d in zip(d_weight.split([x.shape[1] for x in columns]), columns, d_rows, strict=True):
-                part.copy_(product(x.T, d))
+                part.copy_(weight_gradient(x, d))
         d_features = None
         if wants_features:
             maps = weight.split([x.shape[1] for x in columns])

@@ -73,7 +73,7 @@ def attend(x, p, name, top_k):
 def one_slide(p, x, codes, depth, top_k):
     """Outputs and attention of one slide, from the formulas."""
     x = (x - p["feature_mean"]) / p["feature_scale"]
-    tokens = (x @ p["projection.weight"] + p["projection.bias"]).relu()
+    tokens = (x @ p["encoder.weight"] + p["encoder.bias"]).relu()
     regions = [np.flatnonzero(codes == code) for code in np.unique(codes)]
     Z = [tokens[members] for members in regions]
     for layer in range(depth):

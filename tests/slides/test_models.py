@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shazam_fast.slides.models.pooling import segment_max, segment_softmax, segment_sum
+from shazam_fast.ops.projection import linear
+from shazam_fast.slides.models.pooling import PatchEncoder, segment_max, segment_softmax, segment_sum
 from shazam_fast.slides.options import MODELS, OF_CLUSTERS, OF_SLIDE_TEACHERS, SlideConfig
 from shazam_fast.slides.students import build_model
 
@@ -58,7 +59,8 @@ def one_slide(name, p, x):
             T, M = P @ v, P @ M
         h, shares = T.mean(dim=1), M.mean(dim=1)
     else:
-        h = project(p, x, [x.shape[1]])[:, 0].relu()
+        x = (x - p["feature_mean"]) / p["feature_scale"]
+        h = (x @ p["encoder.weight"] + p["encoder.bias"]).relu()
     if name == "max":
         pooled = h.amax(dim=0)
         attention = ((h == pooled).double() / (h == pooled).sum(dim=0)).mean(dim=1)
@@ -139,3 +141,39 @@ def test_gradients_of_the_segment_softmax():
     scores = torch.randn(6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda e: segment_softmax(e, segments, 3), scores)
     assert torch.allclose(segment_softmax(scores, segments, 3)[segments == 0], F.softmax(scores[segments == 0], dim=0))
+
+
+def test_standardisation_on_the_map_is_as_exact_as_on_the_features():
+    """Columns far from 0, as networks give them: the error is near that of standardising the features in float32."""
+    torch.manual_seed(0)
+    encode = PatchEncoder(64, 16)
+    mean, scale = torch.randn(64) * 50, torch.rand(64) + 0.5
+    features = torch.randn(100, 64) * scale + mean
+    exact = ((features.double() - mean.double()) / scale.double()) @ encode.weight.double() + encode.bias.double()
+    found = encode(features, mean, scale).double()
+    assert (found - exact.relu()).abs().max() < 1e-4
+
+
+def test_gradients_of_linear():
+    x, weight, bias = torch.randn(5, 7), torch.randn(3, 7).T, torch.randn(3)
+    for wide in (x, torch.randn(5, 2)):
+        W = weight[: wide.shape[1]].contiguous()
+        own = [t.clone().requires_grad_() for t in (wide, W, bias)]
+        plain = [t.double().requires_grad_() for t in (wide, W, bias)]
+        upstream = torch.randn(5, 3)
+        (linear(*own) * upstream).sum().backward()
+        ((plain[0] @ plain[1] + plain[2]) * upstream.double()).sum().backward()
+        for found, wanted in zip(own, plain, strict=True):
+            torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_large_products_of_linear():
+    """Large enough that another library may compute them."""
+    x, weight, bias = torch.randn(600, 300), torch.randn(40, 300).T, torch.randn(40)
+    own = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    plain = [t.double().requires_grad_() for t in (x, weight, bias)]
+    linear(*own).square().sum().backward()
+    (plain[0] @ plain[1] + plain[2]).square().sum().backward()
+    for found, wanted in zip(own, plain, strict=True):
+        scale = wanted.grad.abs().max()
+        torch.testing.assert_close(found.grad.double() / scale, wanted.grad / scale, rtol=0, atol=1e-5)

@@ -56,7 +56,7 @@ class TestInstalled:
         assert found.own_loss is None
         p = dict(model.state_dict())
         standardised = (x - p["feature_mean"]) / p["feature_scale"]
-        h = (standardised @ p["projection.weight"] + p["projection.bias"]).relu()
+        h = (standardised @ p["encoder.weight"] + p["encoder.bias"]).relu()
         for slide in range(len(SIZES)):
             bag = h[segments == slide][None]
             masked = {} if name == "TransMIL" else {"mask": torch.ones(1, bag.shape[1], dtype=torch.bool)}

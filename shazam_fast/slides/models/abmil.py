@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from ...student.layers import Projection
-from .pooling import PatchCodes, SlideModel
+from ...ops.projection import linear
+from .pooling import PatchCodes, PatchEncoder, SlideModel
 
 
 class AttentionScore(nn.Module):
@@ -32,9 +33,12 @@ class AttentionScore(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scores [P] of values [P, D]."""
-        hidden = self.V(values).tanh()
-        if self.U is not None:
-            hidden = hidden * self.U(values).sigmoid()
+        if self.U is None:
+            hidden = linear(values, self.V.weight.T, self.V.bias).tanh()
+        else:
+            weight, bias = torch.cat([self.V.weight, self.U.weight]), torch.cat([self.V.bias, self.U.bias])
+            left, right = linear(values, weight.T, bias).chunk(2, dim=1)
+            hidden = left.tanh() * right.sigmoid()
         scores: Tensor = self.w(hidden)[:, 0]
         return scores
 
@@ -55,11 +59,10 @@ class ABMIL(SlideModel):
 
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float, gated: bool) -> None:
         super().__init__(dims, D, outputs, dropout)
-        self.projection = Projection([sum(dims)], D)
+        self.encoder = PatchEncoder(sum(dims), D)
         self.attention = AttentionScore(D, D, gated)
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`."""
-        tokens = self.projection(features, None, (self.feature_mean, self.feature_scale), None)  # [P, 1, D]
-        values = tokens[:, 0].relu()
+        values = self.encoder(features, self.feature_mean, self.feature_scale)
         return PatchCodes(values, self.attention(values), None)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ShazamError
-from ...student.layers import Projection, fill_uniform
+from ...ops.projection import linear
+from ...student.layers import fill_uniform
 from .abmil import AttentionScore
-from .pooling import PatchCodes, SlideModel
+from .pooling import PatchCodes, PatchEncoder, SlideModel
 from .regions import Regions
 
 HEADS = 8
@@ -56,7 +57,11 @@ class Attention(nn.Module):
         Returns [R, K, D]; of no meaning where none is present.
         """
         R, K, D = tokens.shape
-        qkv = self.qkv(tokens).view(R, K, 3, HEADS, D // HEADS).permute(2, 0, 3, 1, 4)
+        qkv = (
+            linear(tokens.flatten(0, 1), self.qkv.weight.T, self.qkv.bias)
+            .view(R, K, 3, HEADS, D // HEADS)
+            .permute(2, 0, 3, 1, 4)
+        )
         query, key, value = qkv.unbind()  # [R, H, K, d]
         if self.position is not None:
             query = query + band(self.position, K) @ (query * present[:, None, :, None])
@@ -66,8 +71,8 @@ class Attention(nn.Module):
         if self.top_k < K:
             smallest = logits.detach().topk(self.top_k, dim=3).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, lowest)
-        mixed = (logits.softmax(dim=3) @ value).transpose(1, 2).reshape(R, K, D)
-        result: Tensor = self.dropout(self.out(mixed))
+        mixed = (logits.softmax(dim=3) @ value).transpose(1, 2).reshape(R * K, D)
+        result: Tensor = self.dropout(linear(mixed, self.out.weight.T, self.out.bias).view(R, K, D))
         return result
 
 
@@ -165,7 +170,7 @@ class FuseCPath(SlideModel):
         if D % HEADS:
             raise ShazamError(f"dim: a multiple of {HEADS} expected for fusecpath, which has {HEADS} heads, found {D}")
         super().__init__(dims, D, outputs, dropout)
-        self.projection = Projection([sum(dims)], D)
+        self.encoder = PatchEncoder(sum(dims), D)
         self.local = nn.ModuleList([LocalLayer(D, top_k) for _ in range(depth)])
         self.across = CrossLayer(D, top_k)
         self.norm = nn.LayerNorm(D)
@@ -173,8 +178,7 @@ class FuseCPath(SlideModel):
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`; the scores, which need the other patches, are made by `mix`."""
-        tokens = self.projection(features, None, (self.feature_mean, self.feature_scale), None)  # [P, 1, D]
-        values = self.dropout(tokens[:, 0].relu())
+        values = self.dropout(self.encoder(features, self.feature_mean, self.feature_scale))
         return PatchCodes(values, values.new_zeros(len(values)), None)
 
     def mix(self, codes: PatchCodes, regions: Regions | None) -> PatchCodes:

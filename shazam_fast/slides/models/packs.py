@@ -77,10 +77,14 @@ class Packs:
         self._width = bags.archive.width if read else 0
         self.size = _capacity(sizes, batch_size)
         self.places = SPARE_PLACES * batch_size
+        # Two, since one pack is gathered while another is used; fresh memory would cost as much as reading.
+        self._buffers = [torch.zeros(self.size, self._width) for _ in range(2)]
         self._room = _room_for(bags, chosen, batch_size) if regions else None
 
     def epoch(self, rng: np.random.Generator, number: int) -> Iterator[Pack]:
         """The packs of an epoch; each bag is in one of them. The next pack is gathered while one is used.
+
+        The features of a pack are overwritten when the one after the next is asked for.
 
         Args:
             rng: draws the order of bags, and patches of large ones.
@@ -89,11 +93,11 @@ class Packs:
         drawn = {bag: self._draw(bag, rng, number) for bag in rng.permutation(self._chosen).tolist()}
         plan = _fit(self._needs(drawn), (self.size, self._room.regions if self._room else 0), self.places)
         with ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(self._gather, plan[0], drawn)
-            for following in [*plan[1:], None]:
+            upcoming = pool.submit(self._gather, plan[0], drawn, self._buffers[0])
+            for turn, following in enumerate([*plan[1:], None], start=1):
                 pack = upcoming.result()
                 if following is not None:
-                    upcoming = pool.submit(self._gather, following, drawn)
+                    upcoming = pool.submit(self._gather, following, drawn, self._buffers[turn % 2])
                 yield pack
 
     def _needs(self, drawn: Mapping[int, NDArray[np.int64]]) -> dict[int, tuple[int, int]]:
@@ -109,11 +113,11 @@ class Packs:
             return rows
         return rows[np.sort(rng.choice(len(rows), self._patches, replace=False, shuffle=False))]
 
-    def _gather(self, members: Sequence[int], drawn: Mapping[int, NDArray[np.int64]]) -> Pack:
+    def _gather(self, members: Sequence[int], drawn: Mapping[int, NDArray[np.int64]], features: Tensor) -> Pack:
         rows = np.concatenate([drawn[bag] for bag in members])
-        features = torch.zeros(self.size, self._width)
         if self._width:
             self._bags.archive.gather(rows, out=features[: len(rows)].numpy())
+            features[len(rows) :].zero_()
         segments = torch.full((self.size,), self.places)
         lengths = torch.tensor([len(drawn[bag]) for bag in members])
         segments[: len(rows)] = torch.repeat_interleave(torch.arange(len(members)), lengths)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...student.layers import Projection
+from ...ops.projection import linear
+from ...student.layers import fill_uniform
 from .regions import Regions
 
 
@@ -91,6 +92,30 @@ def segment_softmax(scores: Tensor, segments: Tensor, count: int) -> Tensor:
     largest = segment_max(scores.detach(), segments, count)
     exponentials = (scores - largest[segments]).exp()
     return exponentials / segment_sum(exponentials, segments, count)[segments]
+
+
+class PatchEncoder(nn.Module):
+    """h_p = ReLU(W x_p + b) of standardised features, all teachers side by side. [P, width] -> [P, D].
+
+    The standardisation, x = (f - mean) / scale, is computed on the map, W / scale and b - W mean / scale, so that no
+    standardised copy of the features is made.
+
+    >>> encode = PatchEncoder(4, 8)
+    >>> encode(torch.ones(3, 4), torch.zeros(4), torch.ones(4)).shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(self, width: int, D: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, D))  # x W
+        self.bias = nn.Parameter(torch.empty(D))
+        with torch.no_grad():
+            fill_uniform([self.weight, self.bias], width, None)
+
+    def forward(self, features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """Values [P, D] of features [P, width] as stored; `mean` and `scale` of their columns."""
+        bias = self.bias - (mean / scale) @ self.weight
+        return linear(features, self.weight / scale[:, None], bias).relu()
 
 
 class SlideModel(nn.Module):
@@ -187,12 +212,11 @@ class MeanPooling(SlideModel):
 
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float) -> None:
         super().__init__(dims, D, outputs, dropout)
-        self.projection = Projection([sum(dims)], D)
+        self.encoder = PatchEncoder(sum(dims), D)
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`; all scores are 0."""
-        tokens = self.projection(features, None, (self.feature_mean, self.feature_scale), None)  # [P, 1, D]
-        values = tokens[:, 0].relu()
+        values = self.encoder(features, self.feature_mean, self.feature_scale)
         return PatchCodes(values, values.new_zeros(len(values)), None)
 
 

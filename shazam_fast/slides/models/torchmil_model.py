@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ShazamError
-from ...student.layers import Projection
-from .pooling import PatchCodes, SlideModel, SlideOutput
+from .pooling import PatchCodes, PatchEncoder, SlideModel, SlideOutput
 from .regions import Regions
 
 AFTER_SOFTMAX = ("TransMIL",)  # models whose attention is not negative and sums to about 1
@@ -42,7 +41,7 @@ class TorchmilModel(SlideModel):
         super().__init__(dims, outputs, outputs, 0.0)
         self.two_classes, self.after_softmax = two_classes, name in AFTER_SOFTMAX
         self.takes_mask = "mask" in inspect.signature(kind.forward).parameters
-        self.projection = Projection([sum(dims)], D)
+        self.encoder = PatchEncoder(sum(dims), D)
         self.bag_models = nn.ModuleList([kind(in_shape=(D,)) for _ in range(1 if two_classes else outputs)])
         with torch.no_grad():
             self.head.weight.copy_(torch.eye(outputs))
@@ -50,8 +49,7 @@ class TorchmilModel(SlideModel):
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`."""
-        tokens = self.projection(features, None, (self.feature_mean, self.feature_scale), None)  # [P, 1, D]
-        values = tokens[:, 0].relu()
+        values = self.encoder(features, self.feature_mean, self.feature_scale)
         return PatchCodes(values, values.new_zeros(len(values)), None)
 
     def read(
