@@ -95,7 +95,8 @@ def test_epoch(job, measure, provider):
         seen = 0
         for pack in packs.epoch(np.random.default_rng(0), 0):
             members = torch.from_numpy(pack.bags[pack.bags >= 0])
-            step(model(pack.features, pack.segments, packs.places + 1).outputs[: len(members)], labels[members])
+            features, segments, _ = pack.on(torch.device("cpu"))
+            step(model(features, segments, packs.places + 1).outputs[: len(members)], labels[members])
             seen += len(members)
         return seen
 

@@ -125,10 +125,10 @@ def _step(
     """One step on a pack; its task's loss, summed over its slides. Divided by `batch_size`, all weigh the same."""
     device = model.feature_mean.device
     members = torch.from_numpy(pack.bags[pack.bags >= 0]).to(device)
-    regions = None if pack.regions is None else pack.regions.to(device)
     of_slides = _slide_features(bags, pack.bags, places + 1, device)
     labels = loss.labels(torch.from_numpy(pack.bags).to(device))
-    read = model(pack.features.to(device), pack.segments.to(device), places + 1, regions, of_slides, labels)
+    features, segments, regions = pack.on(device)
+    read = model(features, segments, places + 1, regions, of_slides, labels)
     outputs = read.outputs[: len(members)]
     summed = loss(outputs, members)
     value = summed.item()

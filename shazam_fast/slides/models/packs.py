@@ -38,6 +38,13 @@ class Pack(NamedTuple):
     rows: NDArray[np.int64]
     regions: Regions | None
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Regions | None]:
+        """Features, segments and regions on a device; on a CPU, where sizes need not be equal, of its patches alone."""
+        if device.type == "cpu" and self.regions is None:
+            return self.features[: len(self.rows)], self.segments[: len(self.rows)], None
+        regions = None if self.regions is None else self.regions.to(device)
+        return self.features.to(device), self.segments.to(device), regions
+
 
 class Packs:
     """Packs of chosen bags for training: other patches and another order in every epoch.
