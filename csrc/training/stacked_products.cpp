@@ -26,6 +26,14 @@ void copy_tiles(const float* x, int64_t rows, int64_t depth, int64_t stride, flo
   }
 }
 
+/// A left matrix in tiles, in a buffer of this thread's that is kept for the next one.
+const float* left_tiles(const StackedProduct& task, int64_t index) {
+  thread_local std::vector<float> tiles;
+  tiles.resize(std::max<size_t>(tiles.size(), tiles_size(task.rows, task.depth)));
+  copy_tiles(task.left[index], task.rows, task.depth, task.left.stride, tiles.data());
+  return tiles.data();
+}
+
 Four load_four(const float* from) {
   Four values;
   std::memcpy(&values, from, sizeof(values));
@@ -130,18 +138,12 @@ void stacked_product(const StackedProduct& task, int threads, const RowKernels& 
     });
     return;
   }
-  const int64_t size = tiles_size(task.rows, task.depth);
-  const auto copy = [&](int64_t index, std::vector<float>& tiles) {
-    tiles.resize(std::max<size_t>(tiles.size(), size));
-    copy_tiles(task.left[index], task.rows, task.depth, task.left.stride, tiles.data());
+  const bool shared = task.left.step == 0;
+  const float* const common = shared ? left_tiles(task, 0) : nullptr;
+  const auto multiply = [&](int64_t index) {
+    Product(task, kernels, index).run(shared ? common : left_tiles(task, index));
   };
-  thread_local std::vector<float> own, shared;
-  if (task.left.step == 0) copy(0, shared);
-  const float* const common = task.left.step == 0 ? shared.data() : nullptr;
-  parallel_for(task.S, threads, [&](int64_t index) {
-    if (common == nullptr) copy(index, own);
-    Product(task, kernels, index).run(common == nullptr ? own.data() : common);
-  });
+  parallel_for(task.S, threads, multiply);
 }
 
 }  // namespace shazam
