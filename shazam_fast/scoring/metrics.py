@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MismatchError
+from ..errors import MismatchError, NonFiniteError
 from ..runtime.summaries import Plottable, summary_html
 
 CALIBRATION_BINS = 15  # of equal width, for the expected calibration error
@@ -88,7 +88,8 @@ def compute_metrics(
 
     Returns the metrics.
 
-    Raises MismatchError when there is no row, or a label is unknown or out of range.
+    Raises MismatchError when there is no row, or a label is unknown or out of range; NonFiniteError naming the row of
+    a probability that is NaN or infinite.
 
     >>> probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     >>> compute_metrics(probabilities, np.array([0, 0, 1]), ("normal", "tumour")).balanced_accuracy
@@ -98,6 +99,10 @@ def compute_metrics(
         raise MismatchError("metrics need at least one labelled patch, there is none")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise MismatchError(f"labels 0..{len(classes) - 1} expected, found {labels.min()}..{labels.max()}")
+    if not np.isfinite(probabilities).all():
+        row = int(np.argwhere(~np.isfinite(probabilities))[0, 0])
+        found = probabilities[row].tolist()
+        raise NonFiniteError(f"metrics: finite probabilities expected, found {found} in row {row}")
     prediction = probabilities.argmax(axis=1)
     confusion = confusion_matrix(labels, prediction, len(classes))
     balanced_accuracy, weighted_f1 = selection_metrics(confusion)
@@ -141,11 +146,22 @@ def selection_score(balanced_accuracy: float, weighted_f1: float) -> float:
 
 
 def _macro_auroc(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    from sklearn.metrics import roc_auc_score
-
+    """Mean of the areas of each class against the rest, over the classes that occur but not alone; NaN if none does."""
     occurring = [c for c in np.unique(labels) if (labels != c).any()]
-    scores = [roc_auc_score(labels == c, probabilities[:, c]) for c in occurring]
-    return float(np.mean(scores)) if scores else float("nan")
+    areas = [_area_under_roc(probabilities[:, c], labels == c) for c in occurring]
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def _area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
+    """How often a positive row scores higher than a negative one, ties counting half, from the ranks of all rows.
+
+    As scikit-learn has it, without its checks, which take a hundred times as long for a few hundred rows.
+    """
+    _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - 0.5 * (counts - 1)  # from 1; the mean of those that tie
+    positives = int(positive.sum())
+    above = ranks[index[positive]].sum() - 0.5 * positives * (positives + 1)
+    return float(above / (positives * (len(scores) - positives)))
 
 
 def reliability(

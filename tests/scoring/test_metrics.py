@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 import shazam_fast as sf
+from shazam_fast.errors import NonFiniteError
 from shazam_fast.scoring.metrics import compute_metrics
 
 
@@ -62,3 +63,19 @@ def test_nothing_to_measure():
         compute_metrics(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), ("a", "b"))
     with pytest.raises(sf.MismatchError, match=r"labels 0..1 expected, found 0..2"):
         compute_metrics(np.ones((2, 2), np.float32), np.array([0, 2]), ("a", "b"))
+
+
+def test_ties_count_half_in_the_area():
+    random = np.random.default_rng(4)
+    labels = random.integers(0, 3, 300)
+    probabilities = np.round(random.dirichlet(np.ones(3), 300), 1).astype(np.float32)  # many ties
+    expected = np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in range(3)])
+    assert compute_metrics(probabilities, labels, ("a", "b", "c")).auroc == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_probability_that_is_not_finite_is_named(value):
+    probabilities = np.full((4, 2), 0.5)
+    probabilities[2, 1] = value
+    with pytest.raises(NonFiniteError, match=r"found \[0\.5, (nan|inf)\] in row 2"):
+        compute_metrics(probabilities, np.array([0, 1, 0, 1]), ("a", "b"))
