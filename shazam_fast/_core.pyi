@@ -82,10 +82,10 @@ class FeatureStore:
         threads: how many may work on it, 1 to 1024. Small requests use one in any case.
         """
 
-    def will_need(self, rows: npt.NDArray[np.int64]) -> None:
-        """Starts reading these rows into the page cache unless they are there, and returns at once.
+    def read_ahead(self, rows: npt.NDArray[np.int64]) -> None:
+        """Reads these rows into the page cache unless they are there.
 
-        Leaves runs of 1 MiB and more to the system, which reads ahead of them by itself when they are read.
+        Returns when all runs of 1 MiB and more are there; reading the others has started.
         """
 
     def read(self, start: int, stop: int, out: npt.NDArray[Any], threads: int = 1) -> None:

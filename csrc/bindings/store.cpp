@@ -70,10 +70,10 @@ void gather_into(const FeatureStore& store, const py::array& rows, py::array out
   store.gather(indices.data(), indices.size(), target, threads);
 }
 
-void announce(const FeatureStore& store, const py::array& rows) {
+void read_ahead(const FeatureStore& store, const py::array& rows) {
   const auto indices = int64_array(rows, 1, "rows");
   const Unlocked unlocked;
-  store.will_need(indices.data(), indices.size());
+  store.read_ahead(indices.data(), indices.size());
 }
 
 void read_into(const FeatureStore& store, int64_t start, int64_t stop, py::array out,
@@ -148,7 +148,7 @@ void bind_store(py::module_& module) {
       .def_property_readonly("itemsize",
                              [](const FeatureStore& self) { return item_size(self.dtype()); })
       .def("gather", &gather_into, arg("rows"), arg("out"), arg("threads") = 1)
-      .def("will_need", &announce, arg("rows"))
+      .def("read_ahead", &read_ahead, arg("rows"))
       .def("read", &read_into, arg("start"), arg("stop"), arg("out"), arg("threads") = 1)
       .def("check_finite", &check_finite, arg("start"), arg("stop"))
       .def("advise", [](FeatureStore& self, const std::string& pattern) {

@@ -136,6 +136,11 @@ void FeatureStore::will_need(const int64_t* rows, int64_t count) const {
                   [](const Window& window) { window.read_ahead(); });
 }
 
+void FeatureStore::read_ahead(const int64_t* rows, int64_t count) const {
+  for_each_window(*this, visiting_order(rows, count, files_),
+                  [](const Window& window) { window.read_ahead(true); });
+}
+
 void FeatureStore::check_output(const Matrix& out, int64_t rows) const {
   if (out.rows != rows || out.columns != columns_) {
     throw StoreError(ErrorKind::Bounds, "out has shape " + describe(out.rows, out.columns) +

@@ -59,6 +59,10 @@ class FeatureStore {
   /// Starts reading these rows into the page cache unless they are there, and returns at once.
   void will_need(const int64_t* rows, int64_t count) const;
 
+  /// Reads these rows into the page cache unless they are there. Returns when all runs of 1 MiB and
+  /// more are there; reading the others has started.
+  void read_ahead(const int64_t* rows, int64_t count) const;
+
   /// How the files will be read from now on.
   void advise(Access access) { files_.advise(access); }
 

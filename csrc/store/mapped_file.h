@@ -75,6 +75,10 @@ class MappedFile {
   /// Starts reading [begin, end) into the page cache and returns at once. A hint: never fails.
   void will_need(const std::byte* begin, const std::byte* end) const;
 
+  /// Reads [begin, end) into the page cache, from the first part on that is not there. A hint: never
+  /// fails.
+  void load(const std::byte* begin, const std::byte* end) const;
+
   void advise(Access access) const;
 
   /// Whether [begin, end) is best read through the mapping: all of it was visited before, or there

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <optional>
 
 #include "store/convert.h"
 #include "store/fault_guard.h"
@@ -114,8 +115,9 @@ bool Window::looks_cold() const {
   return false;
 }
 
-void Window::read_ahead() const {
-  if (!looks_cold()) return;
+void Window::read_ahead(bool load_long_runs) const {
+  std::optional<bool> cold;  // asked only where it matters: to ask disturbs the kernel's reading ahead
+  if (!load_long_runs && !*(cold = looks_cold())) return;
   std::vector<Piece> sorted = pieces_;
   std::sort(sorted.begin(), sorted.end(), [](const Piece& a, const Piece& b) {
     return std::less<>()(a.source, b.source);
@@ -130,7 +132,12 @@ void Window::read_ahead() const {
                   piece->source - end <= kGapBytes; ++piece) {
       end = std::max(end, end_of(*piece));
     }
-    if (end - first.source < kLongBytes) first.file->will_need(first.source, end);
+    if (end - first.source >= kLongBytes) {
+      if (load_long_runs) first.file->load(first.source, end);
+      continue;
+    }
+    if (!cold) cold = looks_cold();
+    if (*cold) first.file->will_need(first.source, end);
   }
 }
 

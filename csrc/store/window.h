@@ -33,8 +33,9 @@ class Window {
   /// throws.
   int64_t add(int64_t row, int64_t count, int64_t position);
 
-  /// Starts reading the rows into the page cache unless they are there.
-  void read_ahead() const;
+  /// Starts reading the rows into the page cache unless they are there. Long runs are left to the
+  /// kernel, or, if `load_long_runs`, are there when this returns.
+  void read_ahead(bool load_long_runs = false) const;
 
   /// Throws Shrunk or Changed when a file did not stay as it was.
   void copy_to(const Matrix& out, int threads) const;

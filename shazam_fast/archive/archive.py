@@ -22,7 +22,6 @@ from .rows import Batch, PatchColumns, RowKey, as_rows, choose_rows, require_fin
 
 VERIFY_BYTES = 256 << 20  # bytes of features between two steps of the progress bar
 BATCHES_AHEAD = 2  # batches that `stream` gathers ahead of the one in use
-ANNOUNCED_BYTES = 768 << 10  # bytes per read-ahead request; the core leaves longer runs to the system
 PICKED_ROWS = 4096  # rows read at a time where only one teacher's columns are kept
 STREAM_ROWS = 512  # rows per batch; the buffers then stay in the CPU's cache, which is a third faster
 
@@ -181,13 +180,14 @@ class FeatureArchive(PatchColumns):
                 store.gather(index, out[:, start : start + store.columns], threads)
         return out
 
-    def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Ask the system to read the features of rows int64 [n] from the disk ahead of time; returns at once."""
+    def read_ahead(self, rows: NDArray[np.int64]) -> None:
+        """Read the features of rows int64 [n] from the disk, so that `gather` need not wait for it.
+
+        Returns when all that lie in long runs were read; reading scattered rows has started.
+        """
         with self._store_errors():
             for store in self._stores:
-                step = max(1, ANNOUNCED_BYTES // (store.columns * store.itemsize))
-                for start in range(0, len(rows), step):
-                    store.will_need(rows[start : start + step])
+                store.read_ahead(rows)
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
         """Yield batches of patches.

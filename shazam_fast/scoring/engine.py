@@ -5,10 +5,10 @@ The scores of a patch depend on the rows of its tile alone, not on threads, part
 
 import copy
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from threading import Barrier
+from queue import SimpleQueue
+from threading import Barrier, Semaphore
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +26,8 @@ from ..student.student import Student
 from .inference import ArchiveForm, CoreForm, infer, match_teachers, require_finite_results, stream_to_gpu
 
 TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of the 12 rows that its products take
-TILES_AHEAD = 16  # number of tiles that are read ahead from the disk
+CHUNK_BYTES = 8 << 20  # bytes of features that are read from the disk at a time
+CHUNKS_AHEAD = 4  # number of chunks that are read and not taken yet
 STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.float32}  # as `gather` takes them
 
 
@@ -58,7 +59,9 @@ class Scorer:
         allow_missing_teachers: accept missing teachers though the student was trained without teacher dropout.
         influence: whether the influence of each encoder is wanted; two at least must be there.
 
-    On the CPU every thread takes whole tiles, so that threads share no matrix product and no cache. On a GPU tiles are
+    On the CPU every thread takes whole tiles, so that threads share no matrix product and no cache. Tiles are read from
+    the disk before, one after another by a single thread: what several threads read in turns, the system takes for
+    random reads, at a quarter of the disk's rate, and to announce them costs more than to read them. On a GPU tiles are
     gathered into pinned memory and copied on a stream of their own while the ones before are computed.
 
     Raises MismatchError when the archive's teachers are not the student's, see `match_teachers`.
@@ -137,20 +140,32 @@ class Scorer:
             torch.set_num_threads(self._threads_before)
 
     def _share_out(self, rows: NDArray[np.int64], scores: RowScores, pool: ThreadPoolExecutor) -> None:
-        """Tiles of rows to the threads of the CPU."""
-        tiles: SimpleQueue[int] = SimpleQueue()
-        for start in range(0, len(rows), TILE_ROWS):
-            tiles.put(start)
+        """Tiles of rows to the threads of the CPU, as soon as they were read from the disk."""
+        tiles = _Tiles(max(1, CHUNK_BYTES // (TILE_ROWS * self._archive.row_bytes)) * TILE_ROWS)
         work = [pool.submit(self._take_tiles, tiles, rows, scores) for _ in range(self._threads)]
         try:
-            wait(work, return_when=FIRST_EXCEPTION)
+            for start in range(0, len(rows), tiles.chunk):
+                if not tiles.wait_for_room():
+                    break
+                self._archive.read_ahead(rows[start : start + tiles.chunk])
+                tiles.put(start, min(start + tiles.chunk, len(rows)))
+        except BaseException:
+            tiles.stop()
+            raise
         finally:
-            for _ in _drain(tiles):
-                pass  # after an error, or Ctrl-C, the threads have nothing left to take
+            tiles.end(self._threads)
+            wait(work)
         for task in work:
             task.result()
 
-    def _take_tiles(self, tiles: "SimpleQueue[int]", rows: NDArray[np.int64], scores: RowScores) -> None:
+    def _take_tiles(self, tiles: "_Tiles", rows: NDArray[np.int64], scores: RowScores) -> None:
+        try:
+            self._score_tiles(tiles, rows, scores)
+        except BaseException:
+            tiles.stop()  # the others
+            raise
+
+    def _score_tiles(self, tiles: "_Tiles", rows: NDArray[np.int64], scores: RowScores) -> None:
         size = min(TILE_ROWS, len(rows))
         targets = [None if array is None else torch.from_numpy(array) for array in _parts(scores)]
         if self._core is None:
@@ -165,14 +180,10 @@ class Scorer:
         for start, output in infer(form, self._gathered(tiles, rows, buffer)):
             _store(targets, start, output)
 
-    def _gathered(
-        self, tiles: "SimpleQueue[int]", rows: NDArray[np.int64], buffer: Tensor
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _gathered(self, tiles: "_Tiles", rows: NDArray[np.int64], buffer: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Features of one tile after another, as far as there are any left, each in the same buffer."""
-        for start in _drain(tiles):
+        for start in tiles:
             here = rows[start : start + TILE_ROWS]
-            ahead = start + TILES_AHEAD * TILE_ROWS
-            self._archive.will_need(rows[ahead : ahead + TILE_ROWS])
             self._archive.gather(here, out=buffer[: len(here)].numpy(), threads=1)
             yield start, buffer[: len(here)]
 
@@ -211,9 +222,41 @@ def _store(targets: list[Tensor | None], start: int, output: StudentOutput) -> N
         influence[here] = influence_of(output)
 
 
-def _drain(tiles: "SimpleQueue[int]") -> Iterator[int]:
-    while True:
-        try:
-            yield tiles.get_nowait()
-        except Empty:
-            return
+class _Tiles:
+    """Starts of the tiles whose rows were read from the disk and that no thread has taken yet.
+
+    Args:
+        chunk: rows that are read at a time, a multiple of TILE_ROWS.
+    """
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
+        self._starts: SimpleQueue[int | None] = SimpleQueue()
+        self._room = Semaphore(CHUNKS_AHEAD)
+        self._stopped = False
+
+    def wait_for_room(self) -> bool:
+        """Wait until another chunk may be read; False once threads are to stop."""
+        self._room.acquire()
+        return not self._stopped
+
+    def put(self, start: int, stop: int) -> None:
+        """Hand out the tiles of rows [start, stop), one chunk at most."""
+        for tile in range(start, stop, TILE_ROWS):
+            self._starts.put(tile)
+
+    def end(self, threads: int) -> None:
+        """There are no more tiles."""
+        for _ in range(threads):
+            self._starts.put(None)
+
+    def stop(self) -> None:
+        """Let no thread take another tile, nor the reader wait."""
+        self._stopped = True
+        self._room.release()
+
+    def __iter__(self) -> Iterator[int]:
+        while (start := self._starts.get()) is not None and not self._stopped:
+            if start % self.chunk == 0:
+                self._room.release()
+            yield start

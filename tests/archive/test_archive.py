@@ -410,13 +410,13 @@ def test_a_part_that_shrinks_while_it_is_open(archive):
         archive.labels  # noqa: B018 - reading is the test
 
 
-def test_rows_announced_are_read_all_the_same(archive):
-    archive.will_need(np.arange(300))
-    archive.will_need(np.array([7, 3, 299]))
-    archive.will_need(np.arange(0))
+def test_rows_that_were_read_ahead_are_the_same(archive):
+    archive.read_ahead(np.arange(300))
+    archive.read_ahead(np.array([7, 3, 299]))
+    archive.read_ahead(np.arange(0))
     np.testing.assert_array_equal(archive.gather([7, 3]), archive.gather(np.arange(300))[[7, 3]])
     with pytest.raises(sf.ArchiveError, match="row 300"):
-        archive.will_need(np.array([300]))
+        archive.read_ahead(np.array([300]))
 
 
 def test_the_second_writer_is_refused_and_leaves_the_first_alone(tmp_path):

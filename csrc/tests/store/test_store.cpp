@@ -158,6 +158,19 @@ TEST(no_more_files_stay_mapped_than_allowed) {
   CHECK(count_mappings(files[5]) == 0);  // least recently used
 }
 
+TEST(long_runs_are_in_the_page_cache_when_reading_ahead_returns) {
+  const TemporaryDirectory directory;
+  const int64_t columns = 1024, count = 5000;
+  const std::string path = directory.write("a", counting(columns * count));
+  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
+  std::vector<int64_t> rows(2000);
+  std::iota(rows.begin(), rows.end(), 1500);
+  evict(path);
+  if (resident(path, 0)) return;  // a file system in memory
+  store.read_ahead(rows.data(), rows.size());
+  for (int64_t row : rows) CHECK(resident(path, row * columns * 4));
+}
+
 TEST(rows_that_left_the_page_cache_are_read_ahead) {
   const TemporaryDirectory directory;
   const int64_t columns = 1024, count = 5000;
