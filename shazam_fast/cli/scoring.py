@@ -7,7 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from .kinds import require_kind, require_place_for
-from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, optional
+from .options import (
+    Device,
+    Features,
+    Split,
+    StudentPath,
+    add_options,
+    config_options,
+    opens_features,
+    optional,
+    parse_pairs,
+)
 from .outputs import require_file_place, write_csv
 from .printing import say
 
@@ -70,6 +80,29 @@ def score(
 def heatmap(
     scores: Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)],
     out: Annotated[Path, typer.Option(help="Directory for one picture and one GeoJSON file per slide.")],
+    panel: Annotated[
+        list[str] | None,
+        optional(
+            "What is drawn: tissue, classes, confidence, shares, probability:CLASS or influence:TEACHER. Repeat for "
+            "more. Default: tissue (with --tissue), classes, confidence, shares."
+        ),
+    ] = None,
+    tissue: Annotated[
+        Path | None,
+        optional("Folder with a slide or image per slide, or one file, to draw over."),
+    ] = None,
+    downsample: Annotated[
+        float | None,
+        optional("Level-0 pixels per pixel, if --tissue holds images of slides."),
+    ] = None,
+    colour: Annotated[
+        list[str] | None,
+        optional("Colour of a class; the legend begins with these. Repeat for more.", metavar="CLASS=#RRGGBB"),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="One annotation per class for QuPath, in place of a tile per patch.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="Of the pictures: png, svg or pdf.")] = "png",
     patch_size: Annotated[
         float | None,
         optional("Side of a patch in level-0 pixels. Default: as recorded for each slide by the tool that cut it."),
@@ -79,12 +112,23 @@ def heatmap(
         optional("Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded."),
     ] = None,
 ) -> None:
-    """Draw every slide, and write GeoJSON for QuPath.
+    """Draw every slide, over its tissue where it is given, and write GeoJSON for QuPath.
 
-    Panels: predicted class, confidence and largest attention share.
+    By default: predicted class, confidence and largest attention share.
     """
     from ..reporting.heatmaps import heatmap as run
 
     require_kind(scores, "scores")
-    pictures = run(scores, out, patch_size=patch_size, mpp=mpp)
+    pictures = run(
+        scores,
+        out,
+        panels=panel or None,
+        tissue=tissue,
+        downsample=downsample,
+        colours=parse_pairs(colour or [], "--colour"),
+        merged=merged,
+        format=format,
+        patch_size=patch_size,
+        mpp=mpp,
+    )
     say(f"{len(pictures):,} slides drawn: {out}")

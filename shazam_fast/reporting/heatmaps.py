@@ -2,27 +2,44 @@
 
 import logging
 import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import MismatchError, ShazamError
 from ..formats.geometry import Geometry
-from ..runtime.checks import require_number, require_path
+from ..runtime.checks import require_choice, require_number, require_path
 from ..runtime.foreign import refuse_occupied
 from ..runtime.locks import require_writable
 from ..runtime.progress import Progress
 from ..scoring.scores import Scores, open_scores
-from .canvas import missing_glyphs_logged, new_page, save_figure
+from .canvas import KINDS, missing_glyphs_logged, new_page, save_figure
 from .geojson import write_geojson
+from .palette import CLASS_COLOURS, hex_colours
 from .slide_files import file_stems
-from .slide_picture import draw_slide
+from .slide_picture import Style, draw_slide
 from .slide_scores import SlideScores, one_slide
+from .tissue import Tissue
 
 logger = logging.getLogger("shazam_fast")
+
+COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
 
 # Over 40 lines: every option is documented here.
 def heatmap(
-    scores: Scores | str | Path, out: str | Path, *, patch_size: float | None = None, mpp: float | None = None
+    scores: Scores | str | Path,
+    out: str | Path,
+    *,
+    panels: Sequence[str] | None = None,
+    tissue: str | Path | None = None,
+    downsample: float | None = None,
+    colours: Mapping[str, str] | None = None,
+    merged: bool = False,
+    format: str = "png",
+    patch_size: float | None = None,
+    mpp: float | None = None,
 ) -> list[Path]:
     """Draw every slide, and write its patches as polygons for QuPath.
 
@@ -30,9 +47,18 @@ def heatmap(
 
     Args:
         scores: scores, or the directory that they were written to.
-        out: directory for <slide>.png (predicted class, confidence and, for bare students, the teacher with the
-            largest attention share) and <slide>.geojson (per patch a polygon with class, colour, probabilities and
-            shares). Characters of slide names that file names cannot hold become "_", and a hash is added.
+        out: directory for <slide>.png and <slide>.geojson (per patch a polygon with class, colour, probabilities,
+            shares and influence). Characters of slide names that file names cannot hold become "_", and a
+            hash is added.
+        panels: what is drawn side by side: "tissue", "classes" (the predicted class), "confidence", "shares" (the
+            teacher with the largest attention share), "probability:<class>", "influence:<teacher>". By default tissue
+            where it is given, classes, confidence, and shares where the student has them. Above the panels stand the
+            area of each class in percent and, where mpp is known, in mm2; the first one has a scale bar then.
+        tissue: what the maps lie over: a folder with a slide or an image per slide, of the slide's name, or one file.
+        downsample: level-0 pixels per pixel of these images, if they are images of whole slides, such as thumbnails.
+        colours: {class: "#rrggbb"}; the legend begins with these classes, in this order.
+        merged: write to <slide>.geojson one annotation per class, of merged patches, in place of a tile per patch.
+        format: of the pictures: "png", "svg" or "pdf".
         patch_size: side of a patch in level-0 pixels, for all slides. By default the size that the features' files
             record for each slide.
         mpp: micrometres per level-0 pixel of slides whose positions are in micrometres and whose files do not tell it.
@@ -41,10 +67,12 @@ def heatmap(
         The pictures, one per slide.
 
     Raises:
-        MismatchError: patches without slide or positions; a slide whose patch size or mpp is not known.
+        MismatchError: patches without slide or positions; a slide whose patch size or mpp is not known; a panel of
+            which the scores hold nothing; a slide without tissue; merging patches that lie on no grid.
+        ImageError: tissue that cannot be read.
         ArchiveError: the scores are missing or damaged.
         ShazamError: matplotlib is missing, or a file cannot be written; `out` holds an archive, scores or a student;
-            patch_size or mpp is not above 0.
+            patch_size, mpp or downsample is not above 0; an unknown format, class or colour.
 
     >>> import tempfile, numpy as np, shazam_fast as sf
     >>> folder = tempfile.mkdtemp()
@@ -55,7 +83,8 @@ def heatmap(
     >>> [path.name for path in sf.heatmap(scores, f"{folder}/maps", patch_size=256)]
     ['case 1.png']
     """
-    for name, value in (("patch_size", patch_size), ("mpp", mpp)):
+    require_choice("format", format, tuple(KINDS))
+    for name, value in (("patch_size", patch_size), ("mpp", mpp), ("downsample", downsample)):
         if value is not None:
             require_number(name, value, above=0)
     out = require_path("out", out)
@@ -66,10 +95,39 @@ def heatmap(
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
     new_page(1, 1, "heatmap")  # matplotlib is there
     _say_replaced(scores, patch_size, mpp)
-    return _draw_all(scores, out, patch_size, mpp)
+    below = None if tissue is None else Tissue(require_path("tissue", tissue), downsample, scores.slides)
+    style = _style(scores, panels, colours or {}, below)
+    return _draw_all(scores, Target(out, format, style, merged), patch_size, mpp)
 
 
-def _draw_all(scores: Scores, out: Path, patch_size: float | None, mpp: float | None) -> list[Path]:
+class Target(NamedTuple):
+    """Where pictures and polygons go, and how they look."""
+
+    out: Path
+    format: str
+    style: Style
+    merged: bool
+
+
+def _style(scores: Scores, panels: Sequence[str] | None, colours: Mapping[str, str], tissue: Tissue | None) -> Style:
+    for name, colour in colours.items():
+        if name not in scores.classes:
+            raise ShazamError(f"colours: no class is called {name!r}; there are {', '.join(scores.classes)}")
+        if not isinstance(colour, str) or not COLOUR.fullmatch(colour):
+            raise ShazamError(f"colours: {name!r}: a colour like '#0072b2' expected, found {colour!r}")
+    if isinstance(panels, str) or panels == []:
+        raise ShazamError(f"panels: a list such as ['classes', 'confidence'] expected, found {panels!r}")
+    usual = ["tissue"] * (tissue is not None) + ["classes", "confidence"] + ["shares"] * (scores.shares is not None)
+    given = zip(scores.classes, hex_colours(CLASS_COLOURS, len(scores.classes)), strict=True)
+    return Style(
+        tuple(usual if panels is None else panels),
+        tuple(colours.get(name, usual_colour) for name, usual_colour in given),
+        tuple(scores.classes.index(name) for name in colours),
+        tissue,
+    )
+
+
+def _draw_all(scores: Scores, target: Target, patch_size: float | None, mpp: float | None) -> list[Path]:
     pictures: list[Path] = []
     passed_over: list[str] = []
     with Progress("drawing slides", len(scores.slides), "slides") as progress:
@@ -78,7 +136,7 @@ def _draw_all(scores: Scores, out: Path, patch_size: float | None, mpp: float | 
             if slide is None:
                 passed_over.append(name)
             else:
-                pictures.append(_write(slide, out, stem))
+                pictures.append(_write(slide, target, stem))
             progress.advance(1)
     if not pictures:
         raise MismatchError(
@@ -92,12 +150,13 @@ def _draw_all(scores: Scores, out: Path, patch_size: float | None, mpp: float | 
     return pictures
 
 
-def _write(slide: SlideScores, out: Path, stem: str) -> Path:
+def _write(slide: SlideScores, target: Target, stem: str) -> Path:
+    out, picture = target.out, target.out / f"{stem}.{target.format}"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_geojson(slide, out / f"{stem}.geojson")
-        with missing_glyphs_logged(out / f"{stem}.png"):
-            save_figure(draw_slide(slide), out / f"{stem}.png")
+        with missing_glyphs_logged(picture):
+            save_figure(draw_slide(slide, target.style), picture)
+        write_geojson(slide, out / f"{stem}.geojson", target.style.colours, target.merged)
     except OSError as error:
         raise ShazamError(f"{out}: slide {slide.name!r} could not be written: {error}") from error
     if slide.without_position:
@@ -108,7 +167,7 @@ def _write(slide: SlideScores, out: Path, stem: str) -> Path:
             "it; check the coords of its features",
             slide.name, slide.n_repeated, len(slide.coords), *slide.coords[0],
         )  # fmt: skip
-    return out / f"{stem}.png"
+    return picture
 
 
 def _say_replaced(scores: Scores, patch_size: float | None, mpp: float | None) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INK, MUTED, RULE, EMPTY = "#1b1f24", "#5c6670", "#dee2e6", "#f1f3f5"  # text, small print, lines, areas without patches
+DIVERGING = "PuOr_r"  # matplotlib's name of the colours of influence: against, nothing, for
 RAMP = "cividis"  # matplotlib's name of the colours of confidence; readable by colour-blind people
 
 # Okabe and Ito's colours, and Paul Tol's "muted" ones: colour-blind readers can tell them apart.
@@ -33,6 +34,15 @@ def pick_colours(palette: Sequence[str], count: int) -> NDArray[np.uint8]:
     hues = [(index * 0.618034) % 1.0 for index in range(len(given), count)]
     more = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.6, 0.75)) for hue in hues]
     return np.array([*given, *more][:count], dtype=np.uint8)
+
+
+def rgb(colour: str) -> list[int]:
+    """Red, green and blue, 0 to 255, of "#rrggbb".
+
+    >>> rgb("#0072b2")
+    [0, 114, 178]
+    """
+    return list(bytes.fromhex(colour.removeprefix("#")))
 
 
 def hex_colours(palette: Sequence[str], count: int) -> list[str]:

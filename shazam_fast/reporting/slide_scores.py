@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError
 from ..formats.geometry import Geometry
+from ..scoring.areas import covered_areas
 from ..scoring.scores import Scores
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+LONG_SIDE = 900  # pixels of the longer side of a map
+MOST_SUMMED = 4  # classes in the summary
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class SlideScores:
         probabilities: [n, C].
         shares: attention share of each teacher, [n, N]; None for students that have none.
         classes, teachers: names.
+        influence: of each of `influence_teachers`, [n, E]; None where the scores have none.
+        influence_teachers: names.
+        mpp: micrometres per level-0 pixel; None where it is not known.
         without_position: patches of the slide that are left out because their position is unknown.
     """
 
@@ -38,11 +45,61 @@ class SlideScores:
     classes: tuple[str, ...]
     teachers: tuple[str, ...]
     without_position: int = 0
+    influence: NDArray[np.float32] | None = None
+    influence_teachers: tuple[str, ...] = ()
+    mpp: float | None = None
 
     @property
     def n_repeated(self) -> int:
         """How many patches lie at the position of another one before them."""
         return len(self.coords) - len(np.unique(self.coords, axis=0))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of a slide that a map shows.
+
+    Args:
+        origin: upper left corner in level-0 pixels, x and y.
+        scale: pixels of the map per level-0 pixel.
+        shape: height and width of the map in pixels.
+    """
+
+    origin: NDArray[np.floating[Any]]
+    scale: float
+    shape: tuple[int, int]
+
+    def corners(self, slide: SlideScores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corners of the patches in pixels of the map: upper left, and lower right (not included). [n, 2] each."""
+        place = (slide.coords - self.origin) * self.scale
+        low = np.floor(place + 1e-6).astype(np.int64)
+        high = np.maximum(low + 1, np.ceil(place + slide.size * self.scale - 1e-6).astype(np.int64))
+        return low, np.minimum(high, self.shape[::-1])
+
+
+def frame_slide(slide: SlideScores, margin: float = 0.0) -> Frame:
+    """The part of a slide that has patches, with a margin that is a fraction of its longer side."""
+    origin = slide.coords.min(axis=0)
+    extent = slide.coords.max(axis=0) - origin + slide.size
+    more = margin * extent.max()
+    origin, extent = origin - more, extent + 2 * more
+    whole = max(1, int(LONG_SIDE * slide.size / extent.max()))  # a patch is a whole number of pixels if it can be
+    scale = float(min(whole / slide.size, LONG_SIDE / extent.max()))
+    width, height = np.maximum(1, np.ceil(extent * scale - 1e-6)).astype(int).tolist()
+    return Frame(origin, scale, (height, width))
+
+
+def summarise_slide(slide: SlideScores) -> str:
+    """Area of each predicted class, the largest first: in percent of the patches' area, and mm2 where mpp is known."""
+    areas = covered_areas(slide.coords, slide.size, slide.prediction, len(slide.classes))
+    total = areas.sum()
+    order = [code for code in np.argsort(-areas, kind="stable").tolist() if areas[code] > 0]
+    parts = []
+    for place, code in enumerate(order[:MOST_SUMMED]):
+        size = f", {areas[code] * (slide.mpp / 1000) ** 2:,.3g} mm\u00b2" if slide.mpp else ""
+        parts.append(f"{slide.classes[code]} {areas[code] / total:.0%}{' of tissue' * (place == 0)}{size}")
+    rest = len(order) - MOST_SUMMED
+    return "; ".join(parts) + (f"; {rest} more classes" if rest > 0 else "")
 
 
 def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | None) -> SlideScores | None:
@@ -66,6 +123,7 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
     scale, size = level0_scale(name, scores.geometry.get(name), patch_size, mpp)
     probabilities = _stack(table, [f"probability_{c}" for c in scores.classes])[known]
     has_shares = f"share_{scores.teachers[0]}" in table.column_names
+    columns = [f"influence_{t}" for t in scores.influence_teachers]
     return SlideScores(
         name=name,
         coords=coords[known] * scale,
@@ -76,6 +134,9 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
         classes=scores.classes,
         teachers=scores.teachers,
         without_position=int((~known).sum()),
+        influence=_stack(table, columns)[known] if columns else None,
+        influence_teachers=scores.influence_teachers,
+        mpp=getattr(scores.geometry.get(name), "mpp", None) or mpp,
     )
 
 

@@ -4,52 +4,18 @@ import json
 import logging
 import pkgutil
 import sys
-from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from synthetic import CLASSES, TEACHERS, make_patches
+from scored import GRID, colours_of, make_scores, recorded
+from synthetic import CLASSES, make_patches
 
 import shazam_fast as sf
-from shazam_fast.reporting import slide_picture
+from shazam_fast.reporting.painting import paint
 from shazam_fast.reporting.slide_files import LONGEST, file_stems
-from shazam_fast.scoring.manifest import ScoresManifest
+from shazam_fast.reporting.slide_scores import LONG_SIDE, SlideScores, frame_slide
 
 image = pytest.importorskip("matplotlib.image", reason="pictures need matplotlib (extra: heatmap)")
-
-
-GRID = [(x * 224 + 1000, y * 224 + 5000) for y in range(3) for x in range(4)]
-
-
-def make_scores(slides, classes=CLASSES, shares=True, geometry=None):
-    """Of {slide: positions}; patch i is of class i % C with probability 0.8; teacher i % N has the largest share."""
-    names = [name for name, coords in slides.items() for _ in coords]
-    x, y = np.array([corner for coords in slides.values() for corner in coords]).T
-    n, C, N = len(names), len(classes), len(TEACHERS)
-    probabilities = np.full((n, C), 0.2 / (C - 1), np.float32)
-    teacher_shares = np.full((n, N), 0.4 / (N - 1), np.float32)
-    probabilities[np.arange(n), np.arange(n) % C] = 0.8
-    teacher_shares[np.arange(n), np.arange(n) % N] = 0.6
-    columns = {"row": np.arange(n), "slide": pa.array(names).dictionary_encode(), "x": x, "y": y}
-    columns["prediction"] = pa.array([classes[i % C] for i in range(n)]).dictionary_encode()
-    columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(classes)}
-    if shares:
-        columns |= {f"share_{name}": teacher_shares[:, i] for i, name in enumerate(TEACHERS)}
-    manifest = ScoresManifest(
-        classes=list(classes),
-        teachers=list(TEACHERS),
-        missing_teachers=[],
-        rows=n,
-        shares=shares,
-        forced=False,
-        geometry=geometry or {},
-    )
-    return sf.Scores(manifest, [pa.table(columns)])
-
-
-def recorded(patch_size, unit="pixels", mpp=None):
-    return SimpleNamespace(unit=unit, patch_size=patch_size, level=0, mpp=mpp, reader=None)
 
 
 def squares(folder):
@@ -59,10 +25,6 @@ def squares(folder):
         (x, y), (right, _), *_ = json.loads(file.read_text())["features"][0]["geometry"]["coordinates"][0]
         found[file.stem] = ([x, y], right - x)
     return found
-
-
-def colours_of(path):
-    return (image.imread(path)[..., :3] * 255).round().astype(int)
 
 
 def test_geojson_is_what_qupath_reads(tmp_path):
@@ -88,7 +50,7 @@ def test_pictures_show_every_patch_in_its_colour(tmp_path):
     picture = colours_of(sf.heatmap(make_scores({"s": GRID}), tmp_path, patch_size=224)[0])
     blue = (picture == [0x00, 0x72, 0xB2]).all(axis=2)  # of the first class: patches 0, 3, 6 and 9, and the legend
     teal = (picture == [0x44, 0xAA, 0x99]).all(axis=2)  # of the first teacher, far right
-    side = slide_picture.LONG_SIDE // 4
+    side = LONG_SIDE // 4
     for drawn in (blue, teal):
         assert 4 * (side - 1) ** 2 < drawn.sum() < 4 * (side + 2) ** 2
     assert np.flatnonzero(teal.any(axis=0)).min() > np.flatnonzero(blue.any(axis=0)).max()
@@ -157,12 +119,13 @@ def test_slides_without_positions_are_passed_over(tmp_path, caplog):
 
 def test_overlapping_patches_are_averaged():
     coords = np.array([[0.0, 0.0], [1.0, 0.0]])
-    slide = slide_picture.SlideScores(
+    slide = SlideScores(
         "s", coords, 2.0, np.array([0, 1]), np.array([[0.9, 0.1], [0.3, 0.7]], np.float32), None, ("a", "b"), ()
     )
-    low, high, shape = slide_picture._corners(slide)
-    painted = slide_picture.paint(low, high, slide.probabilities, shape)
-    thirds = painted[shape[0] // 2, [10, shape[1] // 2, shape[1] - 10], 0]
+    frame = frame_slide(slide)
+    low, high = frame.corners(slide)
+    painted = paint(low, high, slide.probabilities, frame.shape)
+    thirds = painted[frame.shape[0] // 2, [10, frame.shape[1] // 2, frame.shape[1] - 10], 0]
     np.testing.assert_allclose(thirds, [0.9, 0.6, 0.3], atol=1e-6)
 
 
