@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +15,21 @@ CALIBRATION_BINS = 15  # of equal width, for the expected calibration error
 FRACTIONS = ("balanced_accuracy", "weighted_f1", "accuracy", "auroc", "calibration_error")
 
 
+@dataclass(frozen=True)
+class ClassMetrics:
+    """How well one class is told from the rest.
+
+    Fractions in [0, 1]: `precision` (NaN where nothing was predicted as it), `recall` (NaN without a patch of it), `f1`
+    and `auroc` (NaN where they are not defined). `n_rows` counts the patches of the class.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    auroc: float
+    n_rows: int
+
+
 @dataclass(frozen=True, repr=False)
 class Metrics(Plottable):
     """How well predictions match labels on `n_rows` patches.
@@ -24,6 +39,7 @@ class Metrics(Plottable):
     `calibration_error` (expected, of the predicted class's probability, 15 equal bins).
     `confusion` int64 [C, C] counts true class by row, predicted by column. `probabilities` float32 [n_rows, C] and
     `labels` int64 [n_rows] are what they were computed from; None for metrics that were read from a file.
+    `auroc_of` has each class's AUROC against the rest, NaN where it cannot be computed or was not recorded.
 
     >>> import numpy as np, shazam_fast as sf
     >>> matrix = np.array([[1, 1], [0, 2]])
@@ -42,6 +58,37 @@ class Metrics(Plottable):
     confusion: NDArray[np.int64]
     probabilities: NDArray[np.floating[Any]] | None = field(default=None, repr=False, compare=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    auroc_of: tuple[float, ...] = field(default=(), compare=False)
+
+    @property
+    def per_class(self) -> dict[str, ClassMetrics]:
+        """{class: its precision, recall, F1 and AUROC against the rest}, and the number of its patches."""
+        hits = np.diag(self.confusion).astype(np.float64)
+        true, predicted = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: not defined
+            columns = (hits / predicted, hits / true, 2.0 * hits / (true + predicted))
+        aurocs = self.auroc_of or (math.nan,) * len(self.classes)
+        numbers = zip(*(column.tolist() for column in columns), aurocs, true.tolist(), strict=True)
+        return {name: ClassMetrics(*found) for name, found in zip(self.classes, numbers, strict=True)}
+
+    @property
+    def mcc(self) -> float:
+        """Matthews' correlation coefficient of labels and predictions, -1 to 1; NaN if either is of one class only."""
+        n, hits, products, squares = self._sums()
+        norm = math.sqrt(float(n**2 - squares[0]) * float(n**2 - squares[1]))
+        return (n * hits - products) / norm if norm else math.nan
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa: accuracy beyond what chance gives, at most 1; NaN if all is of one class."""
+        n, hits, products, _ = self._sums()
+        return (n * hits - products) / (n**2 - products) if n**2 > products else math.nan
+
+    def _sums(self) -> tuple[int, int, int, tuple[int, int]]:
+        """Number of patches, hits, and the sums over classes of true x predicted, of true^2 and predicted^2."""
+        true, predicted = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        squares = int(true @ true), int(predicted @ predicted)
+        return int(true.sum()), int(np.trace(self.confusion)), int(true @ predicted), squares
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name}={getattr(self, name):.3f}" for name in FRACTIONS)
@@ -53,10 +100,14 @@ class Metrics(Plottable):
         return summary_html(f"Metrics of {self.n_rows:,}", facts, ("true \\ predicted", *self.classes), rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for JSON, which has no NaN: an `auroc` that is NaN becomes None."""
-        auroc = None if math.isnan(self.auroc) else self.auroc
-        numbers = {name: getattr(self, name) for name in ("n_rows", "classes", *FRACTIONS)}
-        return {**numbers, "auroc": auroc, "classes": list(self.classes), "confusion": self.confusion.tolist()}
+        """Plain Python values, ready for JSON, which has no NaN: None stands for it."""
+        numbers = {name: _plain(getattr(self, name)) for name in ("n_rows", *FRACTIONS, "mcc", "kappa")}
+        per_class = {
+            name: {key: _plain(value) for key, value in asdict(found).items()} for name, found in self.per_class.items()
+        }
+        return {
+            **numbers, "classes": list(self.classes), "confusion": self.confusion.tolist(), "per_class": per_class,
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -69,9 +120,12 @@ class Metrics(Plottable):
             numbers: dict[str, Any] = {name: float(values[name]) for name in FRACTIONS if values[name] is not None}
             classes = tuple(str(name) for name in values["classes"])
             confusion = np.array(values["confusion"], dtype=np.int64).reshape(len(classes), len(classes))
+            found = [values["per_class"][name]["auroc"] for name in classes if "per_class" in values]  # since 0.1
+            aurocs = tuple(math.nan if value is None else float(value) for value in found)
             return cls(
-                n_rows=int(values["n_rows"]), classes=classes, confusion=confusion, **{"auroc": math.nan, **numbers}
-            )
+                n_rows=int(values["n_rows"]), classes=classes, confusion=confusion, auroc_of=aurocs,
+                **{"auroc": math.nan, **numbers},
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MismatchError(f"not the metrics of a student: {error!r}") from None
 
@@ -106,17 +160,20 @@ def compute_metrics(
     prediction = probabilities.argmax(axis=1)
     confusion = confusion_matrix(labels, prediction, len(classes))
     balanced_accuracy, weighted_f1 = selection_metrics(confusion)
+    aurocs = _aurocs(probabilities, labels)
+    defined = [value for value in aurocs if not math.isnan(value)]
     return Metrics(
         n_rows=len(labels),
         classes=classes,
         balanced_accuracy=balanced_accuracy,
         weighted_f1=weighted_f1,
         accuracy=float(np.trace(confusion) / len(labels)),
-        auroc=_macro_auroc(probabilities, labels),
-        calibration_error=_calibration_error(probabilities.max(axis=1), prediction == labels),
+        auroc=float(np.mean(defined)) if defined else math.nan,
+        calibration_error=calibration_error(probabilities, labels),
         confusion=confusion,
         probabilities=probabilities,
         labels=labels,
+        auroc_of=aurocs,
     )
 
 
@@ -145,11 +202,13 @@ def selection_score(balanced_accuracy: float, weighted_f1: float) -> float:
     return 0.8 * balanced_accuracy + 0.2 * weighted_f1
 
 
-def _macro_auroc(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """Mean of the areas of each class against the rest, over the classes that occur but not alone; NaN if none does."""
-    occurring = [c for c in np.unique(labels) if (labels != c).any()]
-    areas = [_area_under_roc(probabilities[:, c], labels == c) for c in occurring]
-    return float(np.mean(areas)) if areas else float("nan")
+def _aurocs(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> tuple[float, ...]:
+    """AUROC of each class against the rest; NaN where there is no patch of it, or no other."""
+    found = []
+    for c, scores in enumerate(probabilities.T):
+        own = labels == c
+        found.append(_area_under_roc(scores, own) if 0 < own.sum() < len(own) else math.nan)
+    return tuple(found)
 
 
 def _area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
@@ -185,11 +244,25 @@ def reliability(
     return sure, hits, count
 
 
+def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """Expected calibration error of the predicted class's probability, in 15 equal bins of it.
+
+    Args:
+        probabilities: of each class, [n, C].
+        labels: int64 [n], in 0..C-1.
+
+    >>> round(calibration_error(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0])), 3)
+    0.35
+    """
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = _bins(confidence)
+    gap = np.bincount(bins, weights=correct - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
 def _bins(confidence: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
-def _calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> float:
-    bins = _bins(confidence)
-    gap = np.bincount(bins, weights=correct - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
-    return float(np.abs(gap).sum() / len(confidence))
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

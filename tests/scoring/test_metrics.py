@@ -1,12 +1,16 @@
 """Metrics agree with scikit-learn, and with a hand-made calibration error."""
 
+import json
+import math
+
 import numpy as np
 import pytest
+import sklearn.metrics
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 import shazam_fast as sf
 from shazam_fast.errors import NonFiniteError
-from shazam_fast.scoring.metrics import compute_metrics
+from shazam_fast.scoring.metrics import Metrics, compute_metrics
 
 
 def draw(rows, C, seed=0, present=None):
@@ -79,3 +83,38 @@ def test_a_probability_that_is_not_finite_is_named(value):
     probabilities[2, 1] = value
     with pytest.raises(NonFiniteError, match=r"found \[0\.5, (nan|inf)\] in row 2"):
         compute_metrics(probabilities, np.array([0, 1, 0, 1]), ("a", "b"))
+
+
+def test_each_class_agreement_and_correlation_are_those_of_scikit_learn():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, 200)
+    probabilities = rng.dirichlet([1, 1, 1], 200) + 0.3 * np.eye(3)[labels]
+    metrics = compute_metrics(probabilities, labels, ("a", "b", "c"))
+    prediction = probabilities.argmax(axis=1)
+    assert metrics.mcc == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, prediction))
+    assert metrics.kappa == pytest.approx(sklearn.metrics.cohen_kappa_score(labels, prediction))
+    wanted = sklearn.metrics.precision_recall_fscore_support(labels, prediction)
+    for c, found in enumerate(metrics.per_class.values()):
+        own = (found.precision, found.recall, found.f1, found.n_rows)
+        assert own == pytest.approx([column[c] for column in wanted])
+        assert found.auroc == pytest.approx(sklearn.metrics.roc_auc_score(labels == c, probabilities[:, c]))
+    assert metrics.auroc == pytest.approx(np.mean([found.auroc for found in metrics.per_class.values()]))
+    again = Metrics.from_dict(json.loads(json.dumps(metrics.to_dict(), allow_nan=False)))
+    assert again.per_class == metrics.per_class
+    assert again.mcc == metrics.mcc
+
+
+def test_what_is_not_defined_is_nan_and_null_in_json():
+    """All is of class b and called b; c occurs nowhere."""
+    metrics = compute_metrics(np.eye(3)[[1, 1]], np.array([1, 1]), ("a", "b", "c"))
+    assert math.isnan(metrics.mcc)
+    assert math.isnan(metrics.kappa)
+    assert metrics.per_class["b"].recall == 1.0
+    assert all(math.isnan(getattr(metrics.per_class["c"], name)) for name in ("precision", "recall", "f1", "auroc"))
+    values = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
+    assert values["mcc"] is None
+    assert values["per_class"]["c"]["auroc"] is None
+    assert math.isnan(Metrics.from_dict(values).per_class["b"].auroc)
+    del values["per_class"], values["mcc"], values["kappa"]  # as version 0.1 wrote them
+    assert math.isnan(Metrics.from_dict(values).per_class["b"].auroc)
+    assert Metrics.from_dict(values).per_class["b"].precision == 1.0
