@@ -7,6 +7,7 @@
 Public names load their module on first use, so that importing the package stays fast.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,10 @@ if TYPE_CHECKING:
     from .training.train import train as train
 
 __version__ = "0.1.0"
+
+# Threads of PyTorch wait for each other without computing: on a machine that other programs use too, waiting in a loop
+# makes small operations several times slower. OpenMP reads this when PyTorch is loaded; it has no effect afterwards.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "errors": (

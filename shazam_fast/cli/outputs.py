@@ -1,16 +1,13 @@
-"""Single files that a command writes beside what it prints: JSON and CSV."""
+"""Single files that a command writes beside what it prints."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ShazamError
-from ..runtime.files import unfinished_path, write_durably
+from ..runtime.files import write_durably
 from ..runtime.locks import make_directory, require_writable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def require_file_place(path: Path, option: str) -> None:
@@ -31,23 +28,3 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as JSON; the directory is made where it is missing."""
     make_directory(path.absolute().parent)
     write_durably(path, json.dumps(values, indent=1, allow_nan=False).encode())
-
-
-def write_csv(path: Path, tables: Iterable["pa.Table"]) -> None:
-    """Write Arrow tables with the same columns one below the other, without holding more than one in memory."""
-    import pyarrow as pa
-    import pyarrow.csv
-
-    make_directory(path.absolute().parent)
-    unfinished, writer = unfinished_path(path), None
-    try:
-        for table in tables:
-            texts = [pa.string() if pa.types.is_dictionary(field.type) else field.type for field in table.schema]
-            plain = table.cast(pa.schema(list(zip(table.column_names, texts, strict=True))))
-            writer = writer or pyarrow.csv.CSVWriter(unfinished, plain.schema)
-            writer.write_table(plain)
-        if writer is not None:
-            writer.close()
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from .options import (
     optional,
     parse_pairs,
 )
-from .outputs import require_file_place, write_csv
+from .outputs import require_file_place
 from .printing import say
 
 
@@ -63,6 +63,7 @@ def score(
     ] = None,
 ) -> None:
     """Write prediction, probabilities and shares of every patch."""
+    from ..runtime.locks import make_directory
     from ..scoring.score import score as run
 
     require_kind(student, "student")
@@ -71,7 +72,8 @@ def score(
         require_file_place(csv, "--csv")
     scores = run(student, features.open(), out, **options)
     if csv is not None:
-        write_csv(csv, (table.drop_columns(["fused"] if options["fused"] else []) for table in scores.tables()))
+        make_directory(csv.absolute().parent)
+        scores.to_csv(csv)
     say(f"{len(scores):,} patches scored: {out}")
     if scores.missing_teachers:
         say(f"without {', '.join(scores.missing_teachers)}", "yellow")

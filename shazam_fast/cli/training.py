@@ -1,6 +1,6 @@
 """`shazam-fast train` and `evaluate`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,7 @@ HELP = {
     "patience": "With selection best: stop after this many epochs without a better validation score.",
     "seed": "Random seed, also of --val and --test.",
     "device": "cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.",
+    "threads": "Of the CPU. Default: as many as a step has work for, at most one per core. Changes the last bits only.",
     "backend": "auto, triton (an error where its kernels do not apply) or reference (plain PyTorch).",
     "precision": "Of matrix products on a GPU: ieee (float32), tf32, bf16 or fp16.",
     "checkpoint_seconds": "Seconds between two checkpoints.",
@@ -146,17 +147,34 @@ def evaluate(
 
 
 def print_metrics(metrics: "dict[str, Metrics]") -> None:
-    """Print one row of metrics per split, then one confusion matrix per split."""
-    rows = []
-    for split, m in metrics.items():
-        values = (m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc, m.calibration_error)
-        rows.append((split, f"{m.n_rows:,}", *(f"{value:.3f}" for value in values)))
+    """Print one row of metrics per split, then per split its classes and the confusion matrix."""
     print_table(
-        ["split", "patches", "balanced accuracy", "weighted F1", "accuracy", "AUROC", "calibration error"], rows
+        ["split", "patches", "balanced\naccuracy", "weighted\nF1", "accuracy", "AUROC", "MCC", "kappa", "ECE"],
+        [
+            (
+                split,
+                f"{m.n_rows:,}",
+                *_numbers(m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc, m.mcc, m.kappa, m.calibration_error),
+            )
+            for split, m in metrics.items()
+        ],
     )
     for split, m in metrics.items():
+        print_table(
+            ["class", "patches", "precision", "recall", "F1", "AUROC"],
+            [
+                (name, f"{found.n_rows:,}", *_numbers(found.precision, found.recall, found.f1, found.auroc))
+                for name, found in m.per_class.items()
+            ],
+            f"per class, {split}",
+        )
         print_table(
             ["true \\ predicted", *m.classes],
             [(name, *(f"{n:,}" for n in row)) for name, row in zip(m.classes, m.confusion.tolist(), strict=True)],
             f"confusion, {split}",
         )
+    say("MCC: Matthews' correlation; kappa: Cohen's; ECE: calibration error, in 15 bins; nan: not defined")
+
+
+def _numbers(*values: float) -> Iterator[str]:
+    return (f"{value:.3f}" for value in values)

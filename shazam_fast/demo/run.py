@@ -19,6 +19,7 @@ from ..comparison.fold import Fold
 from ..comparison.probes import fit_probe
 from ..errors import ShazamError
 from ..reporting.canvas import new_page
+from ..runtime.progress import Progress
 from ..scoring.metrics import Metrics, compute_metrics
 from ..scoring.score import score
 from ..scoring.scores import Scores
@@ -70,9 +71,15 @@ def _compare(archive: FeatureArchive, out: Path) -> tuple[dict[str, Metrics], St
     """Metrics of every method on the test area, and the student trained with distillation."""
     results = {f"{name} alone": _probe(archive, [name]) for name in archive.teachers}
     results["concatenation"] = _probe(archive, list(archive.teachers))
-    plain = train(archive, out=out / PLAIN_STUDENT, preset="unitopatho", depth=DEPTH, lam=0.0)
+    with Progress("training two students", None, "epochs") as progress:  # one bar, and no line per epoch
+        plain, distilled = (
+            train(
+                archive, out=out / name, preset="unitopatho", depth=DEPTH, lam=lam,
+                on_epoch=lambda _: progress.advance(1),
+            )
+            for name, lam in ((PLAIN_STUDENT, 0.0), (STUDENT, LAM))
+        )  # fmt: skip
     results["student, no distillation"] = plain.metrics["test"]
-    distilled = train(archive, out=out / STUDENT, preset="unitopatho", depth=DEPTH, lam=LAM)
     results["student"] = distilled.metrics["test"]
     return results, distilled.student
 

@@ -1,6 +1,9 @@
 """The device that computes, and the number of cores."""
 
+import math
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -39,12 +42,48 @@ def describe_device(device: torch.device) -> str:
 
 
 def count_cores() -> int:
-    """Number of CPU cores that this process may use; under torchrun, its share of them.
+    """Number of CPU cores that this process may use, by affinity and cgroup quotas; under torchrun, its share of them.
 
     >>> count_cores() >= 1
     True
     """
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = min(len(os.sched_getaffinity(0)), cgroup_cores())
+    return max(1, int(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def cgroup_cores(root: Path = Path("/")) -> float:
+    """Cores' worth of time that the quotas of this process's cgroups (version 1 or 2) leave; infinity without a quota.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = [math.inf]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / (controllers and "cpu")
+        own = mount / path.strip("/")  # in a container it may be missing there, and the mount be its own group
+        for folder in (own, *own.parents):
+            found.append(_quota(folder))
+            if folder == mount:
+                break
+    return min(found)
+
+
+def _quota(folder: Path) -> float:
+    """Cores' worth of time that one cgroup leaves."""
+    with suppress(OSError, ValueError):
+        limit, period = (folder / "cpu.max").read_text().split()
+        return math.inf if limit == "max" else int(limit) / int(period)
+    with suppress(OSError, ValueError):
+        limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.inf if int(limit) < 0 else int(limit) / int(period)
+    return math.inf
 
 
 def _require_gpu(device: torch.device, name: str | torch.device) -> None:

@@ -14,9 +14,9 @@ from ..runtime.progress import Progress
 from ..scoring.metrics import Metrics, selection_score
 from ..student.ensemble import Ensemble, average
 from ..student.student import Student
-from ..training.config import MOST_SEED, TrainConfig
+from ..training.config import MOST_SEED, TrainConfig, resolve_config
 from ..training.feed import feature_statistics
-from ..training.train import checked_rows, circumstances, resolve_config
+from ..training.train import checked_rows, circumstances
 from .grid import Options, group, list_options, require_sweepable
 from .run import GroupRun, Member, make_member
 

@@ -39,6 +39,7 @@ class TrainingState(Generic[Network]):
         remedy: what a user can do about a loss that is NaN or infinite.
         selection: which epoch is kept: "best", of the highest "val_score" in the history, or "last".
         best: the student's tensors after the epoch that is kept so far, on the CPU; empty before the first.
+        threads: of the CPU, on which the last bits depend; 0 where it is not recorded.
         epoch, step: how many are done, of the training and of the current epoch.
         history: one record per finished epoch.
     """
@@ -49,6 +50,7 @@ class TrainingState(Generic[Network]):
     terms: Sequence[str]
     remedy: str
     selection: str = "best"
+    threads: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
@@ -107,6 +109,7 @@ class _Note(Record, frozen=True, kw_only=True):
     step: Count
     history: list[dict[str, Json]]
     device: Text = ""
+    threads: Count = 0
 
 
 class Checkpoint:
@@ -148,7 +151,10 @@ class Checkpoint:
         if self._path is None:
             return
         state.require_finite_losses()
-        note = {"job": self._job, "epoch": state.epoch, "step": state.step, "history": state.history}
+        note = {
+            "job": self._job, "epoch": state.epoch, "step": state.step, "history": state.history,
+            "device": self._device, "threads": state.threads,
+        }  # fmt: skip
         groups = {
             "student": state.student.state_dict(),
             "best": state.best,
@@ -157,7 +163,7 @@ class Checkpoint:
         }
         flat = {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
         try:
-            write_tensors(self._path, flat, {"state": json.dumps({**note, "device": self._device})})
+            write_tensors(self._path, flat, {"state": json.dumps(note)})
         except OSError as error:
             raise ShazamError(
                 f"{self._path}: the checkpoint could not be written: {error}; free some space and run the same "
@@ -244,6 +250,7 @@ def _fill(state: TrainingState[Any], note: _Note, flat: Mapping[str, Tensor]) ->
         _require_like(state.student.state_dict(), groups["best"])
         state.best = groups["best"]
     _fill_optimizer(state.optimizer, groups["optimizer"])
+    state.threads = note.threads or state.threads
     state.epoch, state.step, state.history = note.epoch, note.step, list(note.history)
 
 

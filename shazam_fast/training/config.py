@@ -1,7 +1,7 @@
 """What decides a training, with the recommended values as defaults and named presets. Imports no torch, for the CLI."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ShazamError
@@ -90,8 +90,11 @@ class TrainConfig:
         selection: the epoch that is kept: "best", that of the best validation score, or "last", for which the
             validation split decides nothing.
         patience: with selection "best", stop after this many epochs without a better validation score.
-        seed: random seed, 0 or more; the same seed on the same device gives the same bits.
+        seed: random seed, 0 or more; the same seed on the same device with the same `threads` gives the same bits.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
+        threads: of the CPU's computations; by default as many as a step has work for (one per 67 million
+            multiplications), at most one per core that the process may use. It changes the student's last bits only,
+            is recorded in it, and stays as it was when a training is resumed.
         backend: "auto", "triton" (an error where its kernels do not apply) or "reference" (plain PyTorch).
         precision: of matrix products on a GPU: "ieee" float32, "tf32", or operands in "bf16" or "fp16". Parameters,
             sums, scores, softmax and losses are float32 in all of them.
@@ -126,6 +129,7 @@ class TrainConfig:
     patience: int = 20
     seed: int = 0
     device: str | None = None
+    threads: int | None = None
     backend: str = "auto"
     precision: str = "ieee"
     checkpoint_seconds: float = 30.0
@@ -143,6 +147,7 @@ class TrainConfig:
             "feature_dropout": require_number("feature_dropout", self.feature_dropout, 0.0, 1.0),
             "standardize": require_switch("standardize", self.standardize),
             "seed": require_count("seed", self.seed, 0, MOST_SEED),
+            "threads": None if self.threads is None else require_count("threads", self.threads),
             "checkpoint_seconds": require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0),
             **check_objective(self.lam, self.delta, self.huber, self.targets, self.teacher_heads),
             **check_shape(self.dim, self.depth, self.block, self.teacher_dropout),
@@ -190,5 +195,24 @@ class TrainConfig:
     def job(self, archive: Mapping[str, str]) -> dict[str, Any]:
         """What makes two trainings the same; `archive` has the fingerprints of what they read."""
         job = asdict(self)
-        del job["device"], job["backend"], job["checkpoint_seconds"]
+        for name in ("device", "threads", "backend", "checkpoint_seconds"):
+            del job[name]
         return {**job, **archive}
+
+
+def resolve_config(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
+    """A configuration or a preset, with single fields changed. Raises ShazamError naming an unknown option."""
+    unknown = sorted(set(overrides) - {field.name for field in fields(TrainConfig)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(TrainConfig))
+        raise ShazamError(f"train() has no option {', '.join(unknown)}; options are {known}")
+    if config is not None and preset is not None:
+        raise ShazamError("give either a config or a preset, not both")
+    if config is not None and not isinstance(config, TrainConfig):
+        raise ShazamError(
+            f"config: a TrainConfig expected, found {config!r}; write train(archive, epochs=1), or "
+            "train(archive, TrainConfig(epochs=1))"
+        )
+    if preset is not None:
+        return TrainConfig.from_preset(preset, **overrides)
+    return replace(config or TrainConfig(), **overrides)

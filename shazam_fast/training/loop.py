@@ -22,8 +22,12 @@ from .checkpoint import Checkpoint, TrainingState
 from .config import TrainConfig
 from .feed import TrainingFeed, feature_statistics
 from .plan import plan_epoch
+from .records import describe_epoch, describe_start
 from .step import TrainingStep
+from .threads import choose_threads, use_threads
 from .validation import Validation
+
+OnEpoch = Callable[[dict[str, Any]], object]  # what is called with the record of every finished epoch
 
 
 class TrainingRun:
@@ -41,6 +45,7 @@ class TrainingRun:
         checkpoint: where the state is saved; if it holds one, the training resumes from it.
         class_weights: weight of a patch by its class, in the cross-entropy and in the validation score, float64 [C];
             None: patches count alike.
+        on_epoch: called with the record of every epoch that this run finishes.
     """
 
     def __init__(
@@ -52,14 +57,17 @@ class TrainingRun:
         val_rows: NDArray[np.int64] | None,
         checkpoint: Checkpoint,
         class_weights: NDArray[np.float64] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
+        self._on_epoch = on_epoch
         self._config, self._checkpoint, self._teachers = config, checkpoint, list(archive.teachers)
         self._heads = config.teacher_heads > 0
         self._patches = len(train_rows)
         self._steps = math.ceil(self._patches / config.batch_size)
         self._state = _new_state(archive, config, device, self._steps)
         if not checkpoint.load(self._state):
-            mean, scale = feature_statistics(archive, train_rows)
+            with use_threads(self.threads):
+                mean, scale = feature_statistics(archive, train_rows)
             if config.standardize:
                 self._state.student.feature_mean.copy_(mean)
                 self._state.student.feature_scale.copy_(scale)
@@ -73,6 +81,12 @@ class TrainingRun:
             state.student, state.optimizer, objective, feed, state.losses, config.feature_dropout
         )
         self._validate = None if val_rows is None else Validation(archive, val_rows, device, class_weights)
+        self._start = describe_start(archive, device, self.threads)
+
+    @property
+    def threads(self) -> int:
+        """Number of threads of the CPU; a resumed training keeps that of its beginning."""
+        return self._state.threads
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -88,8 +102,10 @@ class TrainingRun:
         total = self._config.epochs * self._patches
         with (
             ops.use(self._config.backend, self._config.precision),
+            use_threads(self.threads),
             Progress("training", total, "patches", done=seen) as progress,
         ):
+            progress.tell(self._start)
             while not self._state.is_finished(self._config.epochs, self._config.patience):
                 self._train_epoch(interrupted, progress)
 
@@ -112,8 +128,12 @@ class TrainingRun:
             self._checkpoint.after_step(state, interrupted())
         state.require_finite_losses()
         found = {} if self._validate is None else self._validate(state.student)
-        record = {"epoch": state.epoch, **self._mean_losses(), **found}
+        rate = self._config.lr if plan.rates is None else float(plan.rates[-1])
+        record = {"epoch": state.epoch, **self._mean_losses(), **found, "lr": rate}
         state.end_epoch({**record, "seconds": time.monotonic() - started})
+        progress.tell(describe_epoch(self.history[-1], self._config.epochs))
+        if self._on_epoch is not None:
+            self._on_epoch(dict(self.history[-1]))
 
     def _mean_losses(self) -> dict[str, Any]:
         """Losses of the epoch averaged over its patches."""
@@ -180,7 +200,8 @@ def _new_state(
     terms = _term_names(list(archive.teachers), config.teacher_heads > 0)
     losses = torch.zeros(steps, len(terms), device=device)
     remedy = "lower lr, or check the features with FeatureArchive.verify()"
-    return TrainingState(student, optimizer, losses, terms, remedy, config.selection)
+    threads = choose_threads(config, archive.teachers)
+    return TrainingState(student, optimizer, losses, terms, remedy, config.selection, threads)
 
 
 def _term_names(teachers: list[str], heads: bool) -> list[str]:

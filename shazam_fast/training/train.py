@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,12 +17,13 @@ from ..archive.archive import FeatureArchive
 from ..archive.inspection import describe_splits
 from ..archive.opening import ArchiveLike, open_archive
 from ..archive.writer import write_archive
-from ..errors import ArchiveError, MismatchError, ShazamError
+from ..errors import ArchiveError, MismatchError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.foreign import require_same_job
 from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.progress import Progress
 from ..runtime.summaries import Plottable, summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import FRACTIONS, Metrics
@@ -30,12 +31,14 @@ from ..student.files import CARD, TENSORS
 from ..student.loading import load
 from ..student.student import Student
 from .checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
-from .config import TrainConfig
-from .loop import TrainingRun, stop_on_interrupt
+from .config import TrainConfig, resolve_config
+from .loop import OnEpoch, TrainingRun, stop_on_interrupt
+from .records import HISTORY, METRICS, write_records
 
 logger = logging.getLogger("shazam_fast")
 
 CLASSES_NAMED = 5  # in a message
+FILES = (TENSORS, CARD, HISTORY, METRICS)  # that a finished training writes
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,9 +48,10 @@ class TrainResult(Plottable):
     Attributes:
         student: on the CPU, of the epoch that is kept.
         history: one record per epoch: `epoch`, `loss`, `cross_entropy`, `cosine` and `huber` (each by teacher),
-            `val_score` (what a best epoch is chosen by) with its parts `val_balanced_accuracy` and
-            `val_weighted_f1`, `teacher_shares` (mean share over the validation split) and their mean entropy
-            `share_entropy` in nats (bare students), and `seconds`.
+            `val_loss` (cross-entropy), `val_calibration_error`, `val_score` (what a best epoch is chosen by) with its
+            parts `val_balanced_accuracy` and `val_weighted_f1`, `teacher_shares` (mean share over the validation
+            split) and their mean entropy `share_entropy` in nats (bare students), `lr` (learning rate of the last
+            step) and `seconds`.
         metrics: of "val" and, if there is such a split with labels, "test".
 
     >>> import numpy as np, tempfile, shazam_fast as sf
@@ -81,6 +85,7 @@ def train(
     *,
     out: str | Path | None = None,
     preset: str | None = None,
+    on_epoch: OnEpoch | None = None,
     **overrides: Any,
 ) -> TrainResult:
     """Train a student on the archive's "train" split, follow it on "val", read "test" once at the end.
@@ -92,7 +97,14 @@ def train(
             same bits; if a finished one, that is loaded.
         preset: "recommended" (the default), "unitopatho", "huncrc" (the paper's two tasks), "authors_script" (the
             released script) or "authors_levels" (the scripts of the later versions, for features of three levels).
+        on_epoch: called with the record of every epoch once it is done, as `TrainResult.history` has it. For
+            TensorBoard: `on_epoch=lambda r: writer.add_scalar("val_loss", r["val_loss"], r["epoch"])`. An exception
+            that it raises ends the training.
         overrides: fields of `TrainConfig` by name.
+
+    A bar shows the progress in terminals and notebooks. Elsewhere device, threads and splits at the start, and a line
+    per epoch, go to the logger `shazam_fast`, or to stderr where logging is not set up. `out` also gets history.csv
+    and metrics.json.
 
     Returns the student of the epoch that is kept, on the CPU, with its history and metrics.
 
@@ -130,11 +142,11 @@ def train(
         return _finished(folder, job)
     rows = checked_rows(archive, config)
     if folder is None:
-        return _train(archive, config, device, rows, None, job)
+        return _train(archive, config, device, rows, None, job, on_epoch)
     with DirectoryLock(folder):
         if _is_finished(folder):  # by another process, by now
             return _finished(folder, job)
-        return _train(archive, config, device, rows, folder, job)
+        return _train(archive, config, device, rows, folder, job, on_epoch)
 
 
 # Over 40 lines: every option is documented here.
@@ -170,14 +182,20 @@ def train_arrays(
         write_archive(place, features, labels=labels, splits=splits, classes=numbers, dtype="float32")
         archive = open_archive(place)
         val = archive.split("val")
-        run = TrainingRun(
-            archive, config, device, archive.split("train"), val if len(val) else None,
-            NO_CHECKPOINT, class_weights,
-        )  # fmt: skip
-        run.train(lambda: False)
+        with Progress("training", config.epochs, "epochs") as progress:  # without a line per epoch
+            run = TrainingRun(
+                archive, config, device, archive.split("train"), val if len(val) else None,
+                NO_CHECKPOINT, class_weights, lambda _: progress.advance(1),
+            )  # fmt: skip
+            run.train(lambda: False)
     student = run.best_student()
     student.config = replace(student.config, classes=tuple(classes))
-    student.training_record = {"job": asdict(config), "history": run.history, **circumstances(device)}
+    student.training_record = {
+        "job": asdict(config),
+        "history": run.history,
+        **circumstances(device),
+        "threads": run.threads,
+    }
     return TrainResult(student, run.history, {})
 
 
@@ -188,10 +206,11 @@ def _train(
     rows: Mapping[str, NDArray[np.int64]],
     out: Path | None,
     job: dict[str, Any],
+    on_epoch: OnEpoch | None,
 ) -> TrainResult:
     file = None if out is None else out / CHECKPOINT
     checkpoint = Checkpoint(file, job, describe_device(device), config.checkpoint_seconds)
-    run = TrainingRun(archive, config, device, rows["train"], rows["val"], checkpoint)
+    run = TrainingRun(archive, config, device, rows["train"], rows["val"], checkpoint, on_epoch=on_epoch)
     with stop_on_interrupt(enabled=out is not None) as interrupted:
         run.train(interrupted)
     student = run.best_student()
@@ -204,10 +223,12 @@ def _train(
         "data": describe_splits(archive),
         "teachers": archive.records,
         **circumstances(device),
+        "threads": run.threads,
     }
     if out is not None:
+        write_records(out, run.history, metrics)
         student.save(out)
-        remove_leftovers(out, (TENSORS, CARD))
+        remove_leftovers(out, FILES)
     return TrainResult(student, run.history, metrics)
 
 
@@ -215,24 +236,6 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     """Where and with what a student was trained, for its record."""
     versions = {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return {"device": describe_device(device), "versions": versions}
-
-
-def resolve_config(config: TrainConfig | None, preset: str | None, overrides: dict[str, Any]) -> TrainConfig:
-    """A configuration or a preset, with single fields changed. Raises ShazamError naming an unknown option."""
-    unknown = sorted(set(overrides) - {field.name for field in fields(TrainConfig)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(TrainConfig))
-        raise ShazamError(f"train() has no option {', '.join(unknown)}; options are {known}")
-    if config is not None and preset is not None:
-        raise ShazamError("give either a config or a preset, not both")
-    if config is not None and not isinstance(config, TrainConfig):
-        raise ShazamError(
-            f"config: a TrainConfig expected, found {config!r}; write train(archive, epochs=1), or "
-            "train(archive, TrainConfig(epochs=1))"
-        )
-    if preset is not None:
-        return TrainConfig.from_preset(preset, **overrides)
-    return replace(config or TrainConfig(), **overrides)
 
 
 def checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDArray[np.int64]]:
@@ -284,7 +287,7 @@ def _finished(out: Path, job: dict[str, Any]) -> TrainResult:
     student = load(out)
     record = student.training_record
     require_same_job(out, record.get("job", {}), job)
-    tidy_after_kill(out, (TENSORS, CARD))
+    tidy_after_kill(out, FILES)
     logger.info("%s: already trained, loaded", out)
     try:
         metrics = {str(name): Metrics.from_dict(values) for name, values in record["metrics"].items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..archive.archive import FeatureArchive
 from ..scoring.inference import ArchiveForm, infer, match_teachers, require_finite_results
-from ..scoring.metrics import confusion_matrix, selection_metrics, selection_score
+from ..scoring.metrics import calibration_error, confusion_matrix, selection_metrics, selection_score
 from ..student.student import Student
 from .feed import resident_features
 
@@ -39,7 +39,7 @@ class Validation:
         self._features = resident_features(archive, rows, device)
 
     def __call__(self, student: Student) -> dict[str, Any]:
-        """Selection score with its parts, and for a bare student the mean teacher shares and their entropy.
+        """Cross-entropy, calibration error, selection score with its parts; of a bare student the mean teacher shares.
 
         Raises NonFiniteError naming the teacher and the row of a NaN or infinite feature, or the row of a logit.
         """
@@ -55,7 +55,10 @@ class Validation:
         labels, prediction = self._archive.labels[self._rows], found.argmax(dim=1).cpu().numpy()
         confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
         balanced_accuracy, weighted_f1 = selection_metrics(confusion)
+        probabilities = found.softmax(dim=1).cpu().numpy()
         return {
+            "val_loss": float(torch.nn.functional.cross_entropy(found.cpu(), torch.from_numpy(labels))),
+            "val_calibration_error": calibration_error(probabilities, labels),
             "val_score": self._score(confusion),
             "val_balanced_accuracy": balanced_accuracy,
             "val_weighted_f1": weighted_f1,

@@ -12,6 +12,7 @@ from ...images.table import ImageTable
 from ...runtime.progress import Progress
 from ...scoring.metrics import compute_metrics, selection_score
 from ...training.checkpoint import Checkpoint, TrainingState
+from ...training.records import describe_epoch
 from .config import FinetuneConfig
 from .model import FinetunedTeacher, ImageFeed
 
@@ -96,6 +97,7 @@ class FinetuningRun:
             progress.advance(len(labels))
             self._checkpoint.after_step(state, interrupted())
         self._finish_epoch()
+        progress.tell(describe_epoch(self.history[-1], self._config.epochs))
 
     def _finish_epoch(self) -> None:
         state = self._state

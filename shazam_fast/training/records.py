@@ -1,0 +1,85 @@
+"""What a training says while it runs, and the tables that it leaves beside the student."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..archive.archive import FeatureArchive
+from ..archive.inspection import describe_splits
+from ..runtime.devices import describe_device
+from ..runtime.files import write_durably
+from ..scoring.metrics import Metrics
+
+HISTORY, METRICS = "history.csv", "metrics.json"
+SHOWN = {  # field of a record -> its name in the line of an epoch, and how its number is written
+    "loss": ("loss", ".4f"),
+    "val_loss": ("val loss", ".4f"),
+    "val_balanced_accuracy": ("val balanced accuracy", ".3f"),
+    "val_calibration_error": ("val calibration error", ".3f"),
+    "lr": ("lr", ".1e"),
+    "seconds": ("seconds", ".1f"),
+}
+
+
+def describe_start(archive: FeatureArchive, device: torch.device, threads: int) -> str:
+    """Where a training runs and on what: device, threads, and the patients, slides and patches of each split.
+
+    Args:
+        archive: the archive.
+        device: where the student computes.
+        threads: of the CPU.
+    """
+    place = f"cpu, {_count(threads, 'thread')}" if device.type == "cpu" else f"{device} ({describe_device(device)})"
+    words = {"groups": "patient", "slides": "slide", "patches": "patch"}
+    splits = [
+        f"{name} {', '.join(_count(n, word) for what, word in words.items() if (n := found[what]) is not None)}"
+        for name, found in describe_splits(archive).items()
+        if name != "none"
+    ]
+    return f"training on {place}; {'; '.join(splits)}"
+
+
+def _count(n: int, word: str) -> str:
+    plural = "" if n == 1 else "es" if word.endswith("ch") else "s"
+    return f"{n:,} {word}{plural}"
+
+
+def describe_epoch(record: Mapping[str, Any], epochs: int) -> str:
+    """The line of a finished epoch.
+
+    >>> describe_epoch({"epoch": 2, "loss": 0.51234, "lr": 1e-3, "seconds": 2.26}, 40)
+    'epoch 3/40: loss 0.5123, lr 1.0e-03, seconds 2.3'
+    """
+    numbers = [f"{name} {record[key]:{form}}" for key, (name, form) in SHOWN.items() if key in record]
+    return f"epoch {record['epoch'] + 1}/{epochs}: {', '.join(numbers)}"
+
+
+def write_records(out: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metrics]) -> None:
+    """Write history.csv, one row per epoch, and metrics.json, {split: metrics}.
+
+    Raises OSError when the disk is full.
+    """
+    rows = [_flat(record) for record in history]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_durably(out / HISTORY, text.getvalue().encode())
+    content = {split: found.to_dict() for split, found in metrics.items()}
+    write_durably(out / METRICS, json.dumps(content, indent=1).encode())
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without nesting: the cosine loss of teacher uni is in column cosine_uni."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}_{key}": number for key, number in value.items()}
+        else:
+            flat[name] = value
+    return flat
