@@ -9,11 +9,13 @@ train all epochs, and that both find the same student is checked after timing.
 What bounds the ratio. S students need S times the products of one: a step is 3 x the forward FLOPs of bench_student.py
 less the gradient of the features, which nobody asks for, and that does not shrink with S. The bytes of the features are
 read and standardised once in place of S times; calls and waits of threads for each other are paid once per stack in
-place of once per student. AdamW reads and writes 28 bytes per parameter and student either way; of one student these
-stay in the caches between steps, of many they do not. So S students take at least
+place of once per student. AdamW reads and writes 28 bytes per parameter and student either way. So S students take at
+least
     S * (FLOPs / rate of products + 28 bytes * parameters * steps / rate of memory),
 recorded as `least_s`, and the ratio cannot fall below least_s / time apart. The more of its time a student alone spends
-on calls (narrow teachers, small D, few teachers) the more a sweep saves.
+on calls (narrow teachers, small D, few teachers) the more a sweep saves. On two cores of an AMD EPYC (Zen 4) a step of
+the bare student with D = 128 takes 8.3 ms of one core, of which products take 6.5 (5.4 at the rate of large products),
+AdamW 0.7 and attention 0.7; of the recommended one 2.7 ms: products 1.4, AdamW 0.25, attention 0.15.
 """
 
 import numpy as np

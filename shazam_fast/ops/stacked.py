@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -16,6 +18,8 @@ from .._core import attention_backward, attention_forward, distillation, stacked
 from ..kernels import reference
 from . import dispatch
 from .masks import hide_missing, mask_array, wants_gradient
+
+Floats = NDArray[np.float32]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -188,54 +192,58 @@ class _CoreAttention(torch.autograd.Function):
 class _CoreBareStack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> Tensor:
-        saved: list[Tensor] = []
-        fused = _run_bare_stack(tokens, qkv, present, saved)
-        ctx.save_for_backward(qkv, present, *saved)
-        return fused
+        ctx.layers = []
+        ctx.save_for_backward(qkv, present)
+        return _run_bare_stack(tokens, qkv, present, ctx.layers)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_fused: Tensor) -> tuple[Tensor, Tensor, None]:
-        qkv, present, *saved = ctx.saved_tensors
-        mask, threads = mask_array(present), torch.get_num_threads()
-        d_qkv, d_tokens = torch.empty_like(qkv), qkv.new_empty(len(qkv), *saved[0].shape)
-        d_projected, d_x = torch.empty_like(saved[1]), torch.empty_like(saved[0])
-        d_fused = d_fused.contiguous()
-        for student, weights in reversed(list(enumerate(qkv))):
-            d_output = d_fused[student]  # [B, D] of the last layer, [B, N, D] of the others
-            for layer in reversed(range(len(weights))):
-                *saved, x, projected, P = saved
-                arrays = P.numpy(), d_output.numpy(), d_projected.numpy()
-                attention_backward(projected.numpy(), mask, *arrays, threads)
-                _multiply(_rows(x).mT, d_projected[None], out=d_qkv[student, layer, None])
-                d_output = d_x if layer else d_tokens[student]
-                _multiply(d_projected[None], weights[layer, None].mT, out=_rows(d_output))
+        qkv, present = ctx.saved_tensors
+        mask, threads, layers = mask_array(present), torch.get_num_threads(), ctx.layers
+        x, projected, _ = layers[0]
+        d_qkv, d_tokens = torch.empty_like(qkv), qkv.new_empty(len(qkv), *x.shape)
+        d_projected, d_x = np.empty_like(projected), np.empty_like(x)
+        maps, d_maps, first, d_results = qkv.numpy(), d_qkv.numpy(), d_tokens.numpy(), d_fused.contiguous().numpy()
+        for student in reversed(range(len(maps))):
+            d_output = d_results[student]  # [B, D] of the last layer, [B, N, D] of the others
+            for layer in reversed(range(maps.shape[1])):
+                x, projected, P = layers.pop()
+                attention_backward(projected[0], mask, P, d_output, d_projected[0], threads)
+                stacked_product(_rows(x), d_projected, None, d_maps[student, layer, None], True, False, threads)
+                d_output = d_x if layer else first[student]
+                stacked_product(d_projected, maps[student, layer, None], None, _rows(d_output), False, True, threads)
         return hide_missing(d_tokens, present), d_qkv, None
 
 
-def _run_bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, saved: list[Tensor] | None) -> Tensor:
+Layer = tuple[Floats, Floats, Floats]  # x [B, N, D], x W [1, B*N, 3D] and P [B, N, N] of a student's layer
+
+
+def _run_bare_stack(tokens: Tensor, qkv: Tensor, present: Tensor | None, layers: list[Layer] | None) -> Tensor:
     """Student after student: what lies between two products stays in the nearest caches.
 
-    `saved` gets what the backward pass needs: x [B, N, D], x W [B*N, 3D] and P [B, N, N] of every student and layer.
+    `layers` gets what the backward pass needs. All are NumPy's arrays: PyTorch takes longer to make its own.
     """
     tokens = hide_missing(tokens.detach(), present).contiguous()
     S, B, N, D = tokens.shape
     fused, mask, threads = tokens.new_empty(S, B, D), mask_array(present), torch.get_num_threads()
-    for student, weights in enumerate(qkv.detach()):
-        x = tokens[student]
-        for layer in range(len(weights)):
-            projected, P = _multiply(_rows(x), weights[layer, None])[0], x.new_empty(B, N, N)
-            output = fused[student] if layer == len(weights) - 1 else torch.empty_like(x)
-            attention_forward(projected.numpy(), mask, P.numpy(), output.numpy(), threads)
-            if saved is not None:
-                saved += [x, projected, P]
+    maps, results = qkv.detach().numpy(), fused.numpy()
+    for student, first in enumerate(tokens.numpy()):
+        x = first
+        for layer in range(maps.shape[1]):
+            projected, P = np.empty((1, B * N, 3 * D), np.float32), np.empty((B, N, N), np.float32)
+            stacked_product(_rows(x), maps[student, layer, None], None, projected, False, False, threads)
+            output = np.empty_like(x) if layer < maps.shape[1] - 1 else results[student]
+            attention_forward(projected[0], mask, P, output, threads)
+            if layers is not None:
+                layers.append((x, projected, P))
             x = output
     return fused
 
 
-def _rows(x: Tensor) -> Tensor:
+def _rows(x: Floats) -> Floats:
     """One student's tokens [B, N, D] as rows [1, B*N, D]."""
-    return x.view(1, -1, x.shape[-1])
+    return x.reshape(1, -1, x.shape[-1])
 
 
 class _CoreDistillation(torch.autograd.Function):
@@ -251,12 +259,14 @@ class _CoreDistillation(torch.autograd.Function):
     ) -> Tensor:
         t, T = fused.detach().contiguous(), targets.detach().contiguous()
         d_fused, d_targets = torch.empty_like(t), torch.empty_like(T) if ctx.needs_input_grad[1] else None
-        totals, terms = t.new_empty(len(t)), t.new_empty(2, T.shape[2])
+        totals, cosine, far = t.new_empty(len(t)), t.new_empty(T.shape[2]), t.new_empty(T.shape[2])
         mask, elementwise, threads = mask_array(present), huber == "elementwise", torch.get_num_threads()
         for s, (lam, delta) in enumerate(zip(lams, deltas, strict=True)):
-            results = totals[s].numpy(), *terms.numpy(), d_fused[s].numpy()
             d_T = None if d_targets is None else d_targets[s].numpy()
-            distillation(t[s].numpy(), T[s].numpy(), mask, lam, delta, elementwise, *results, d_T, threads)
+            distillation(
+                t[s].numpy(), T[s].numpy(), mask, lam, delta, elementwise, totals[s].numpy(), cosine.numpy(),
+                far.numpy(), d_fused[s].numpy(), d_T, threads,
+            )  # fmt: skip
         ctx.save_for_backward(d_fused, d_targets)
         return totals
 
