@@ -100,7 +100,7 @@ class GroupRun:
 
         Raises NonFiniteError naming the student with a loss or a logit that is not finite.
         """
-        with Lanes(self._device, len(self._members)) as lanes:
+        with Lanes(self._device, len(self._members), self._shared.threads) as lanes:
             size = lanes.stacked
             parts = [self._members[start : start + size] for start in range(0, len(self._members), size)]
             stacks = [(part, self._stack(part)) for part in parts]

@@ -1,5 +1,6 @@
 """Students that are trained together are those trained alone."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +133,26 @@ def test_two_threads_give_what_one_gives(archive):
             torch.set_num_threads(before)
     for left, right in zip(results[0].students, results[1].students, strict=True):
         assert largest_difference(left, right) < 1e-5
+
+
+@pytest.mark.parametrize(("students", "threads"), [(1, 1), (1, 2), (4, 1), (4, 2), (2, 3)])
+def test_no_more_threads_than_are_allowed(students, threads):
+    before = torch.get_num_threads()
+    with lanes.Lanes(torch.device("cpu"), students, threads) as found:
+        seen = found.map(lambda _: (threading.get_ident(), torch.get_num_threads()), range(20))
+    together = min(students, threads)
+    assert len({thread for thread, _ in seen}) <= together
+    assert {inner for _, inner in seen} == {threads if together == 1 else 1}
+    assert torch.get_num_threads() == before
+
+
+def test_the_threads_of_a_sweep_are_an_option(archive, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lanes, "count_cores", lambda: asked.append("cores") or 1)
+    sf.sweep(archive, [{}], **PLAIN, threads=2)
+    assert not asked
+    sf.sweep(archive, [{}], **PLAIN)
+    assert asked == ["cores"]
 
 
 def test_students_stop_one_by_one(archive):
