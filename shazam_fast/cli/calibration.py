@@ -19,7 +19,7 @@ def calibrate(
     split: Annotated[str, typer.Option(help="Labelled patches that the student was not trained on.")] = "val",
     device: Device = None,
 ) -> None:
-    """Fit the temperature that makes a student's probabilities as sure as they are right (temperature scaling)."""
+    """Make probabilities as sure as they are right (temperature)."""
     from ..training.calibration import calibrate as run
 
     require_kind(student, "student")

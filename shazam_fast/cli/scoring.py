@@ -114,9 +114,9 @@ def heatmap(
         optional("Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded."),
     ] = None,
 ) -> None:
-    """Draw every slide, over its tissue where it is given, and write GeoJSON for QuPath.
+    """Draw the scores of every slide, and write GeoJSON for QuPath.
 
-    By default: predicted class, confidence and largest attention share.
+    Panels, by default: predicted class, confidence and largest attention share; the tissue too where it is given.
     """
     from ..reporting.heatmaps import heatmap as run
 

@@ -12,8 +12,8 @@ from program import SCRIPT, call, run_program
 import shazam_fast as sf
 from shazam_fast.cli.comparison import STUDIES
 
-COMMANDS = ("demo", "teachers", "extract", "convert", "inspect", "verify", "train", "evaluate", "compare", "finetune",
-            "score", "heatmap", "report")  # fmt: skip
+COMMANDS = ("demo", "teachers", "extract", "convert", "inspect", "verify", "train", "evaluate", "calibrate", "compare",
+            "finetune", "score", "heatmap", "report")  # fmt: skip
 FEATURE_OPTIONS = ("labels", "splits", "groups", "label-column", "classes", "teacher", "slides", "on-error", "val",
                    "test", "seed")  # fmt: skip
 
