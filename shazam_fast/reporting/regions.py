@@ -109,11 +109,11 @@ def _turn(
     owner: dict[tuple[tuple[int, int], tuple[int, int]], int],
     area: int,
 ) -> tuple[int, int]:
-    """The next corner: of the same area, and where two cells of it touch at a corner, to the right, round this cell."""
+    """The next corner: of the same area, and to the left where two cells of it touch: rings meet there, none twice."""
     own = [there for there in choices if owner[here, there] == area]
     dx, dy = here[0] - before[0], here[1] - before[1]
-    right = (here[0] - dy, here[1] + dx)
-    return right if right in own else own[0]
+    left = (here[0] + dy, here[1] - dx)
+    return left if left in own else own[0]
 
 
 def _straight(ring: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -163,11 +163,12 @@ def test_holes_and_corners():
     assert [len(one) for one in polygon] == [5, 5]
     diagonal, _ = merge_patches(np.array([[0, 0], [10, 10]]), 10, np.array([[1.0, 0.0]] * 2))
     assert [[area_of(one) for one in polygon] for polygon in diagonal] == [[100], [100]]
-    # two holes that touch at a corner stay two rings, each without crossing itself
-    grid = [(x, y) for x in range(4) for y in range(4) if (x, y) not in ((1, 1), (2, 2))]
-    ((polygon,), _) = merge_patches(np.array(grid) * 10, 10, np.array([[1.0, 0.0]] * 14))
-    assert area_of(polygon[0]) == 1600
-    assert sum(area_of(one) for one in polygon[1:]) == -200
+    for touching in (((1, 1), (2, 2)), ((1, 2), (2, 1)), ((0, 0), (1, 1)), ((3, 0), (2, 1))):
+        grid = [(x, y) for x in range(4) for y in range(4) if (x, y) not in touching]
+        ((polygon,), _) = merge_patches(np.array(grid) * 10, 10, np.array([[1.0, 0.0]] * 14))
+        assert sum(area_of(one) for one in polygon) == 1400
+        assert all(len(set(one)) == len(one) - 1 for one in polygon)  # no ring meets itself
+        assert len(polygon) == 1 + sum(0 < x < 3 and 0 < y < 3 for x, y in touching)
 
 
 def test_patches_on_no_grid_cannot_be_merged(monkeypatch):

@@ -100,4 +100,4 @@ def test_command(made, tmp_path):
     assert sf.load(tmp_path / "calibrated").training_record["calibration"]["split"] == "val"
     again = call("calibrate", tmp_path / "student", archive.path, "--out", tmp_path / "student")
     assert again.returncode == 1
-    assert "holds a student already; choose another directory" in " ".join((again.stderr + again.stdout).split())
+    assert "holds a student already; choose another --out" in " ".join((again.stderr + again.stdout).split())
