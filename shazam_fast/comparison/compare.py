@@ -75,7 +75,7 @@ def compare(
 
     Args:
         archive: an archive or its path, with labels; groups (patients) where they are known.
-        methods: names in `METHODS`; by default all that need nothing which the archive lacks (images, levels). A method
+        methods: names in `METHODS`; by default all for which the archive has what they need (images, levels). A method
             that cannot run is reported, the others go on.
         study: "depth", "lambda", "leave-one-out", "subsets" or "learning-curve": compare settings of the methods
             instead, see `studies`; the study's own methods by default.

@@ -41,7 +41,7 @@ class Shared:
         self._frames: list[_Frame] = []
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The result called `key`; `make` makes it when it is asked for first."""
+        """The result called `key`, which `make` makes on first use."""
         if key not in self._values:
             frame, value = self._time(make)
             self._values[key], self._costs[key] = value, (frame.seconds, frozenset(frame.used))
@@ -135,7 +135,7 @@ class Fold:
 
 
 def bootstrap_groups(archive: FeatureArchive, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What the bootstrap draws, of every row: its patient, else its slide, else the row alone. int64 [n]."""
+    """The group of every row, which the bootstrap draws: its patient, else its slide, else the row alone. int64 [n]."""
     patients = archive.group_index[rows].astype(np.int64)
     slides = archive.slide_index[rows].astype(np.int64)
     alone = -1 - rows - len(archive.slides)

@@ -199,7 +199,7 @@ NOT_FUSED = ("best_single", "best_single_balanced", "best_single_mlp", "finetune
 
 
 def choose_methods(names: Sequence[str] | None, archive: FeatureArchive, images: ImageTable | None) -> tuple[str, ...]:
-    """The methods to compare: those named, else all that need nothing which the archive lacks.
+    """The methods to compare: those named, else all for which the archive has what they need.
 
     Raises ShazamError for a name that is no method, or one that is given twice.
     """

@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is compared, as far as a result says it.
+    """What is compared, as a result states it.
 
     Args:
         classes, teachers: names.

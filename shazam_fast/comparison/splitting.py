@@ -35,7 +35,7 @@ def random_splits(
         repeats: number of splits.
         val, test: shares of the labelled patches.
         seed: of the first split.
-        sites: [n_rows], the site of every patch, -1 unknown: whole sites stay in one part; None: no matter.
+        sites: [n_rows], the site of every patch, -1 unknown: whole sites stay in one part; None: any.
 
     Raises MismatchError when there are too few groups or sites for the shares.
     """

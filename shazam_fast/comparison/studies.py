@@ -184,7 +184,7 @@ def order_groups(groups: NDArray[np.int64], labels: NDArray[np.int64], seed: int
 
 
 def count_needed(order: NDArray[np.int64], groups: NDArray[np.int64], labels: NDArray[np.int64]) -> int:
-    """How many groups of the order, from its begin, hold all classes."""
+    """Number of groups, from the first of the order on, that together hold all classes."""
     seen: set[int] = set()
     for count, group in enumerate(order.tolist(), start=1):
         seen |= set(labels[groups == group].tolist())

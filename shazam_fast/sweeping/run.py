@@ -31,8 +31,8 @@ class Member:
     """One student of a sweep while it is trained.
 
     Attributes:
-        student: it; its parameters are those of the epoch that is kept once the training is over.
-        name: what messages call it.
+        student: the student; once the training is over, with the parameters of the epoch that is kept.
+        name: its name in messages.
         history: one record per finished epoch.
         best: parameters of the epoch that is kept.
         probabilities: of that epoch on the validation split, float32 [n, C].

@@ -1,10 +1,10 @@
-"""Confounding check: can the slide, the patient, the site or the magnification be told from the fused feature?
+"""Confounding check: can slide, patient, site or magnification be predicted from the fused feature?
 
 A patch's attribute is predicted from its nearest neighbours among the other patches: no fitting, no option to tune, and
-a thousand shuffles cost next to nothing. Where patches of one slide (or patient) would give the attribute away, all of
-its patches are excluded from the neighbours. Chance is what remains after shuffling the attribute among patches, or
-among whole slides or patients, of the same class: what the class alone reveals counts as chance. A model with more
-freedom may tell more: the figures are a lower limit.
+a thousand shuffles take little time. Where patches of one slide (or patient) share the attribute, none of them is among
+the neighbours. Chance is what remains after shuffling the attribute among patches, or among whole slides or patients, of
+the same class: what the class alone reveals counts as chance. A model with more parameters may predict more: the figures
+are a lower limit.
 """
 
 import re
@@ -34,7 +34,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Attribute:
-    """What is to be told: a `value` [n] per patch, -1 unknown; patches with the same `unit` [n] exclude one another."""
+    """What is predicted: a `value` [n] per patch, -1 unknown; patches with the same `unit` [n] exclude one another."""
 
     name: str
     values: Codes
@@ -44,7 +44,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Told:
-    """How well an attribute is told: balanced accuracy `found`; of shuffles the mean `chance` and its limits."""
+    """How well an attribute is predicted: balanced accuracy `found`; of shuffles the mean `chance` and its limits."""
 
     name: str
     n_values: int
@@ -58,7 +58,7 @@ class Told:
 
 
 def tell(fused: NDArray[np.floating], attribute: Attribute, classes: Codes, seed: int) -> Told | str:
-    """Predict an attribute from the fused features [n, D]; or why it cannot be done.
+    """Predict an attribute from the fused features [n, D]; or the reason why that is not possible.
 
     Args:
         fused: [n, D].

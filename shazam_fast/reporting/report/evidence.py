@@ -1,4 +1,4 @@
-"""What a report rests on: a student's output for the patches of one split, and intervals by resampling patients."""
+"""What a report is computed from: a student's output for the patches of one split, and intervals by bootstrap."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

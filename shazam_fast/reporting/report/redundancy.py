@@ -1,4 +1,4 @@
-"""How far the teachers say the same, and which of them is right where others fail.
+"""How similar the teachers are, and which of them is right where others fail.
 
 Similarity of features is linear CKA (Kornblith et al. 2019) with the unbiased estimate of HSIC (Song et al. 2012): the
 plain estimate tends to 1 where features have more columns than there are patches, whatever they hold. Errors are those

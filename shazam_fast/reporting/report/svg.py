@@ -1,8 +1,8 @@
 """Figures as SVG in the report's page.
 
 matplotlib rather than a plotting library in JavaScript: the page stays small (plotly.js alone is 3 MB), needs no
-script, prints sharply, and needs nothing but a browser in years to come. Texts stay texts: they can be searched, and
-names in any script are drawn with the reader's fonts.
+script, prints sharply, and opens in any browser. Texts stay texts: they can be searched, and names in any script are
+drawn with the reader's fonts.
 """
 
 import io
