@@ -2,9 +2,9 @@
 
 A patch's attribute is predicted from its nearest neighbours among the other patches: no fitting, no option to tune, and
 a thousand shuffles take little time. Where patches of one slide (or patient) share the attribute, none of them is among
-the neighbours. Chance is what remains after shuffling the attribute among patches, or among whole slides or patients, of
-the same class: what the class alone reveals counts as chance. A model with more parameters may predict more: the figures
-are a lower limit.
+the neighbours. Chance is what remains after shuffling the attribute among patches, or among whole slides or patients,
+of the same class: what the class alone reveals counts as chance. A model with more parameters may predict more: the
+figures are a lower limit.
 """
 
 import re

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import NonFiniteError
 from ..bags import Bags
-from .pooling import PatchCodes, SlideModel, SlideOutput
+from .pooling import PatchCodes, SlideModel, SlideOutput, Slides
 from .regions import Regions, measure_room, tabulate
 
 CHUNK_ROWS = 2048  # patches that are encoded at once
@@ -57,7 +57,7 @@ def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], de
         regions = _regions(bags, numbers).to(device) if models[0].needs_regions else None
         of_slides = None if bags.slide_features is None else torch.from_numpy(bags.slide_features[numbers]).to(device)
         outputs = [
-            model.read(codes, places, len(numbers), regions, of_slides)
+            model.read(codes, Slides(places, len(numbers), regions, of_slides))
             for model, codes in zip(models, encoded, strict=True)
         ]
         yield Group(numbers, rows, segments, outputs)

@@ -8,6 +8,7 @@ so no patch attends to another slide. Equal scores give the mean, which is how `
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -118,6 +119,25 @@ class PatchEncoder(nn.Module):
         return linear(features, self.weight / scale[:, None], bias).relu()
 
 
+@dataclass(frozen=True)
+class Slides:
+    """S slides, by the P patches that are read of them.
+
+    Attributes:
+        segments: the slide of each patch, int64 [P], in 0..S-1; every slide has a patch.
+        count: number S of slides.
+        regions: of the patches, for models that need them.
+        slide_features: of slide-level teachers, [S, W], NaN where one lacks a slide, for models that read them.
+        labels: int64 [S], codes of the slides' classes, -1 unknown, for models with a loss of their own.
+    """
+
+    segments: Tensor
+    count: int
+    regions: Regions | None = None
+    slide_features: Tensor | None = None
+    labels: Tensor | None = None
+
+
 class SlideModel(nn.Module):
     """Base of the models: patches are encoded one by one, pooled by slide with attention, and read by a linear head.
 
@@ -156,30 +176,13 @@ class SlideModel(nn.Module):
         attention = segment_softmax(codes.scores, segments, count)
         return segment_sum(attention[:, None] * codes.values, segments, count), attention
 
-    def read(
-        self,
-        codes: PatchCodes,
-        segments: Tensor,
-        count: int,
-        regions: Regions | None = None,
-        slide_features: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> SlideOutput:
-        """Outputs of S slides whose patches are encoded already.
-
-        Args:
-            codes: of P patches.
-            segments: int64 [P], in 0..S-1; every slide has a patch.
-            count: number S of slides.
-            regions: of the patches, for models that need them.
-            slide_features: of slide-level teachers, [S, W], NaN where one lacks a slide, for models that read them.
-            labels: int64 [S], codes of the slides' classes, -1 unknown, for models with a loss of their own.
-        """
-        codes = self.mix(codes, regions)
-        pooled, attention = self.pool(codes, segments, count)
+    def read(self, codes: PatchCodes, slides: Slides) -> SlideOutput:
+        """Outputs of slides whose patches are encoded already, to `codes`."""
+        codes = self.mix(codes, slides.regions)
+        pooled, attention = self.pool(codes, slides.segments, slides.count)
         shares = None
         if codes.shares is not None:
-            shares = segment_sum(attention[:, None] * codes.shares, segments, count)
+            shares = segment_sum(attention[:, None] * codes.shares, slides.segments, slides.count)
         return SlideOutput(self.head(self.dropout(pooled)), attention, shares, codes.shares)
 
     def forward(
@@ -195,9 +198,9 @@ class SlideModel(nn.Module):
 
         Args:
             features: [P, sum of dims], as stored (they are standardised here).
-            segments, count, regions, slide_features, labels: as for `read`.
+            segments, count, regions, slide_features, labels: as in `Slides`.
         """
-        return self.read(self.encode(features), segments, count, regions, slide_features, labels)
+        return self.read(self.encode(features), Slides(segments, count, regions, slide_features, labels))
 
 
 class MeanPooling(SlideModel):

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .pooling import PatchCodes, SlideModel, SlideOutput
-from .regions import Regions
+from .pooling import PatchCodes, SlideModel, SlideOutput, Slides
 
 
 class SlideLinear(SlideModel):
@@ -33,18 +32,10 @@ class SlideLinear(SlideModel):
         """As `SlideModel.encode`; nothing of the patches."""
         return PatchCodes(features[:, :0], features.new_zeros(len(features)), None)
 
-    def read(
-        self,
-        codes: PatchCodes,
-        segments: Tensor,
-        count: int,
-        regions: Regions | None = None,
-        slide_features: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> SlideOutput:
+    def read(self, codes: PatchCodes, slides: Slides) -> SlideOutput:
         """As `SlideModel.read`."""
-        assert slide_features is not None
-        standardised = (slide_features - self.feature_mean) / self.feature_scale
-        known = torch.where(slide_features.isnan(), 0.0, standardised)  # [S, sum of dims]
-        _, attention = self.pool(codes, segments, count)
+        assert slides.slide_features is not None
+        standardised = (slides.slide_features - self.feature_mean) / self.feature_scale
+        known = torch.where(slides.slide_features.isnan(), 0.0, standardised)  # [S, sum of dims]
+        _, attention = self.pool(codes, slides.segments, slides.count)
         return SlideOutput(self.head(self.dropout(known)), attention, None, None)

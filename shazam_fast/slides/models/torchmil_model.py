@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ShazamError
-from .pooling import PatchCodes, PatchEncoder, SlideModel, SlideOutput
-from .regions import Regions
+from .pooling import PatchCodes, PatchEncoder, SlideModel, SlideOutput, Slides
 
 AFTER_SOFTMAX = ("TransMIL",)  # models whose attention is not negative and sums to about 1
 INSTALL = "torchmil's models are in the extra 'mil': pip install 'shazam_fast[mil]'"
@@ -52,24 +52,18 @@ class TorchmilModel(SlideModel):
         values = self.encoder(features, self.feature_mean, self.feature_scale)
         return PatchCodes(values, values.new_zeros(len(values)), None)
 
-    def read(
-        self,
-        codes: PatchCodes,
-        segments: Tensor,
-        count: int,
-        regions: Regions | None = None,
-        slide_features: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> SlideOutput:
+    def read(self, codes: PatchCodes, slides: Slides) -> SlideOutput:
         """As `SlideModel.read`, slide by slide; slides without patches have outputs of 0."""
         if self.training:
             with numpy_seeded(int(torch.randint(1 << 31, ()))):
-                return self._read(codes, segments, count, labels)
-        with torch.random.fork_rng(devices=[segments.device] if segments.is_cuda else []), numpy_seeded(0):
+                return self._read(codes, slides)
+        here = slides.segments
+        with torch.random.fork_rng(devices=[here.device] if here.is_cuda else []), numpy_seeded(0):
             torch.manual_seed(0)
-            return self._read(codes, segments, count, None)
+            return self._read(codes, replace(slides, labels=None))
 
-    def _read(self, codes: PatchCodes, segments: Tensor, count: int, labels: Tensor | None) -> SlideOutput:
+    def _read(self, codes: PatchCodes, slides: Slides) -> SlideOutput:
+        segments, count, labels = slides.segments, slides.count, slides.labels
         models: list[Any] = list(self.bag_models)
         logits = codes.values.new_zeros(count, len(models))
         attention = torch.zeros_like(codes.scores)
