@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -47,6 +48,15 @@ def stopping_after(steps: int) -> Callable[[bool], contextlib.AbstractContextMan
         yield lambda: next(calls) == steps
 
     return stop
+
+
+@contextlib.contextmanager
+def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop the training within by Ctrl-C during step number `steps`, which must happen."""
+    with monkeypatch.context() as patch:
+        patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping_after(steps))
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def checksums(folder: Path) -> dict[str, str]:

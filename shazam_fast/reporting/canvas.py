@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ShazamError
 from ..runtime.files import UNFINISHED
-from .palette import INK, MUTED
+from .palette import INK, MUTED, RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,6 +83,29 @@ def write_title(axes: "Axes", text: str, keys: Sequence[tuple[str, str]] = ()) -
 def write_note(axes: "Axes", text: str, right: float = 1.0) -> None:
     """Small print on the title's line, ending at a fraction of the axes' width."""
     write(axes, text, (right, 1), (0, 7), ha="right", color=MUTED)
+
+
+def write_head(figure: "Figure", edge: float, height: float, name: str, about: str, rule: float) -> "Axes":
+    """The head of a page: a name, small print that ends at the right edge, and a rule below them.
+
+    Args:
+        figure: the page.
+        edge, height: distance from the page's edges, and height of the head, in inches.
+        name, about: the texts; each is made smaller, or shortened, where it has too little room.
+        rule: height of the rule, as a fraction of the head's.
+
+    Returns the head's axes, both from 0 to 1.
+    """
+    width = figure.get_size_inches()[0] - 2 * edge
+    axes = place(figure, edge, edge, width, height)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_axis_off()
+    note = write(axes, about, (1, 1), ha="right", va="top", color=MUTED)
+    fit(note, 0.6 * 72 * width)
+    title = write(axes, name, (0, 1), va="top", fontsize=TITLE, weight="bold")
+    fit(title, 72 * width - width_of(note) - 12)
+    axes.axhline(rule, color=RULE, lw=1)
+    return axes
 
 
 def width_of(text: Any) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import MismatchError
 from . import canvas
 from .painting import leading, paint
-from .palette import DIVERGING, EMPTY, INK, MUTED, RAMP, RULE, TEACHER_COLOURS, hex_colours, pick_colours, rgb
+from .palette import DIVERGING, EMPTY, INK, MUTED, RAMP, TEACHER_COLOURS, hex_colours, pick_colours, rgb
 from .slide_scores import Frame, SlideScores, frame_slide, summarise_slide
 from .tissue import Tissue
 
@@ -133,20 +133,13 @@ def _draw_panel(panel: str, axes: "Axes", foot: "Axes", shown: _Map) -> None:
 
 
 def _draw_head(page: "Figure", slide: SlideScores) -> None:
-    width = page.get_size_inches()[0] - 2 * EDGE
-    axes = canvas.place(page, EDGE, EDGE, width, HEAD)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_axis_off()
     patches = "1 patch" if len(slide.coords) == 1 else f"{len(slide.coords):,} patches"
     about = f"{patches} of {slide.size:,.0f} x {slide.size:,.0f} level-0 pixels"
     about += "" if slide.mpp else "; micrometres per pixel not known"
     if slide.without_position:
         about += f"; {slide.without_position:,} without position left out"
-    note = canvas.write(axes, about, (1, 1), ha="right", va="top", color=MUTED)
-    canvas.fit(note, 0.6 * 72 * width)
-    title = canvas.write(axes, slide.name, (0, 1), va="top", fontsize=canvas.TITLE, weight="bold")
-    canvas.fit(title, 72 * width - canvas.width_of(note) - 12)
-    axes.axhline(0.57, color=RULE, lw=1)
+    axes = canvas.write_head(page, EDGE, HEAD, slide.name, about, rule=0.57)
+    width = page.get_size_inches()[0] - 2 * EDGE
     canvas.fit(canvas.write(axes, summarise_slide(slide), (0, 0.48), va="top"), 72 * width)
 
 

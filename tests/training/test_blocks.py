@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from interruption import stopping_after
+from interruption import stopped_after
 from trainings import QUICK, assert_same_bits, tensors
 
 import shazam_fast as sf
@@ -87,10 +87,8 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path, archive, monkeypatch, 
     steps = -(-len(archive.split("train")) // QUICK["batch_size"])
     for stop in (1, steps - 1, steps + 1):
         out = tmp_path / f"stopped-{stop}"
-        with monkeypatch.context() as patch:
-            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping_after(stop))
-            with pytest.raises(KeyboardInterrupt):
-                sf.train(archive, out=out, **options)
+        with stopped_after(stop, monkeypatch):
+            sf.train(archive, out=out, **options)
         assert_same_bits(tensors(sf.train(archive, out=out, **options).student), whole)
 
 

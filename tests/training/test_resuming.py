@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from interruption import stopping_after
+from interruption import stopped_after
 from synthetic import make_patches
 from trainings import QUICK, assert_same_bits, interrupted_run, start, tensors, wait_for, without_times
 
@@ -58,10 +58,8 @@ def test_a_checkpoint_after_any_step(tmp_path, archive, monkeypatch):
     steps = -(-len(sf.open(archive).split("train")) // QUICK["batch_size"])
     for stop in (1, steps - 1, steps, steps + 1):
         out = tmp_path / f"stopped-{stop}"
-        with monkeypatch.context() as patch:
-            patch.setattr("shazam_fast.training.train.stop_on_interrupt", stopping_after(stop))
-            with pytest.raises(KeyboardInterrupt):
-                sf.train(archive, out=out, **QUICK)
+        with stopped_after(stop, monkeypatch):
+            sf.train(archive, out=out, **QUICK)
         assert_same_bits(tensors(sf.train(archive, out=out, **QUICK).student), whole)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .. import canvas
 from ..painting import leading, paint
-from ..palette import EMPTY, INK, MUTED, RAMP, RULE, TEACHER_COLOURS, hex_colours, pick_colours
+from ..palette import EMPTY, INK, MUTED, RAMP, TEACHER_COLOURS, hex_colours, pick_colours
 from .patches import SlidePatches
 
 if TYPE_CHECKING:
@@ -97,18 +97,10 @@ class _Frame:
 
 
 def _draw_head(page: "Figure", slide: SlidePatches, prediction: str) -> None:
-    width = page.get_size_inches()[0] - 2 * EDGE
-    axes = canvas.place(page, EDGE, EDGE, width, HEAD)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_axis_off()
     about = f"predicted: {prediction}   {len(slide.coords):,} patches of {slide.size:,.0f} level-0 pixels"
     if slide.without_position:
         about += f"; {slide.without_position:,} without position left out"
-    note = canvas.write(axes, about, (1, 1), ha="right", va="top", color=MUTED)
-    canvas.fit(note, 0.6 * 72 * width)
-    title = canvas.write(axes, slide.name, (0, 1), va="top", fontsize=canvas.TITLE, weight="bold")
-    canvas.fit(title, 72 * width - canvas.width_of(note) - 12)
-    axes.axhline(0.38, color=RULE, lw=1)
+    canvas.write_head(page, EDGE, HEAD, slide.name, about, rule=0.38)
 
 
 def _lay_over(axes: "Axes", below: NDArray[np.uint8], colours: FloatArray, opacity: FloatArray) -> None:
