@@ -9,6 +9,7 @@ from ..runtime.foreign import refuse_occupied
 from .kinds import require_kind
 from .options import Device, Features, StudentPath, opens_features
 from .printing import say
+from .words import SPLIT_NAMES, complete
 
 
 @opens_features()
@@ -16,10 +17,18 @@ def calibrate(
     student: StudentPath,
     features: Features,
     out: Annotated[Path, typer.Option(help="Directory for the calibrated student.")],
-    split: Annotated[str, typer.Option(help="Labelled patches that the student was not trained on.")] = "val",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Labelled patches that the student was not trained on.", autocompletion=complete(SPLIT_NAMES)
+        ),
+    ] = "val",
     device: Device = None,
 ) -> None:
-    """Make probabilities as sure as they are right (temperature)."""
+    """Make a student's probabilities as sure as they are right.
+
+    Temperature scaling: the logits are divided by a number fitted on the split.
+    """
     from ..training.calibration import calibrate as run
 
     require_kind(student, "student")

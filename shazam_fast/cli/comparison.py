@@ -9,8 +9,9 @@ from rich.table import Column
 from rich.text import Text
 
 from .kinds import require_place_for
-from .options import Device, Features, add_options, config_options, opens_features, optional
+from .options import Device, Features, add_options, config_options, opens_features
 from .printing import print_table, say
+from .words import optional
 
 if TYPE_CHECKING:
     from ..comparison.result import Comparison

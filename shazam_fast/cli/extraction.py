@@ -10,19 +10,9 @@ import typer
 from rich.table import Column
 
 from .kinds import require_place_for
-from .options import (
-    Dataset,
-    DatasetSplit,
-    Device,
-    Dtype,
-    add_options,
-    complete,
-    complete_teacher,
-    config_options,
-    optional,
-    parse_pairs,
-)
+from .options import Dataset, DatasetSplit, Device, Dtype, add_options, config_options, parse_pairs
 from .printing import print_table, say
+from .words import complete, complete_teacher, optional
 
 if TYPE_CHECKING:
     from ..teachers.spec import TeacherSpec

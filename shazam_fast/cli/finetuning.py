@@ -7,9 +7,10 @@ import typer
 
 from ..comparison.finetuning.config import FinetuneConfig
 from .kinds import require_place_for
-from .options import Dataset, DatasetSplit, add_options, complete_teacher, config_options
+from .options import Dataset, DatasetSplit, add_options, config_options
 from .printing import say
 from .training import print_metrics
+from .words import complete_teacher
 
 HELP = {
     "epochs": "Passes over the training images, at most.",

@@ -1,9 +1,10 @@
-"""Refusals of a wrong directory on the command line, which say what it holds and which command takes it."""
+"""Refusals of a wrong path on the command line, which say what is there and which command takes it."""
 
 from pathlib import Path
 
-from ..errors import MismatchError
+from ..errors import MismatchError, ShazamError
 from ..runtime.foreign import PRODUCTS, find_product
+from ..runtime.locks import require_writable
 
 CHECKPOINTED = ("student", "finetuned")  # results of a training
 
@@ -34,3 +35,17 @@ def require_place_for(out: Path, wanted: str) -> None:
     found = find_product(out)
     if found not in (None, wanted, "checkpoint" if wanted in CHECKPOINTED else "job"):
         raise MismatchError(f"--out {out} holds {PRODUCTS[found][0]} already; choose another directory")
+
+
+def require_file_place(path: Path, option: str) -> None:
+    """Check, before anything is computed, that a file can be written there.
+
+    Args:
+        path: the file; its directory need not exist yet.
+        option: the option that names it, for messages.
+
+    Raises ShazamError when `path` is a directory, or its directory cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ShazamError(f"{option} {path}: a file expected, there is a directory; give the name of a file in it")
+    require_writable(path.absolute().parent)

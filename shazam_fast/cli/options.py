@@ -11,52 +11,12 @@ import typer
 
 from ..errors import ArchiveError
 from .kinds import require_kind
+from .words import SPLIT_NAMES, complete, optional
 
 if TYPE_CHECKING:
     from ..archive.archive import FeatureArchive
 
 Command = Callable[..., None]
-Words = Callable[[str], list[str]]  # what a shell may complete the beginning of a word to
-
-
-def complete(words: Sequence[str]) -> Words:
-    """The completion of an option's value in a shell, from the words that it can be.
-
-    >>> complete(["train", "val", "test"])("t")
-    ['train', 'test']
-    """
-
-    def completion(incomplete: str) -> list[str]:
-        return [word for word in words if word.startswith(incomplete)]
-
-    return completion
-
-
-def complete_teacher(incomplete: str) -> list[str]:
-    """The completion of a teacher's name.
-
-    >>> complete_teacher("uni")
-    ['uni', 'uni2']
-    """
-    from ..teachers.registry import list_teachers
-
-    return complete([spec.name for spec in list_teachers()])(incomplete)
-
-
-def optional(help: str, metavar: str | None = None, words: Sequence[str] = (), least: int | None = None) -> Any:
-    """An option of which the help says what is done without it; its default None is not printed.
-
-    Args:
-        help: what it means.
-        metavar: name of its value in the help.
-        words: that a shell completes its value to.
-        least: the smallest number that it takes.
-    """
-    return typer.Option(
-        help=help, metavar=metavar, min=least, autocompletion=complete(words) if words else None, show_default=False
-    )
-
-
 StudentPath = Annotated[Path, typer.Argument(help="Directory of a student.", metavar="STUDENT", show_default=False)]
 Device = Annotated[
     str | None, optional("cpu, cuda or cuda:1. Default: a GPU if PyTorch finds one.", words=("cpu", "cuda"))
@@ -72,7 +32,6 @@ DatasetSplit = Annotated[
         help="With --dataset: by_slide or as_published.", autocompletion=complete(("by_slide", "as_published"))
     ),
 ]
-SPLIT_NAMES = ("train", "val", "test", "none")
 JudgedSplit = Annotated[
     str, typer.Option(help="Patches to judge by: train, val, test or none.", autocompletion=complete(SPLIT_NAMES))
 ]

@@ -1,11 +1,17 @@
-"""Printing of lines and tables; names are printed as they are, never read as markup."""
+"""Printing of lines and tables, and JSON files; names are printed as they are, never read as markup."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+from ..runtime.files import write_durably
+from ..runtime.locks import make_directory
 
 console = Console()
 
@@ -30,3 +36,9 @@ def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]], 
     if title:
         say(title)  # not the table's own title, which is broken at the table's width
     console.print(table)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON; the directory is made where it is missing."""
+    make_directory(path.absolute().parent)
+    write_durably(path, json.dumps(values, indent=1, allow_nan=False).encode())

@@ -7,8 +7,9 @@ import typer
 
 from ..errors import ArchiveError
 from .kinds import require_kind
-from .options import Device, Features, JudgedSplit, StudentPath, opens_features, optional, parse_pairs
+from .options import Device, Features, JudgedSplit, StudentPath, opens_features, parse_pairs
 from .printing import say
+from .words import optional
 
 
 @opens_features(seeded=True)

@@ -6,20 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .kinds import require_kind, require_place_for
-from .options import (
-    Device,
-    Features,
-    Split,
-    StudentPath,
-    add_options,
-    config_options,
-    opens_features,
-    optional,
-    parse_pairs,
-)
-from .outputs import require_file_place
+from .kinds import require_file_place, require_kind, require_place_for
+from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, parse_pairs
 from .printing import say
+from .words import optional
 
 
 @dataclass(frozen=True)

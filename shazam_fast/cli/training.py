@@ -9,19 +9,10 @@ import typer
 from ..student.config import BLOCKS
 from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, SHUFFLES, TARGETS
 from ..training.config import PRESETS, TrainConfig
-from .kinds import require_kind, require_place_for
-from .options import (
-    Device,
-    Features,
-    JudgedSplit,
-    StudentPath,
-    add_options,
-    config_options,
-    opens_features,
-    optional,
-)
-from .outputs import require_file_place, write_json
-from .printing import print_table, say
+from .kinds import require_file_place, require_kind, require_place_for
+from .options import Device, Features, JudgedSplit, StudentPath, add_options, config_options, opens_features
+from .printing import print_table, say, write_json
+from .words import optional
 
 if TYPE_CHECKING:
     from ..archive.archive import FeatureArchive

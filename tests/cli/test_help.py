@@ -10,10 +10,10 @@ import pytest
 from program import SCRIPT, call, run_program
 
 import shazam_fast as sf
+from shazam_fast.cli import app
 from shazam_fast.cli.comparison import STUDIES
 
-COMMANDS = ("demo", "teachers", "extract", "convert", "inspect", "verify", "train", "evaluate", "calibrate", "compare",
-            "finetune", "score", "heatmap", "report")  # fmt: skip
+COMMANDS = [command.__name__ for command in app.COMMANDS]
 FEATURE_OPTIONS = ("labels", "splits", "groups", "label-column", "classes", "teacher", "slides", "on-error", "val",
                    "test", "seed")  # fmt: skip
 

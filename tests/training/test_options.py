@@ -22,7 +22,7 @@ PAPER = {
     "huber": "norm", "targets": "projected", "balance": 0.0, "teacher_heads": 0.0, "mixup": 0.0, "dim": 128, "depth": 5,
     "block": "bare", "teacher_dropout": 0.0, "feature_dropout": 0.0, "standardize": True, "selection": "best",
     "patience": 20, "seed": 0, "device": None, "backend": "auto", "precision": "ieee", "checkpoint_seconds": 30.0,
-    "shuffle": "full",
+    "shuffle": "full", "threads": None,
 }  # fmt: skip
 SCRIPT = {
     "block": "residual", "huber": "elementwise", "targets": "frozen", "standardize": False, "epochs": 50,

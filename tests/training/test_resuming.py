@@ -129,6 +129,8 @@ def test_what_a_killed_training_left_goes_with_the_next_call(tmp_path, archive, 
     sf.train(archive, out=out, **QUICK)
     assert sorted(f.name for f in out.iterdir()) == [
         "README.md",
+        "history.csv",
+        "metrics.json",
         "notes.unfinished",
         "student.json",
         "student.safetensors",

@@ -28,7 +28,7 @@ from .options import (
 )  # fmt: skip
 from .tables import print_slide_comparison, print_slide_metrics
 
-slides = typer.Typer(help="Whole slides: labels, numbers or times per slide or patient.", no_args_is_help=True)
+slides = typer.Typer(help="Whole slides: labels, numbers or survival times.", no_args_is_help=True)
 
 
 @slides.command()
