@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.reference import TokenMaps
 from ..runtime.products import product
+from .masks import wants_gradient
+
+BLOCK_ROWS = 512  # rows that are standardised at a time where no gradient is wanted
 
 
 def project_cpu(features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> Tensor:
@@ -21,6 +24,9 @@ def project_cpu(features: Tensor, rows: Tensor | None, maps: TokenMaps, present:
     features [R, sum of dims] -> tokens [B, N, D].
     """
     x = (features if rows is None else features[rows]).to(maps.weight.dtype)
+    if maps.standard is not None and not wants_gradient(x, maps.weight, maps.bias):
+        with torch.no_grad():
+            return _project_in_blocks(x, maps.standard, maps, present)
     tokens: Tensor = _Project.apply(x, maps.standard, maps.weight, maps.bias, maps.dims, present)
     return tokens
 
@@ -70,6 +76,25 @@ class _Linear(torch.autograd.Function):
 def weight_gradient(x: Tensor, d: Tensor) -> Tensor:
     """x^T d, so that the narrower of the two is transposed: oneDNN copies what is. [R, E], [R, O] -> [E, O]."""
     return product(d.T, x).T if x.shape[1] > d.shape[1] else product(x.T, d)
+
+
+def _project_in_blocks(
+    features: Tensor, standard: tuple[Tensor, Tensor], maps: TokenMaps, present: Tensor | None
+) -> Tensor:
+    """Tokens [B, N, D]; features are standardised block by block in memory that stays in the cache."""
+    dims = list(maps.dims)
+    tokens = features.new_empty(len(features), len(dims), maps.bias.shape[1])
+    scratch = features.new_empty(min(BLOCK_ROWS, len(features)) * max(dims))
+    moments = [values.split(dims) for values in standard]
+    for start in range(0, len(features), BLOCK_ROWS):
+        here = slice(start, start + BLOCK_ROWS)
+        parts = zip(features[here].split(dims, dim=1), *moments, maps.weight.split(dims), maps.bias, strict=True)
+        for i, (part, mean, scale, W, b) in enumerate(parts):
+            x = torch.sub(part, mean, out=scratch[: part.numel()].view(part.shape)).div_(scale)
+            if present is not None:
+                x.masked_fill_(~present[here, i, None], 0.0)
+            tokens[here, i] = product(x, W, b)
+    return tokens
 
 
 class _Project(torch.autograd.Function):

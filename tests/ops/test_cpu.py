@@ -8,6 +8,7 @@ import torch
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.reference import ResidualMaps
 
+import shazam_fast as sf
 from shazam_fast import _core
 from shazam_fast.ops import distillation, folding, projection, stack
 from shazam_fast.ops.limits import cpu_obstacle
@@ -416,3 +417,28 @@ def test_read_only_results_are_refused(name):
     arrays[name].flags.writeable = False
     with pytest.raises(_core.StoreError, match=f"{name}: the array is read-only"):
         _core.attention_forward(np.zeros((8, 15), np.float32), None, **arrays)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_projections_without_gradient_are_those_with_it(missing, monkeypatch):
+    """In blocks of rows, the last one shorter; features of missing teachers may be anything."""
+    monkeypatch.setattr("shazam_fast.ops.projection.BLOCK_ROWS", 8)
+    config = sf.StudentConfig({"a": 5, "b": 9, "c": 3}, ("x", "y"), dim=6, depth=1)
+    student = sf.Student(config, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    student.feature_mean.copy_(torch.randn(17, generator=generator))
+    student.feature_scale.copy_(torch.rand(17, generator=generator) + 0.5)
+    features = torch.randn(21, 17, generator=generator)
+    present = None
+    if missing:
+        present = torch.rand(21, 3, generator=generator) < 0.6
+        present[:, 1] = True
+        features[~present[:, 0], 2] = torch.nan
+    expected = student.tokens(features, present)
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(student.tokens(features, present), expected.detach())
+        rows = torch.tensor([20, 3, 3])
+        chosen = None if present is None else present[rows]
+        torch.testing.assert_close(student.tokens(features, chosen, rows), expected.detach()[rows])
+        assert student.tokens(features[:0], None if present is None else present[:0]).shape == (0, 3, 6)
