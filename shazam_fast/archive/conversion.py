@@ -18,7 +18,7 @@ from ..errors import MismatchError, NonFiniteError
 from ..formats.native import MANIFEST, Manifest
 from ..runtime.checks import require_path
 from ..runtime.documents import Count, Ratio, Record
-from ..runtime.locks import require_writable
+from ..runtime.jobs.locks import require_writable
 from ..runtime.progress import Progress
 from .opening import OnError
 from .parts import ArchiveHead, ArchiveParts, PartChunk, require_dtype

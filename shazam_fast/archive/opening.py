@@ -20,7 +20,7 @@ from ..formats.pieces import Contents, Source
 from ..layouts.directories import find_features
 from ..layouts.selection import sources_of, take_slides, take_teachers
 from ..runtime.checks import require_name, require_path
-from ..runtime.foreign import refuse_foreign
+from ..runtime.jobs.foreign import refuse_foreign
 from ..tables.slide_names import choose_slides
 from .archive import FeatureArchive
 from .joining import join

@@ -18,8 +18,8 @@ from ..formats.geometry import Geometry
 from ..formats.native import FORMAT, MANIFEST, VERSION, Manifest, PartWriter, StoredTeacher, read_manifest
 from ..runtime.documents import Json, encode_document
 from ..runtime.files import unfinished_path, write_durably, writing
-from ..runtime.foreign import require_same_job
-from ..runtime.jobs import Part, PartDirectory
+from ..runtime.jobs.foreign import require_same_job
+from ..runtime.jobs.part_directory import Part, PartDirectory
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ..formats.pieces import UNKNOWN
 from ..runtime.checks import require_path
 from ..runtime.documents import encode_document
 from ..runtime.files import unfinished_path
-from ..runtime.jobs import Part
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.jobs.locks import DirectoryLock, require_writable
+from ..runtime.jobs.part_directory import Part
 from ..runtime.progress import Progress
 from ..tables.slide_names import show
 from .parts import ArchiveHead, ArchiveParts, require_dtype

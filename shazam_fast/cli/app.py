@@ -10,7 +10,6 @@ import typer
 
 from ..errors import ShazamError
 from .archives import convert, inspect, verify
-from .calibration import calibrate
 from .comparison import compare
 from .extraction import extract, teachers
 from .finetuning import finetune
@@ -18,7 +17,7 @@ from .printing import console
 from .reporting import report
 from .scoring import heatmap, score
 from .slides import slides
-from .training import evaluate, train
+from .training import calibrate, evaluate, train
 
 app = typer.Typer(
     name="shazam-fast",

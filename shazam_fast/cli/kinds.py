@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import MismatchError, ShazamError
-from ..runtime.foreign import PRODUCTS, find_product
-from ..runtime.locks import require_writable
+from ..runtime.jobs.foreign import PRODUCTS, find_product
+from ..runtime.jobs.locks import require_writable
 
 CHECKPOINTED = ("student", "finetuned")  # results of a training
 

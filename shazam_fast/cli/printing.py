@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..runtime.files import write_durably
-from ..runtime.locks import make_directory
+from ..runtime.jobs.locks import make_directory
 
 console = Console()
 

@@ -53,7 +53,7 @@ def score(
     ] = None,
 ) -> None:
     """Write prediction, probabilities and shares of every patch."""
-    from ..runtime.locks import make_directory
+    from ..runtime.jobs.locks import make_directory
     from ..scoring.score import score as run
 
     require_kind(student, "student")

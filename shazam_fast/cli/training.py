@@ -1,4 +1,4 @@
-"""`shazam-fast train` and `evaluate`."""
+"""`shazam-fast train`, `evaluate` and `calibrate`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.jobs.foreign import refuse_occupied
 from ..student.config import BLOCKS
 from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, SHUFFLES, TARGETS
 from ..training.config import PRESETS, TrainConfig
 from .kinds import require_file_place, require_kind, require_place_for
 from .options import Device, Features, JudgedSplit, StudentPath, add_options, config_options, opens_features
 from .printing import print_table, say, write_json
-from .words import optional
+from .words import SPLIT_NAMES, complete, optional
 
 if TYPE_CHECKING:
     from ..archive.archive import FeatureArchive
@@ -135,6 +136,34 @@ def evaluate(
     print_metrics({split: metrics})
     if out is not None:
         write_json(out, {"split": split, **metrics.to_dict()})
+
+
+@opens_features()
+def calibrate(
+    student: StudentPath,
+    features: Features,
+    out: Annotated[Path, typer.Option(help="Directory for the calibrated student.")],
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Labelled patches that the student was not trained on.", autocompletion=complete(SPLIT_NAMES)
+        ),
+    ] = "val",
+    device: Device = None,
+) -> None:
+    """Make a student's probabilities as sure as they are right.
+
+    Temperature scaling: the logits are divided by a number fitted on the split.
+    """
+    from ..training.calibration import calibrate as run
+
+    require_kind(student, "student")
+    refuse_occupied(out)
+    calibrated = run(student, features.open(), split, device=device)
+    calibrated.save(out)
+    record = calibrated.training_record["calibration"]
+    before, after = record["calibration_error"]
+    say(f"temperature {record['temperature']:.3f}: calibration error on {split} {before:.3f}, now {after:.3f}: {out}")
 
 
 def print_metrics(metrics: "dict[str, Metrics]") -> None:

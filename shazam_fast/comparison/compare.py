@@ -19,7 +19,7 @@ from ..images.table import ImageTable
 from ..runtime.checks import require_count, require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.documents import Json
-from ..runtime.locks import require_writable
+from ..runtime.jobs.locks import require_writable
 from ..runtime.progress import Progress
 from .fold import PARTS, Fold
 from .methods import Bench, Fitted, choose_methods

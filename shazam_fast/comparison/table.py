@@ -13,8 +13,8 @@ from ..errors import ArchiveError
 from ..runtime.checks import require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, writing
-from ..runtime.foreign import CLAIM, require_same_job
-from ..runtime.jobs import Part, PartDirectory
+from ..runtime.jobs.foreign import CLAIM, require_same_job
+from ..runtime.jobs.part_directory import Part, PartDirectory
 from ..scoring.metrics import compute_metrics
 from ..scoring.parts import parquet_bytes
 from .result import Cell, Comparison, Setup, describe, summarise

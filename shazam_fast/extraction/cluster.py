@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from ..runtime.devices import choose_device
-from ..runtime.ray_jobs import ray_cluster
+from ..runtime.jobs.ray_jobs import ray_cluster
 from .plan import Plan
 from .run import Extraction, ExtractionReport, ImageParts, complete
 from .sharing import Sharing

@@ -13,8 +13,8 @@ from ..images.sources import class_folders, image_folder, manifest
 from ..images.table import ImageTable
 from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, count_cores
-from ..runtime.locks import require_writable
-from ..runtime.ray_jobs import require_cluster
+from ..runtime.jobs.locks import require_writable
+from ..runtime.jobs.ray_jobs import require_cluster
 from ..tables.reader import TABLE_SUFFIXES
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec

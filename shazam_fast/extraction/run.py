@@ -17,7 +17,7 @@ from ..archive.parts import ArchiveHead, ArchiveParts, PartChunk
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.native import Manifest
 from ..runtime.documents import Record
-from ..runtime.locks import make_directory
+from ..runtime.jobs.locks import make_directory
 from ..runtime.progress import Progress
 from .pipeline import ExtractedBatch, Extractor
 from .plan import PartSource, Plan, describe_job

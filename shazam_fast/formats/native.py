@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArchiveError
 from ..runtime.documents import Count, Json, Name, Record, Text, read_document
-from ..runtime.jobs import Part
+from ..runtime.jobs.part_directory import Part
 from .geometry import Geometry
 from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents, FileStamp
 from .records import teacher_records

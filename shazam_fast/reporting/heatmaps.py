@@ -10,8 +10,8 @@ from typing import NamedTuple
 from ..errors import MismatchError, ShazamError
 from ..formats.geometry import Geometry
 from ..runtime.checks import require_choice, require_number, require_path
-from ..runtime.foreign import refuse_occupied
-from ..runtime.locks import require_writable
+from ..runtime.jobs.foreign import refuse_occupied
+from ..runtime.jobs.locks import require_writable
 from ..runtime.progress import Progress
 from ..scoring.scores import Scores, open_scores
 from .canvas import KINDS, missing_glyphs_logged, new_page, save_figure

@@ -12,8 +12,8 @@ import torch
 
 from ..archive.archive import FeatureArchive
 from ..errors import MismatchError
+from ..runtime.jobs.ray_jobs import ray_cluster
 from ..runtime.progress import Progress
-from ..runtime.ray_jobs import ray_cluster
 from ..student.student import Student
 from .engine import Scorer
 from .parts import ScoreJob, ScoreParts, Work

@@ -23,8 +23,8 @@ from ..runtime.documents import (
     read_document,
 )
 from ..runtime.files import read_whole
-from ..runtime.foreign import CLAIM
-from ..runtime.jobs import Part
+from ..runtime.jobs.foreign import CLAIM
+from ..runtime.jobs.part_directory import Part
 
 FORMAT = "shazam_fast scores"
 VERSION = 1

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..archive.archive import FeatureArchive
 from ..runtime.documents import Json
 from ..runtime.files import writing
-from ..runtime.foreign import require_same_job
-from ..runtime.jobs import PartDirectory
+from ..runtime.jobs.foreign import require_same_job
+from ..runtime.jobs.part_directory import PartDirectory
 from .engine import TILE_ROWS, RowScores
 from .manifest import MANIFEST, ScoresManifest, manifest_parquet, read_manifest
 

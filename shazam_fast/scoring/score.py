@@ -18,9 +18,9 @@ from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_path, require_switch
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.locks import require_writable
+from ..runtime.jobs.locks import require_writable
+from ..runtime.jobs.ray_jobs import require_cluster
 from ..runtime.progress import Progress
-from ..runtime.ray_jobs import require_cluster
 from ..student.config import StudentConfig
 from ..student.loading import load_student
 from ..student.matching import TeacherMatch

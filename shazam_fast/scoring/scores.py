@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import ArchiveError, MismatchError
 from ..formats.geometry import Geometry
 from ..runtime.checks import require_path
-from ..runtime.jobs import Part
+from ..runtime.jobs.part_directory import Part
 from ..runtime.summaries import name_some, summary_html
 from .manifest import ScoresManifest, read_manifest
 from .slide_table import slide_table

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..runtime.files import file_checksum, unfinished_path
-from ..runtime.jobs import Part
+from ..runtime.jobs.part_directory import Part
 from .manifest import ScoresManifest
 
 if TYPE_CHECKING:

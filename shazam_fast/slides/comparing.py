@@ -13,7 +13,7 @@ from ..comparison.intervals import Interval, simultaneous_intervals
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_path
 from ..runtime.files import write_durably, writing
-from ..runtime.locks import require_writable
+from ..runtime.jobs.locks import require_writable
 from .cohort.requests import Request, Source
 from .crossvalidation import SlideTraining, run_work
 from .options import COMPARED, MODELS

@@ -21,9 +21,9 @@ from ..errors import MismatchError
 from ..runtime.checks import require_path
 from ..runtime.devices import describe_device
 from ..runtime.files import writing
-from ..runtime.foreign import require_same_job
-from ..runtime.jobs import PartDirectory, PartRecord
-from ..runtime.locks import require_writable
+from ..runtime.jobs.foreign import require_same_job
+from ..runtime.jobs.locks import require_writable
+from ..runtime.jobs.part_directory import PartDirectory, PartRecord
 from .cohort.curves import SurvivalCurves, survival_curves
 from .cohort.metrics import Drawn, Predictions, SlideMetrics, measure
 from .cohort.requests import Request, Source

@@ -17,9 +17,9 @@ from ..errors import MismatchError
 from ..runtime.checks import require_choice, require_path
 from ..runtime.devices import choose_device, describe_device
 from ..runtime.files import writing
-from ..runtime.foreign import require_same_job
-from ..runtime.jobs import PartDirectory
-from ..runtime.locks import require_writable
+from ..runtime.jobs.foreign import require_same_job
+from ..runtime.jobs.locks import require_writable
+from ..runtime.jobs.part_directory import PartDirectory
 from ..runtime.progress import Progress
 from ..scoring.parts import parquet_bytes
 from .bags import Bags, find_patients, make_bags, require_regions

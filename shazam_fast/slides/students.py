@@ -17,7 +17,7 @@ from ..errors import ArchiveError, MismatchError, ShazamError
 from ..runtime.checks import require_loaded, require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, write_durably
-from ..runtime.jobs import Part
+from ..runtime.jobs.part_directory import Part
 from ..runtime.tensors import fill_module, read_described, require_shapes, write_tensors
 from ..teachers.licences import find_licence
 from .bags import Bags

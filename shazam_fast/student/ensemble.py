@@ -14,9 +14,9 @@ from .. import _core
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_path
 from .config import StudentConfig
-from .files import write_student
 from .folded import FoldedStudent
 from .output import StudentOutput
+from .saving.files import write_student
 from .student import Student
 
 

@@ -11,7 +11,7 @@ from ..runtime.checks import require_loaded, require_path
 from ..runtime.tensors import fill_module
 from .config import StudentConfig
 from .ensemble import Ensemble
-from .files import CARD, TENSORS, Card, read_card, read_weights
+from .saving.files import CARD, TENSORS, Card, read_card, read_weights
 from .student import Student
 
 

@@ -10,13 +10,13 @@ from ..errors import MismatchError, ShazamError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from .config import StudentConfig
-from .files import write_student
 from .folded import FoldedStudent
 from .influence import withhold
 from .layers import TEACHERS_SAY, Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
 from .levels import L, LevelTrunk
 from .output import StudentOutput
 from .predicting import Predictor
+from .saving.files import write_student
 
 
 class Student(Predictor):

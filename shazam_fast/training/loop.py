@@ -18,11 +18,11 @@ from ..archive.archive import FeatureArchive
 from ..ops import dispatch as ops
 from ..runtime.progress import Progress
 from ..student.student import Student
-from .checkpoint import Checkpoint, TrainingState
 from .config import TrainConfig
 from .feed import TrainingFeed, feature_statistics
 from .plan import plan_epoch
-from .records import describe_epoch, describe_start
+from .saving.checkpoint import Checkpoint, TrainingState
+from .saving.records import describe_epoch, describe_start
 from .step import TrainingStep
 from .threads import choose_threads, use_threads
 from .validation import Validation

@@ -21,19 +21,19 @@ from ..errors import ArchiveError, MismatchError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.foreign import require_same_job
-from ..runtime.locks import DirectoryLock, require_writable
+from ..runtime.jobs.foreign import require_same_job
+from ..runtime.jobs.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..runtime.summaries import Plottable, summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.metrics import FRACTIONS, Metrics
-from ..student.files import CARD, TENSORS
 from ..student.loading import load
+from ..student.saving.files import CARD, TENSORS
 from ..student.student import Student
-from .checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
 from .config import TrainConfig, resolve_config
 from .loop import OnEpoch, TrainingRun, stop_on_interrupt
-from .records import HISTORY, METRICS, write_records
+from .saving.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
+from .saving.records import HISTORY, METRICS, write_records
 
 logger = logging.getLogger("shazam_fast")
 

@@ -12,7 +12,7 @@ from synthetic import TEACHERS
 
 import shazam_fast as sf
 from shazam_fast.archive import conversion
-from shazam_fast.runtime.locks import DirectoryLock
+from shazam_fast.runtime.jobs.locks import DirectoryLock
 
 SLIDES = {"slide-a": 31, "slide-b": 0, "slide-c": 70}  # rows of each
 DIMS = {"uni": 12, "virchow": 20}

@@ -14,9 +14,9 @@ from synthetic import make_patches
 import shazam_fast as sf
 from shazam_fast.formats.native import read_manifest
 from shazam_fast.runtime.documents import Count, Json, Name, Ratio, Record, encode_document, read_document
-from shazam_fast.runtime.jobs import Claim, PartRecord
+from shazam_fast.runtime.jobs.part_directory import Claim, PartRecord
 from shazam_fast.scoring.manifest import read_manifest as open_manifest
-from shazam_fast.student.files import read_card
+from shazam_fast.student.saving.files import read_card
 
 
 class Note(Record, frozen=True, kw_only=True):

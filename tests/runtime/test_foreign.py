@@ -7,10 +7,10 @@ import pytest
 from shazam_fast.comparison.finetuning.files import FORMAT as FINETUNED
 from shazam_fast.comparison.table import FORMAT as COMPARISON
 from shazam_fast.formats.native import FORMAT as ARCHIVE
-from shazam_fast.runtime.foreign import NAMES, PRODUCTS, find_product
+from shazam_fast.runtime.jobs.foreign import NAMES, PRODUCTS, find_product
 from shazam_fast.slides.selecting.selection import FORMAT as SELECTION
 from shazam_fast.slides.students import FORMAT as SLIDE_STUDENT
-from shazam_fast.student.files import FORMAT as STUDENT
+from shazam_fast.student.saving.files import FORMAT as STUDENT
 
 
 @pytest.mark.parametrize(("name", "product"), NAMES.items())

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from shazam_fast.errors import MismatchError, ShazamError
-from shazam_fast.runtime.foreign import CLAIM
-from shazam_fast.runtime.jobs import PartDirectory
+from shazam_fast.runtime.jobs.foreign import CLAIM
+from shazam_fast.runtime.jobs.part_directory import PartDirectory
 
 UNFINISHED = "part-00001.safetensors.elsewhere-1.unfinished"  # of another process
 

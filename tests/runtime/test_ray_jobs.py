@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import shazam_fast as sf
-from shazam_fast.runtime.ray_jobs import ANSWER_SECONDS, ray_cluster, require_answer
+from shazam_fast.runtime.jobs.ray_jobs import ANSWER_SECONDS, ray_cluster, require_answer
 
 
 @pytest.fixture

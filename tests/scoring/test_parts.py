@@ -12,7 +12,7 @@ import torch
 from synthetic import TEACHERS, make_patches
 
 import shazam_fast as sf
-from shazam_fast.runtime.locks import DirectoryLock
+from shazam_fast.runtime.jobs.locks import DirectoryLock
 from shazam_fast.scoring import engine as scorer
 from shazam_fast.scoring import parts as score_parts
 from shazam_fast.scoring.manifest import read_manifest

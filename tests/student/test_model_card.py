@@ -9,7 +9,7 @@ from students import make_student
 from synthetic import make_patches
 
 import shazam_fast as sf
-from shazam_fast.student.model_card import model_card
+from shazam_fast.student.saving.model_card import model_card
 
 
 def head_of(card):

@@ -173,7 +173,7 @@ def test_a_finished_training_with_a_damaged_record(tmp_path, archive, change):
 
 def make_state():
     """A fresh state of a small training, and the same after one epoch and one step of the next."""
-    from shazam_fast.training.checkpoint import TrainingState
+    from shazam_fast.training.saving.checkpoint import TrainingState
 
     student = sf.Student(
         sf.StudentConfig({"a": 3, "b": 2}, ("x", "y"), dim=4, depth=1), torch.Generator().manual_seed(0)
@@ -238,7 +238,7 @@ def damaged(note, tensors):
 
 
 def test_a_checkpoint_with_another_content(tmp_path):
-    from shazam_fast.training.checkpoint import Checkpoint
+    from shazam_fast.training.saving.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", {"lr": 0.1}, "cpu", 30.0)
     checkpoint.save(advance(make_state()))

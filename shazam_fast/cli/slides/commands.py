@@ -148,7 +148,7 @@ def evaluate(
 ) -> None:
     """Print a student's metrics on slides that it was not trained on. --labels holds their labels or times."""
     from ...runtime.files import write_durably
-    from ...runtime.locks import require_writable
+    from ...runtime.jobs.locks import require_writable
     from ...slides.scoring import evaluate as run
 
     require_kind(student, "slide student")

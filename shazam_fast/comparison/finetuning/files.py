@@ -18,10 +18,10 @@ from ...errors import ArchiveError, MismatchError, ShazamError
 from ...images.table import ImageTable
 from ...runtime.documents import Digest, Json, Name, Record, Text, encode_document, read_document
 from ...runtime.files import file_checksum, write_durably
-from ...runtime.foreign import require_same_job
+from ...runtime.jobs.foreign import require_same_job
 from ...runtime.tensors import fill_module, read_described, write_tensors
 from ...scoring.metrics import Metrics
-from ...training.checkpoint import remove_leftovers, tidy_after_kill
+from ...training.saving.checkpoint import remove_leftovers, tidy_after_kill
 from .config import FinetuneConfig
 from .model import FinetunedTeacher
 

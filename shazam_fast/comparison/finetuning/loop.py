@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from ...images.table import ImageTable
 from ...runtime.progress import Progress
 from ...scoring.metrics import compute_metrics, selection_score
-from ...training.checkpoint import Checkpoint, TrainingState
-from ...training.records import describe_epoch
+from ...training.saving.checkpoint import Checkpoint, TrainingState
+from ...training.saving.records import describe_epoch
 from .config import FinetuneConfig
 from .model import FinetunedTeacher, ImageFeed
 

@@ -15,12 +15,12 @@ from ...images.sources import labelled_images
 from ...images.table import ImageTable, require_groups
 from ...runtime.checks import require_path
 from ...runtime.devices import choose_device, describe_device
-from ...runtime.locks import DirectoryLock, require_writable
+from ...runtime.jobs.locks import DirectoryLock, require_writable
 from ...scoring.metrics import Metrics, compute_metrics
 from ...teachers.models import load_teacher
 from ...teachers.spec import TeacherSpec
-from ...training.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint
 from ...training.loop import stop_on_interrupt
+from ...training.saving.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint
 from ..fold import Fold
 from .config import FinetuneConfig
 from .files import describe_job, is_finished, read_finetuned, write_finetuned

@@ -14,7 +14,7 @@ from ...errors import ShazamError
 from ...runtime.checks import require_count, require_path
 from ...runtime.devices import choose_device
 from ...runtime.files import write_durably
-from ...runtime.locks import require_writable
+from ...runtime.jobs.locks import require_writable
 from ...runtime.progress import Progress
 from ...scoring.evaluate import empty_split, require_same_classes
 from ...student.loading import load_student

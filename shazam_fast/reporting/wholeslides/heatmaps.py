@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...runtime.checks import require_number, require_path
-from ...runtime.foreign import refuse_occupied
-from ...runtime.locks import require_writable
+from ...runtime.jobs.foreign import refuse_occupied
+from ...runtime.jobs.locks import require_writable
 from ...runtime.progress import Progress
 from ...slides.scores import SlideScores
 from ..canvas import missing_glyphs_logged, new_page, save_figure

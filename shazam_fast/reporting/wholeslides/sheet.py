@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import MismatchError
 from ...runtime.checks import require_count, require_number, require_path
-from ...runtime.locks import require_writable
+from ...runtime.jobs.locks import require_writable
 from ...slides.scores import SlideScores
 from .. import canvas
 from ..palette import MUTED, RULE

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...runtime.checks import require_path
-from ...runtime.locks import require_writable
+from ...runtime.jobs.locks import require_writable
 from ...slides.cohort.curves import SurvivalCurve, SurvivalCurves
 from .. import canvas
 from ..palette import CLASS_COLOURS, INK, MUTED, RULE, hex_colours

@@ -18,9 +18,9 @@ from ...errors import ArchiveError, MismatchError, ShazamError
 from ...runtime.checks import require_choice, require_count, require_path
 from ...runtime.documents import Count, Json, Record, Text, encode_document, read_document
 from ...runtime.files import writing
-from ...runtime.foreign import require_same_job
-from ...runtime.jobs import Part, PartDirectory
-from ...runtime.locks import require_writable
+from ...runtime.jobs.foreign import require_same_job
+from ...runtime.jobs.locks import require_writable
+from ...runtime.jobs.part_directory import Part, PartDirectory
 from ...runtime.progress import Progress
 from ...runtime.tensors import read_described
 from ...training.config import MOST_SEED

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import msgspec
 from torch import Tensor
 
-from .. import __version__
-from ..errors import ArchiveError, ShazamError
-from ..runtime.documents import Count, Digest, Json, Name, Record, Text, encode_document, read_document
-from ..runtime.files import file_checksum, write_durably
-from ..runtime.tensors import read_described, require_shapes, write_tensors
-from ..teachers.licences import find_licence
-from .config import StudentConfig
+from ... import __version__
+from ...errors import ArchiveError, ShazamError
+from ...runtime.documents import Count, Digest, Json, Name, Record, Text, encode_document, read_document
+from ...runtime.files import file_checksum, write_durably
+from ...runtime.tensors import read_described, require_shapes, write_tensors
+from ...teachers.licences import find_licence
+from ..config import StudentConfig
 from .model_card import write_model_card
 
 FORMAT = "shazam_fast student"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import ArchiveError, MismatchError, ShazamError
-from .documents import Json
-from .files import UNFINISHED
+from ...errors import ArchiveError, MismatchError, ShazamError
+from ..documents import Json
+from ..files import UNFINISHED
 from .locks import LOCK
 
 CLAIM = "_job.json"  # which job a directory is for, until it is finished

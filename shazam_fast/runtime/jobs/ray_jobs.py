@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ShazamError
+from ...errors import ShazamError
 
 ANSWER_SECONDS = 10  # in which a cluster must accept a connection
 

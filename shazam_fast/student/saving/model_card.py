@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import write_durably
-from ..teachers.licences import UNKNOWN, find_licence
-from .config import StudentConfig
+from ...runtime.files import write_durably
+from ...teachers.licences import UNKNOWN, find_licence
+from ..config import StudentConfig
 
 README = "README.md"
 MARK = "# written by shazam_fast: delete this line to keep your own changes when the student is saved again"

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..archive.archive import FeatureArchive
-from ..archive.inspection import describe_splits
-from ..runtime.devices import describe_device
-from ..runtime.files import write_durably
-from ..scoring.metrics import Metrics
+from ...archive.archive import FeatureArchive
+from ...archive.inspection import describe_splits
+from ...runtime.devices import describe_device
+from ...runtime.files import write_durably
+from ...scoring.metrics import Metrics
 
 HISTORY, METRICS = "history.csv", "metrics.json"
 SHOWN = {  # field of a record -> its name in the line of an epoch, and how its number is written

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArchiveError, MismatchError, NonFiniteError, ShazamError
-from ..runtime.documents import Count, Json, Record, Text, decode_document
-from ..runtime.files import UNFINISHED
-from ..runtime.foreign import require_same_job
-from ..runtime.locks import LOCK, DirectoryLock
-from ..runtime.tensors import read_tensors, write_tensors
+from ...errors import ArchiveError, MismatchError, NonFiniteError, ShazamError
+from ...runtime.documents import Count, Json, Record, Text, decode_document
+from ...runtime.files import UNFINISHED
+from ...runtime.jobs.foreign import require_same_job
+from ...runtime.jobs.locks import LOCK, DirectoryLock
+from ...runtime.tensors import read_tensors, write_tensors
 
 logger = logging.getLogger("shazam_fast")
 

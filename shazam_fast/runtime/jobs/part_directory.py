@@ -16,9 +16,9 @@ from typing import Annotated, TypeVar
 import msgspec
 import xxhash
 
-from ..errors import ArchiveError, ShazamError
-from .documents import Count, Digest, Json, Record, encode_document, read_document
-from .files import (
+from ...errors import ArchiveError, ShazamError
+from ..documents import Count, Digest, Json, Record, encode_document, read_document
+from ..files import (
     file_checksum,
     rename_durably,
     unfinished_path,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import ShazamError
+from ...errors import ShazamError
 
 logger = logging.getLogger("shazam_fast")
 

@@ -1,0 +1,1 @@
+"""A student's directory: its tensors and documents."""
