@@ -44,6 +44,8 @@ def place(tmp_path_factory):
         write_job(place / folder / "20x_512px_0px_overlap", slides, {"uni": 24, "virchow2": 40})
     labels = [f"{slide},{'tumour' if i % 2 else 'normal'}" for i, slide in enumerate(slides)]
     (place / "labels.csv").write_text("slide_id,label\n" + "\n".join(labels) + "\n")
+    rows = [f"{line},patient-{i:02d},site-{i // 4}" for i, line in enumerate(labels)]
+    (place / "slides.csv").write_text("slide_id,label,patient_id,site\n" + "\n".join(rows) + "\n")
     return place
 
 

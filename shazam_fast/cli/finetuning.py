@@ -26,6 +26,7 @@ HELP = {
 }
 
 
+# Over 40 lines: every option is declared here.
 @add_options(config_options(FinetuneConfig, HELP), "options", dict)
 def finetune(
     source: Annotated[

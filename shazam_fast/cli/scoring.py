@@ -69,6 +69,7 @@ def score(
         say(f"without {', '.join(scores.missing_teachers)}", "yellow")
 
 
+# Over 40 lines: every option is declared here.
 def heatmap(
     scores: Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)],
     out: Annotated[Path, typer.Option(help="Directory for one picture and one GeoJSON file per slide.")],

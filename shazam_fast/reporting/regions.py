@@ -14,6 +14,7 @@ Ring = list[tuple[float, float]]
 Polygon = list[Ring]  # the outer ring, then holes
 
 
+# Over 40 lines with what it documents.
 def merge_patches(corners: NDArray[Any], side: float, probabilities: NDArray[Any]) -> list[list[Polygon]]:
     """The polygons of every class: connected areas where the mean probability of the patches is largest for it.
 

@@ -130,6 +130,7 @@ class Metrics(Plottable):
             raise MismatchError(f"not the metrics of a student: {error!r}") from None
 
 
+# Over 40 lines with what it documents.
 def compute_metrics(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Metrics:

@@ -129,6 +129,7 @@ def _score_missing(parts: ScoreParts, work: Work, rows: int, cluster: str | None
     parts.publish_scores()
 
 
+# Over 40 lines with what it documents.
 def plan_job(
     student: Student,
     archive: FeatureArchive,

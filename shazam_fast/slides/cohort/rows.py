@@ -16,6 +16,7 @@ from ..bags import Bags
 logger = logging.getLogger("shazam_fast")
 
 
+# Over 40 lines with what it documents.
 def rows_of_bags(
     table: Table, bags: Bags, known: NDArray[np.bool_], value: Callable[[int], Any], column: str
 ) -> NDArray[np.int64]:
