@@ -84,7 +84,7 @@ def block_order(random: np.random.Generator, n_rows: int, block: int, window: in
     Returns every row once, int64 [n_rows].
 
     >>> block_order(np.random.default_rng(0), 8, 2, 4).tolist()
-    [4, 5, 2, 3, 6, 7, 0, 1]
+    [3, 5, 7, 4, 2, 0, 1, 6]
     """
     starts = random.permutation(np.arange(-int(random.integers(block)), n_rows, block))
     rows = (starts[:, None] + np.arange(block)).reshape(-1)

@@ -42,7 +42,7 @@ def test_options_and_commands_that_messages_name_exist():
     known = {option for options in commands().values() for option in options}
     wrong, seen = [], 0
     for file, text in messages():
-        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
             seen += 1
             wrong += [f"{file}: {option}"] if option not in known else []
         for command in re.findall(r"shazam-fast ([a-z]+)", text):

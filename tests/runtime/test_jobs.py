@@ -78,7 +78,7 @@ def test_a_part_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
         path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shazam_fast.runtime.jobs.write_synced", full)
+    monkeypatch.setattr("shazam_fast.runtime.jobs.part_directory.write_synced", full)
     parts = begin(tmp_path)
     with pytest.raises(ShazamError, match=r"No space left on device.*run the same command again"):
         parts.write_part(0, b"content", rows=1)
