@@ -159,13 +159,13 @@ def test_threads_follow_the_work_of_a_step_and_the_cores(monkeypatch):
     assert choose_threads(large, teachers) == 2, "OMP_NUM_THREADS is obeyed"
 
 
-def test_threads_wait_without_computing():
+def test_how_long_threads_wait_awake():
     """OpenMP prints what it was told, when PyTorch loads it."""
     script = "import shazam_fast as sf; sf.TrainConfig(); import torch"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    for own, wanted in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for own, wanted in ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"):
         run = subprocess.run(
-            [sys.executable, "-c", script], env={**environment, "OMP_DISPLAY_ENV": "TRUE", **own},
+            [sys.executable, "-c", script], env={**environment, "OMP_DISPLAY_ENV": "VERBOSE", **own},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert f"OMP_WAIT_POLICY = '{wanted}'" in run.stderr
+        assert f"GOMP_SPINCOUNT = '{wanted}'" in run.stderr
