@@ -67,9 +67,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# How often a thread of PyTorch looks for its next work before it sleeps. GNU's OpenMP looks 30 times as often, which on a
-# machine that other programs use too makes small operations several times slower; sleeping at once, PASSIVE, makes them
-# 1.6 times slower on an idle one. It reads this when PyTorch is loaded; it has no effect afterwards.
+# How often a thread of PyTorch looks for its next work before it sleeps. GNU's OpenMP looks 30 times as often, which
+# makes small operations several times slower on a machine that other programs use too; sleeping at once (PASSIVE) makes
+# them 1.6 times slower on an idle one. It is read when PyTorch is loaded; it has no effect afterwards.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -162,7 +162,8 @@ def test_threads_follow_the_work_of_a_step_and_the_cores(monkeypatch):
 def test_how_long_threads_wait_awake():
     """OpenMP prints what it was told, when PyTorch loads it."""
     script = "import shazam_fast as sf; sf.TrainConfig(); import torch"
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     for own, wanted in ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"):
         run = subprocess.run(
             [sys.executable, "-c", script], env={**environment, "OMP_DISPLAY_ENV": "VERBOSE", **own},
