@@ -93,7 +93,7 @@ class OurLoop:
 
     def epoch(self, order, present=None, plain=False):
         """All batches, the last one short where it must be; `plain` steps are never captured."""
-        self.step.begin(EpochPlan(order, present), 0)
+        self.step.begin(EpochPlan(order, present=present), 0)
         run = self.plain_step if plain else self.step.run
         for start in range(0, len(order), BATCH):
             run(min(BATCH, len(order) - start))
