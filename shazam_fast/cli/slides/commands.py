@@ -9,22 +9,17 @@ import typer
 
 from ...slides.options import COMPARED, MODELS, SlideConfig
 from ..kinds import require_kind, require_place_for
-from ..options import Device, Features, add_options, opens_features
+from ..options import Device, Features, opens_features
 from ..printing import say
 from .options import (
     By,
-    Folds,
-    Loss,
-    Protocol,
     SelectionPath,
-    Sites,
     SlideStudentPath,
     SlideTeachers,
-    folds_of,
     read_targets,
     slide_teachers_of,
     takes_targets,
-    training_options,
+    takes_training,
 )  # fmt: skip
 from .tables import print_slide_comparison, print_slide_metrics
 
@@ -54,25 +49,17 @@ def select(
 @slides.command()
 @opens_features(seeded=True)
 @takes_targets
-@add_options(training_options(), "options", dict)
+@takes_training
 def train(
     features: Features,
     asked: Mapping[str, Any],
     options: Mapping[str, Any],
     out: Annotated[Path, typer.Option(help="Directory for the student. Run the command again to resume it.")],
     model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, or torchmil:NAME.")] = SlideConfig.model,
-    folds: Folds = "5",
-    by: By = "slide",
-    loss: Loss = "nll",
-    sites: Sites = None,
-    protocol: Protocol = "held_out",
-    selection: SelectionPath = None,
-    slide_teacher: SlideTeachers = None,
     curves: Annotated[
         Path | None,
         typer.Option(help="File (.png, .svg, .pdf) for survival curves by predicted risk.", show_default=False),
     ] = None,
-    device: Device = None,
 ) -> None:
     """Train a student of whole slides by cross-validation over patients. --labels holds their labels or times."""
     from ...slides.crossvalidation import train as run
@@ -81,11 +68,7 @@ def train(
     if curves is not None and asked["time"] is None:
         raise typer.BadParameter("--curves is for survival: give --time, --event and --observed")
     require_place_for(out, "slide student")
-    result = run(
-        features.open(), targets, model=model, folds=folds_of(folds), by=by, loss=loss, sites=sites,
-        protocol=protocol, selection=selection, slide_teachers=slide_teachers_of(slide_teacher), out=out, device=device,
-        **options,
-    )  # fmt: skip
+    result = run(features.open(), targets, model=model, out=out, **options)
     models = len(result.student.models)
     say(f"student in {out}: the mean of {models} models, each tested on patients that it was not trained on")
     print_slide_metrics(result.metrics)
@@ -98,7 +81,7 @@ def train(
 @slides.command()
 @opens_features(seeded=True)
 @takes_targets
-@add_options(training_options(), "options", dict)
+@takes_training
 def crossvalidate(
     features: Features,
     asked: Mapping[str, Any],
@@ -111,25 +94,13 @@ def crossvalidate(
             show_default=False,
         ),
     ] = None,
-    folds: Folds = "5",
-    by: By = "slide",
-    loss: Loss = "nll",
-    sites: Sites = None,
-    protocol: Protocol = "held_out",
-    selection: SelectionPath = None,
-    slide_teacher: SlideTeachers = None,
-    device: Device = None,
 ) -> None:
     """Train several models on the same folds, and print one table with a constant predictor and differences."""
     from ...slides.comparing import crossvalidate as run
 
     targets, features = read_targets(features, asked)
     require_place_for(out, "slide comparison")
-    found = run(
-        features.open(), targets, models=model or COMPARED, folds=folds_of(folds), by=by, loss=loss, sites=sites,
-        protocol=protocol, selection=selection, slide_teachers=slide_teachers_of(slide_teacher), out=out, device=device,
-        **options,
-    )  # fmt: skip
+    found = run(features.open(), targets, models=model or COMPARED, out=out, **options)
     print_slide_comparison(found)
 
 

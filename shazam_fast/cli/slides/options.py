@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from ...slides.options import OF_SHAPE, FitOptions, SlideConfig
-from ..options import Features, add_options, parse_pairs
+from ..options import Device, Features, add_options, config_options, parse_pairs
 
 SlideStudentPath = Annotated[Path, typer.Argument(help="Directory of a slide's student.", show_default=False)]
 By = Annotated[str, typer.Option(help="slide, or patient to join the slides of a patient.")]
@@ -68,21 +68,33 @@ HELP = {
 }
 
 
-def training_options() -> list[inspect.Parameter]:
-    """One option per field of FitOptions and per option of a model's shape, with its type and default."""
-    found = []
-    for owner, names in ((SlideConfig, OF_SHAPE), (FitOptions, [field.name for field in fields(FitOptions)])):
-        kinds, defaults = get_type_hints(owner), {field.name: field.default for field in fields(owner)}
-        for name in names:
-            found.append(
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=defaults[name],
-                    annotation=Annotated[kinds[name], typer.Option(help=HELP[name])],
-                )
-            )
-    return found
+@dataclass(frozen=True)
+class Judging:
+    """How models of slides are trained and judged, whatever they are, under the names of the functions' arguments."""
+
+    folds: Folds = "5"
+    by: By = "slide"
+    loss: Loss = "nll"
+    sites: Sites = None
+    protocol: Protocol = "held_out"
+    selection: SelectionPath = None
+    slide_teacher: SlideTeachers = None
+    device: Device = None
+
+
+def _collect_training(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `sf.slides.train` and `sf.slides.crossvalidate`."""
+    given = dict(values)
+    given["slide_teachers"] = slide_teachers_of(given.pop("slide_teacher"))
+    if given["folds"].isdecimal():  # a number, else the name of a column
+        given["folds"] = int(given["folds"])
+    return given
+
+
+_OF_SHAPE = [option for option in config_options(SlideConfig, HELP) if option.name in OF_SHAPE]
+takes_training = add_options(
+    [*config_options(Judging, {}), *_OF_SHAPE, *config_options(FitOptions, HELP)], "options", _collect_training
+)
 
 
 def slide_teachers_of(given: list[str] | None) -> Any:
@@ -134,8 +146,3 @@ def read_targets(features: Features, asked: Mapping[str, Any]) -> tuple[Any, Fea
     if any(one is None for one in survival):
         raise typer.BadParameter("give --time, --event and --observed together")
     return Survival(source, *survival), rest
-
-
-def folds_of(text: str) -> int | str:
-    """What --folds gives: a number, or the name of a column."""
-    return int(text) if text.isdecimal() else text
