@@ -81,6 +81,11 @@ class TeacherHeads(nn.Module):
         return hide_missing(self(tokens), present).mean(dim=1)
 
 
+def with_votes(logits: Tensor, votes: Tensor) -> Tensor:
+    """Logits of the head, with the say of the teacher heads' mean logits; shapes alike."""
+    return (1.0 - TEACHERS_SAY) * logits + TEACHERS_SAY * votes
+
+
 class Norm(nn.Module):
     """LayerNorms side by side, gain and shift [n, D]; of teachers: [B, n, D] -> [B, n, D]."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.stacked import attend, bare_stack, linear, mean_tokens, project
-from .layers import TEACHERS_SAY
+from .layers import with_votes
 from .student import Student
 
 MAPS = ("projection.weight", "frozen_targets.weight")  # [sum of dims, D]: kept as one tensor per teacher
@@ -101,7 +101,7 @@ class StackedStudents:
         logits = self.classify(self.fuse(tokens, None))
         if "teacher_heads.weight" not in self.tensors:
             return logits
-        return (1.0 - TEACHERS_SAY) * logits + TEACHERS_SAY * self.classify_tokens(tokens).mean(dim=2)
+        return with_votes(logits, self.classify_tokens(tokens).mean(dim=2))
 
     def classify(self, fused: Tensor) -> Tensor:
         """The heads' logits of fused features. [S, B, D] -> [S, B, C]."""

@@ -12,7 +12,7 @@ from ..runtime.checks import require_path
 from .config import StudentConfig
 from .folded import FoldedStudent
 from .influence import withhold
-from .layers import TEACHERS_SAY, Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform
+from .layers import Projection, ResidualBlocks, TeacherHeads, empty_linear, fill_uniform, with_votes
 from .levels import L, LevelTrunk
 from .output import StudentOutput
 from .predicting import Predictor
@@ -177,8 +177,7 @@ class Student(Predictor):
         """What `fuse` gives, with the teacher heads' say in the logits."""
         output = self.fuse(tokens, present)
         if self.teacher_heads is not None:
-            votes = self.teacher_heads.mean(tokens, present)
-            output.logits = (1.0 - TEACHERS_SAY) * output.logits + TEACHERS_SAY * votes
+            output.logits = with_votes(output.logits, self.teacher_heads.mean(tokens, present))
         return output
 
     def _project(
