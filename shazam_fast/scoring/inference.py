@@ -68,14 +68,14 @@ class ArchiveForm:
 
     def __init__(self, model: Student | FoldedStudent, match: TeacherMatch, influence: bool = False) -> None:
         self._model, self._match = model, match
-        self._keep = leave_one_out(model.config) if influence else None
         self._device = next(chain(model.parameters(), model.buffers())).device
+        self._keep = leave_one_out(model.config).to(self._device) if influence else None
 
     def __call__(self, features: Tensor) -> StudentOutput:
         """Features [B, archive's width] -> output."""
         matched, present = self._match(features.to(self._device))
         if self._keep is not None:
-            return self._model.withhold(matched, self._keep.to(self._device), present)
+            return self._model.withhold(matched, self._keep, present)
         output: StudentOutput = self._model(matched, present)
         return output
 

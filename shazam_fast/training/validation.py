@@ -50,14 +50,14 @@ class Validation:
             logits.append(output.logits)
             if output.shares is not None:
                 shares.append(output.shares)
-        found = torch.cat(logits)  # [n, C]
-        require_finite_results(self._archive, self._rows, found.sum(dim=1).cpu().numpy())
-        labels, prediction = self._archive.labels[self._rows], found.argmax(dim=1).cpu().numpy()
+        found = torch.cat(logits).cpu()  # [n, C]
+        require_finite_results(self._archive, self._rows, found.sum(dim=1).numpy())
+        labels, prediction = self._archive.labels[self._rows], found.argmax(dim=1).numpy()
         confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
         balanced_accuracy, weighted_f1 = selection_metrics(confusion)
-        probabilities = found.softmax(dim=1).cpu().numpy()
+        probabilities = found.softmax(dim=1).numpy()
         return {
-            "val_loss": float(torch.nn.functional.cross_entropy(found.cpu(), torch.from_numpy(labels))),
+            "val_loss": float(torch.nn.functional.cross_entropy(found, torch.from_numpy(labels))),
             "val_calibration_error": calibration_error(probabilities, labels),
             "val_score": self._score(confusion),
             "val_balanced_accuracy": balanced_accuracy,
