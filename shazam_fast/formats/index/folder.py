@@ -61,7 +61,7 @@ def read_body(file: Path) -> bytes:
 
 
 def write_body(file: Path, body: bytes) -> None:
-    """Write an index file atomically: others see the old one or the new one. Where it cannot be, that is said once."""
+    """Write an index file atomically: others see the old one or the new one. The first failure is a warning."""
     folder = file.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
