@@ -8,7 +8,7 @@ per layer, a third of what the unfolded stack takes.
 import torch
 from torch import Tensor
 
-from .launch import mask_arguments, require_mask, require_row_tokens, require_rows, row_blocks, row_programs
+from .launch import mask_arguments, require_mask, require_row_tokens, require_rows, row_launch
 from .precision import PRECISIONS
 from .stack_kernels import folded_forward
 
@@ -35,9 +35,9 @@ def folded_stack(
     require_mask(present, B, N, tokens)
     maps = score_maps.to(PRECISIONS[precision].operand or tokens.dtype).contiguous()
     pooled, shares = tokens.new_empty(B, D), tokens.new_empty(B, N)
+    programs, blocks = row_launch(tokens, precision)
     with torch.cuda.device_of(tokens):
-        folded_forward[(row_programs(B, N),)](
-            tokens.contiguous(), *mask_arguments(present), maps, pooled, shares, B, score_maps.shape[1] // D,
-            **row_blocks(N, D, precision, tokens.itemsize),
-        )  # fmt: skip
+        folded_forward[(programs,)](
+            tokens.contiguous(), *mask_arguments(present), maps, pooled, shares, B, score_maps.shape[1] // D, **blocks
+        )
     return pooled, shares

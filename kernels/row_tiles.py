@@ -104,7 +104,11 @@ def inner_products(b_x, b_y, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def mix_rows(b_p, b_x, PRECISION: tl.constexpr):
     """p x, [R, R] by [R, D] or [R, R]."""
-    return tl.dot(b_p, b_x, input_precision=PRECISION, out_dtype=b_x.dtype)
+    if b_p.shape[0] < 16:  # Triton 3.6 has no shorter product
+        b_y = tl.sum(b_p[:, :, None] * b_x[None, :, :], axis=1)
+    else:
+        b_y = tl.dot(b_p, b_x, input_precision=PRECISION, out_dtype=b_x.dtype)
+    return b_y
 
 
 @triton.jit

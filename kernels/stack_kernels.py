@@ -1,7 +1,7 @@
 """The kernels of the student's attention stack: K layers from tokens to the fused feature, forward and backward.
 
-A program has 16 rows: as many patches as fit, each padded to a power of two of teachers, kept apart by masks. Their
-tokens stay in registers through all layers; the layers' maps are read block by block.
+A program has 4 to 16 rows: as many patches as fit, each padded to a power of two of teachers, kept apart by masks.
+Their tokens stay in registers through all layers; the layers' maps are read block by block.
 
 Query and key maps are only ever used as Wq Wk^T, and a linear map after the values can be multiplied into theirs, so
 a layer needs two D x D maps A and E, which torch makes and differentiates:
@@ -85,13 +85,16 @@ def stack_forward(
 # dT = dV E^T + dY A^T + (dS^T T) A, residual + dZ + (row sums of dS^T) a
 @triton.jit(do_not_specialize=["B", "K"])
 def stack_backward(
-    d_fused_ptr, saved_ptr, attention_ptr,
+    d_fused_ptr, d_targets_ptr, saved_ptr, attention_ptr,
     present_ptr, stride_present_b, stride_present_n, maps_ptr, offsets_ptr, gain_ptr,
     d_tokens_ptr, d_products_ptr, d_norm_ptr,
     B, K, N: tl.constexpr, D: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a program's tokens and of their products with the maps; its part of those of gain and shift."""
+    """Gradients of a program's tokens and of their products with the maps; its part of those of gain and shift.
+
+    `d_targets_ptr`: gradients that tokens have as targets already, added to those of the tokens; None: none.
+    """
     RESIDUAL: tl.constexpr = gain_ptr is not None
     o_b, o_row, m_row, m_present, m_mean = program_rows(
         present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
@@ -136,6 +139,8 @@ def stack_backward(
         b_dx += times_map(b_dy, a_ptr, 1, 2 * D, BLOCK_C, BLOCK_S, PRECISION)
         b_dk = mix_rows(tl.trans(b_ds), b_x, PRECISION)
         b_dx += times_map(b_dk, a_ptr, 2 * D, 1, BLOCK_C, BLOCK_S, PRECISION)
+    if d_targets_ptr is not None:
+        b_dx += tl.load(d_targets_ptr + o_x, mask=m_row[:, None], other=0.0)
     tl.store(d_tokens_ptr + o_x, b_dx, mask=m_row[:, None])
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import mask_arguments, require_mask, require_row_tokens, require_rows, row_blocks, row_programs
+from .launch import mask_arguments, require_mask, require_row_tokens, require_rows, row_launch
 from .precision import PRECISIONS
 from .stack_kernels import stack_backward, stack_forward
 
@@ -30,11 +30,11 @@ def _launch_forward(
     shares = tokens.new_empty(B, N) if maps.gain is None else None
     saved = tokens.new_empty(K, B * N, D) if keep else None
     attention = tokens.new_empty(K, B, N, N) if keep else None
+    programs, blocks = row_launch(tokens, precision)
     with torch.cuda.device_of(tokens):
-        stack_forward[(row_programs(B, N),)](
-            tokens, *mask_arguments(present), *maps, fused, shares, saved, attention, B, K,
-            **row_blocks(N, D, precision, tokens.itemsize),
-        )  # fmt: skip
+        stack_forward[(programs,)](
+            tokens, *mask_arguments(present), *maps, fused, shares, saved, attention, B, K, **blocks
+        )
     return fused, shares, saved, attention
 
 
@@ -46,11 +46,12 @@ def _launch_backward(
     D = saved.shape[-1]
     d_tokens = saved.new_empty(B, N, D)
     d_products = saved.new_empty(K, B * N, 2 * D)
-    d_norm = None if maps.gain is None else saved.new_empty(row_programs(B, N), K, 2, D)
+    programs, blocks = row_launch(d_tokens, precision)
+    d_norm = None if maps.gain is None else saved.new_empty(programs, K, 2, D)
     with torch.cuda.device_of(saved):
-        stack_backward[(row_programs(B, N),)](
-            d_fused.contiguous(), saved, attention, *mask_arguments(present), *maps[:3], d_tokens, d_products, d_norm,
-            B, K, **row_blocks(N, D, precision, saved.itemsize),
+        stack_backward[(programs,)](
+            d_fused.contiguous(), None, saved, attention, *mask_arguments(present), *maps[:3],
+            d_tokens, d_products, d_norm, B, K, **blocks,
         )  # fmt: skip
     return d_tokens, d_products, d_norm
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from compiled import Report, compile_report
 from shazam_fast.kernels import distillation, projection, stack_kernels, token_attention
-from shazam_fast.kernels.launch import row_blocks, token_tile
+from shazam_fast.kernels.launch import ROWS, row_blocks, token_tile
 
 TEACHERS = 4
 POINTERS = {"present_ptr": "*u8", "features_ptr": "*fp16", "rows_ptr": "*i64", "starts_ptr": "*i32"}
@@ -54,14 +54,16 @@ def of_tile(name, kernel, N, D, tokens="fp32", **constexprs) -> Variant:
     return Variant(f"{name} {shape}", kernel, constexprs, tile.warps, tokens=tokens)
 
 
-def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64) -> Variant:
-    """A kernel that takes a whole stack."""
-    constexprs = row_blocks(N, D, precision, itemsize=4)
+def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64, rows=ROWS) -> Variant:
+    """A kernel that takes a whole stack in programs of so many rows."""
+    constexprs = row_blocks(N, D, precision, itemsize=4, rows=rows)
     num_warps = constexprs.pop("num_warps")
     absent = {None: (), True: ("shares_ptr",), False: OF_RESIDUAL}[residual]
+    short = "" if rows == ROWS else f" rows={rows}"
     return Variant(
-        f"{name} N={N} D={D} {precision}", kernel, {**constexprs, **dict.fromkeys(absent)}, num_warps, B, precision
-    )
+        f"{name} N={N} D={D} {precision}{short}", kernel, {**constexprs, **dict.fromkeys(absent)}, num_warps, B,
+        precision,
+    )  # fmt: skip
 
 
 def of_projection(name, kernel, B, D, precision, align=16) -> Variant:
@@ -98,7 +100,10 @@ def variants() -> Iterator[Variant]:
         for precision in ("ieee", "tf32", "bf16")[: 3 if D == 128 else 2]:
             for direction, kernel in zip(("forward", "backward"), stack, strict=True):
                 for block in ("bare", "residual"):
-                    yield of_stack(f"{block} stack {direction}", kernel, D, precision, block == "residual")
+                    for rows, B in ((4, 64), (16, 512)) if precision == "ieee" else ((16, 64),):
+                        yield of_stack(
+                            f"{block} stack {direction}", kernel, D, precision, block == "residual", B=B, rows=rows
+                        )
             yield of_stack("folded stack", stack_kernels.folded_forward, D, precision, B=16384)
     for direction, kernel in zip(("forward", "backward"), project, strict=True):
         for B, D, precision in (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compiled import skip_float64_products
-from shazam_fast.kernels import reference
+from shazam_fast.kernels import launch, reference
 from shazam_fast.kernels.residual_stack import residual_stack
 from shazam_fast.kernels.student_stack import bare_stack
 
@@ -73,6 +73,27 @@ def test_results_and_gradients_are_those_of_the_definition(block, B, N, D, K, mi
     inputs, present = make_inputs(block, B, N, D, K, device, missing=missing)
     for found, wanted in both(block, inputs, present):
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("rows", [4, 8, 16])
+def test_any_number_of_rows_per_program(block, rows, device, monkeypatch):
+    """Two teachers: 2, 4 or 8 patches per program, the last one not full. Small batches above take the fewest."""
+    inputs, present = make_inputs(block, 9, 2, 16, 2, device, missing=True)
+    monkeypatch.setattr(launch, "choose_rows", lambda *_: rows)
+    for found, wanted in both(block, inputs, present):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("B", "N", "precision", "wanted"),
+    [
+        (64, 4, "ieee", 4), (300, 4, "ieee", 8), (528, 4, "ieee", 16), (16384, 4, "ieee", 16), (64, 1, "ieee", 4),
+        (64, 5, "ieee", 8), (1, 16, "ieee", 16), (64, 4, "tf32", 16),
+    ],
+)  # fmt: skip
+def test_small_batches_take_programs_of_few_rows(B, N, precision, wanted):
+    assert launch.choose_rows(B, N, precision, processors=132) == wanted
 
 
 @pytest.mark.parametrize("block", BLOCKS)
