@@ -10,6 +10,7 @@ keep 4 bytes a value from forward. Features get no gradient.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from .launch import DTYPES, mask_arguments, require_mask, require_rows
 from .precision import PRECISIONS, require_precision
 from .reference import TokenMaps
+from .step.adamw import update
 
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -78,15 +80,19 @@ def projection_forward(
     tl.store(tokens_ptr + o_tokens, b_tokens, mask=m_b[:, None] & m_d[None, :])
 
 
-# dW_i = ((F_i - mean_i) / scale_i)^T dT_i
+# dW_i = ((F_i - mean_i) / scale_i)^T dT_i, db_i = sum of dT_i
 @triton.jit(do_not_specialize=["B"])
 def projection_backward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    starts_ptr, d_tokens_ptr, d_weight_ptr, B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
+    starts_ptr, d_tokens_ptr, weight_ptr, bias_ptr,
+    factors_ptr, weight_mean_ptr, weight_square_ptr, bias_mean_ptr, bias_square_ptr, B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A program has BLOCK_C columns of one teacher's features and BLOCK_D of its token, and goes over all patches."""
+    """A program has BLOCK_C columns of one teacher's features and BLOCK_D of its token, and goes over all patches.
+
+    Gradients go to `weight_ptr` and `bias_ptr`; with `factors_ptr` these are the parameters, and AdamW moves them.
+    """
     dtype: tl.constexpr = d_tokens_ptr.dtype.element_ty
     teacher = tl.program_id(1)
     start = tl.multiple_of(tl.load(starts_ptr + teacher), ALIGN)
@@ -97,6 +103,7 @@ def projection_backward(
     m_c, m_d = o_c < stop, o_d < D
     if first < stop:  # the grid is made for the widest teacher
         b_dw = tl.zeros([BLOCK_C, BLOCK_D], dtype)
+        b_db = tl.zeros([BLOCK_B, BLOCK_D], dtype)
         for b in tl.range(0, B, BLOCK_B, num_stages=2):
             o_b = b + tl.arange(0, BLOCK_B)
             m_b = o_b < B
@@ -104,9 +111,17 @@ def projection_backward(
             b_x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype)
             o_tokens = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
             b_dt = tl.load(d_tokens_ptr + o_tokens, mask=m_b[:, None] & m_d[None, :], other=0.0)
+            b_db += b_dt
             b_x = tl.trans(b_x.to(OPERAND))
             b_dw = tl.dot(b_x, b_dt.to(OPERAND), b_dw, input_precision=PRECISION, out_dtype=dtype)
-        tl.store(d_weight_ptr + o_c[:, None] * D + o_d[None, :], b_dw, mask=m_c[:, None] & m_d[None, :])
+        o_weight, o_bias = o_c[:, None] * D + o_d[None, :], teacher * D + o_d
+        m_weight, m_bias = m_c[:, None] & m_d[None, :], m_d & (tl.program_id(0) == 0)
+        if factors_ptr is None:
+            tl.store(weight_ptr + o_weight, b_dw, mask=m_weight)
+            tl.store(bias_ptr + o_bias, tl.sum(b_db, axis=0), mask=m_bias)
+        else:
+            update(weight_ptr, weight_mean_ptr, weight_square_ptr, factors_ptr, o_weight, b_dw, m_weight)
+            update(bias_ptr, bias_mean_ptr, bias_square_ptr, factors_ptr, o_bias, tl.sum(b_db, axis=0), m_bias)
 
 
 def blocks(B: int, D: int, precision: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -138,8 +153,8 @@ def _starts(dims: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([sum(dims[:i]) for i in range(len(dims) + 1)], dtype=torch.int32, device=device)
 
 
-class _Inputs:
-    """What both kernels read, in the order of their first arguments."""
+class Inputs:
+    """What both kernels read, in the order of their first arguments; arguments as for `project`."""
 
     def __init__(self, features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> None:
         mean, scale = maps.standard or (None, None)
@@ -150,35 +165,42 @@ class _Inputs:
         self.arguments = features, features.stride(0), rows, *mask_arguments(present), mean, scale, starts
 
 
+def launch_forward(inputs: Inputs, weight: Tensor, bias: Tensor, tokens: Tensor, precision: str) -> None:
+    """Fill tokens [B, N, D] by the maps, contiguous."""
+    B, N, D = tokens.shape
+    options = blocks(B, D, precision, weight.dtype)
+    grid = (triton.cdiv(B, options["BLOCK_B"]), N, triton.cdiv(D, options["BLOCK_D"]))
+    with torch.cuda.device_of(weight):
+        projection_forward[grid](*inputs.arguments, weight, bias, tokens, B, N, D, inputs.align, **options)
+
+
+def launch_backward(inputs: Inputs, d_tokens: Tensor, outputs: Sequence[Tensor | None], precision: str) -> None:
+    """Take the gradients of d_tokens [B, N, D], contiguous; `outputs`: from `weight_ptr` on, see the kernel."""
+    B, N, D = d_tokens.shape
+    options = blocks(B, D, precision, d_tokens.dtype)
+    grid = (triton.cdiv(max(inputs.dims), options["BLOCK_C"]), N, triton.cdiv(D, options["BLOCK_D"]))
+    with torch.cuda.device_of(d_tokens):
+        projection_backward[grid](*inputs.arguments, d_tokens, *outputs, B, N, D, inputs.align, **options)
+
+
 class _Projection(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, inputs: _Inputs, precision: str) -> Tensor:
-        B, (N, D) = inputs.batch, bias.shape
-        tokens = weight.new_empty(B, N, D)
-        options = blocks(B, D, precision, weight.dtype)
-        grid = (triton.cdiv(B, options["BLOCK_B"]), N, triton.cdiv(D, options["BLOCK_D"]))
-        with torch.cuda.device_of(weight):
-            projection_forward[grid](
-                *inputs.arguments, weight.contiguous(), bias.contiguous(), tokens, B, N, D, inputs.align, **options
-            )
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, inputs: Inputs, precision: str) -> Tensor:
+        tokens = weight.new_empty(inputs.batch, *bias.shape)
+        launch_forward(inputs, weight.contiguous(), bias.contiguous(), tokens, precision)
         ctx.inputs, ctx.precision = inputs, precision
         return tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.inputs
-        B, N, D = d_tokens.shape
-        d_weight = None
-        if ctx.needs_input_grad[0]:
-            d_weight = d_tokens.new_empty(sum(inputs.dims), D)
-            options = blocks(B, D, ctx.precision, d_tokens.dtype)
-            grid = (triton.cdiv(max(inputs.dims), options["BLOCK_C"]), N, triton.cdiv(D, options["BLOCK_D"]))
-            with torch.cuda.device_of(d_tokens):
-                projection_backward[grid](
-                    *inputs.arguments, d_tokens.contiguous(), d_weight, B, N, D, inputs.align, **options
-                )
-        return d_weight, d_tokens.sum(0) if ctx.needs_input_grad[1] else None, None, None
+        inputs, (_, N, D) = ctx.inputs, d_tokens.shape
+        wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        if not wants_weight:
+            return None, d_tokens.sum(0) if wants_bias else None, None, None
+        d_weight, d_bias = d_tokens.new_empty(sum(inputs.dims), D), d_tokens.new_empty(N, D)
+        launch_backward(inputs, d_tokens.contiguous(), (d_weight, d_bias, *[None] * 5), ctx.precision)
+        return d_weight, d_bias if wants_bias else None, None, None
 
 
 def _check_maps(maps: TokenMaps) -> None:
@@ -226,5 +248,5 @@ def project(
     _check_table(features, rows, sum(maps.dims))
     require_precision(precision)
     require_mask(present, len(features if rows is None else rows), len(maps.bias), maps.weight)
-    tokens: Tensor = _Projection.apply(maps.weight, maps.bias, _Inputs(features, rows, maps, present), precision)
+    tokens: Tensor = _Projection.apply(maps.weight, maps.bias, Inputs(features, rows, maps, present), precision)
     return tokens

@@ -1,0 +1,228 @@
+"""One step of training the bare student: nine kernels, which read and move on whatever a step needs.
+
+    start_step                          which patches, labels, teachers; learning rate; the optimizer's counters
+    fold_maps       | projection_forward    the maps of the stack beside the tokens
+    stack_forward
+    head_and_losses                     forward and backward
+    stack_backward
+    update_stack, update_head | projection_backward    gradients, and AdamW in their last lines
+What stands beside one another runs in two branches on a GPU. No gradient of a weight is ever written to memory, and
+no kernel adds to what another one wrote: the same bits every time. The definition is the step through autograd and
+`torch.optim.AdamW`, to which tests hold it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launch import mask_arguments, row_blocks, row_launch
+from ..precision import PRECISIONS
+from ..projection import Inputs, launch_backward, launch_forward
+from ..reference import TokenMaps
+from ..stack_kernels import stack_backward, stack_forward
+from .head import head_and_losses
+from .start import fold_maps, start_step
+from .weights import update_head, update_stack
+
+PATCHES = 4  # of a program of `head_and_losses`
+TILE = 16  # rows of a weight that a program updates
+
+
+class Trained(NamedTuple):
+    """A parameter and its state in the optimizer, all changed in place: means of gradients and of their squares."""
+
+    value: Tensor
+    step: Tensor  # scalar, float32
+    mean: Tensor
+    square: Tensor
+
+
+class Parameters(NamedTuple):
+    """All that a bare student trains."""
+
+    projection: Trained  # [sum of dims, D]
+    projection_bias: Trained  # [N, D]
+    qkv: Trained  # [K, D, 3D]
+    first: Trained  # [D, D], as of nn.Linear
+    first_bias: Trained
+    gain: Trained  # [D]
+    shift: Trained
+    last: Trained  # [C, D], as of nn.Linear
+    last_bias: Trained
+
+
+class Settings(NamedTuple):
+    """What does not change from step to step."""
+
+    optimizer: Tensor  # learning rate, weight decay and both betas, float64 [4], on the device
+    lam: float
+    delta: float
+    norm: bool  # whether the Huber loss is of the norm
+    learned_targets: bool  # whether targets get a gradient
+    offsets: Tensor | None  # of the logits [C]
+    class_weights: Tensor | None  # [C]
+    precision: str
+
+
+class Source(NamedTuple):
+    """Where a step finds its batch, and what it moves on: all on the device."""
+
+    features: Tensor  # the table [rows of the split, width], or the batch [B, width]
+    resident: bool  # whether `features` is the table
+    dims: Sequence[int]  # columns of each teacher
+    standard: tuple[Tensor, Tensor]  # mean and scale [width]
+    order: Tensor  # int64, the epoch's rows
+    cursor: Tensor  # int64 [1], moved on
+    labels: Tensor  # int64 of the split
+    present: Tensor | None  # bool [rows of the split, N]
+    rates: Tensor | None  # learning rate of each step
+    rate: Tensor | None  # the optimizer's, set to the step's
+    index: Tensor  # int64 [1], the step, moved on
+    losses: Tensor  # [steps, 2 + 2N]; row `index` is filled
+
+
+class _Buffers:
+    """What the kernels of a step hand to one another, for batches of one size."""
+
+    def __init__(self, B: int, parameters: Parameters, precision: str) -> None:
+        like = parameters.qkv.value
+        (N, D), K, C = parameters.projection_bias.value.shape, len(like), len(parameters.last_bias.value)
+        self.positions, self.labels = (like.new_empty(B, dtype=torch.int64) for _ in range(2))
+        self.present = like.new_empty(B, N, dtype=torch.bool)
+        self.factors = like.new_empty(3)
+        self.maps = like.new_empty(K, D, 2 * D, dtype=PRECISIONS[precision].operand or like.dtype)
+        self.old = like.new_empty(K, D, 2 * D)
+        self.tokens, self.d_tokens, self.d_targets = (like.new_empty(B, N, D) for _ in range(3))
+        self.saved, self.attention = like.new_empty(K, B * N, D), like.new_empty(K, B, N, N)
+        self.d_products = like.new_empty(K, B * N, 2 * D)
+        self.fused, self.d_fused, self.normal, self.d_normed, self.d_hidden = (like.new_empty(B, D) for _ in range(5))
+        self.d_logits = like.new_empty(B, C)
+        self.losses = like.new_empty(triton.cdiv(B, PATCHES), 2 + 2 * N)
+
+
+class FusedStep:
+    """Steps of a bare student, one call each; on a GPU a call only launches kernels and may be captured in a graph.
+
+    Args:
+        parameters: what is trained, with the optimizer's state; float32 (float64 in the interpreter with "ieee").
+        settings: what does not change.
+    """
+
+    def __init__(self, parameters: Parameters, settings: Settings) -> None:
+        self._parameters, self._settings = parameters, settings
+        qkv = parameters.qkv.value
+        addresses = [trained.step.data_ptr() for trained in parameters]
+        self._counters = torch.tensor(addresses, dtype=torch.int64, device=qkv.device)
+        self._stream = torch.cuda.Stream(qkv.device) if qkv.is_cuda else None
+        self._buffers: dict[int, _Buffers] = {}
+        self._maps = map_blocks(qkv.shape[1], settings.precision, qkv.itemsize)
+
+    def __call__(self, size: int, source: Source) -> None:
+        """Train on the next `size` patches."""
+        if size not in self._buffers:
+            self._buffers[size] = _Buffers(size, self._parameters, self._settings.precision)
+        b = self._buffers[size]
+        with torch.cuda.device_of(source.order):
+            self._start(size, source, b)
+            present = None if source.present is None else b.present
+            maps = TokenMaps(self._parameters.projection.value, self._parameters.projection_bias.value, source.dims)
+            rows = b.positions if source.resident else None
+            inputs = Inputs(source.features, rows, maps._replace(standard=source.standard), present)
+            with self._beside():
+                self._fold(b)
+            launch_forward(inputs, maps.weight, maps.bias, b.tokens, self._settings.precision)
+            self._join()
+            self._attend(b, present)
+            self._lose(size, b, present)
+            self._attend_back(b, present)
+            with self._beside():
+                self._update_stack(b)
+                self._update_head(size, source, b)
+            weight, bias = self._parameters[:2]
+            outputs = weight.value, bias.value, b.factors, weight.mean, weight.square, bias.mean, bias.square
+            launch_backward(inputs, b.d_tokens, outputs, self._settings.precision)
+            self._join()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What is launched within runs beside what is launched after it, until `_join`."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def _join(self) -> None:
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _start(self, size: int, source: Source, b: _Buffers) -> None:
+        present = None if source.present is None else source.present.view(torch.uint8)
+        N = len(source.dims)
+        start_step[(1,)](
+            source.order, source.cursor, source.labels, present, source.rates, source.index, self._settings.optimizer,
+            self._counters, b.positions, b.labels, b.present.view(torch.uint8), source.rate, b.factors,
+            size, len(self._counters), N, triton.next_power_of_2(N), 128, num_warps=1,
+        )  # fmt: skip
+
+    def _fold(self, b: _Buffers) -> None:
+        qkv = self._parameters.qkv.value
+        grid = (qkv.shape[1] // TILE, len(qkv))
+        fold_maps[grid](qkv, b.maps, b.old, BLOCK_R=TILE, **self._maps)
+
+    def _attend(self, b: _Buffers, present: Tensor | None) -> None:
+        programs, blocks = row_launch(b.tokens, self._settings.precision)
+        stack_forward[(programs,)](
+            b.tokens, *mask_arguments(present), b.maps, None, None, None, b.fused, None, b.saved, b.attention,
+            len(b.tokens), len(b.maps), **blocks,
+        )  # fmt: skip
+
+    def _lose(self, size: int, b: _Buffers, present: Tensor | None) -> None:
+        head, settings = self._parameters[3:], self._settings
+        C, N = b.d_logits.shape[1], b.tokens.shape[1]
+        head_and_losses[(len(b.losses),)](
+            b.fused, b.tokens, mask_arguments(present)[0], b.labels, settings.offsets, settings.class_weights,
+            *(trained.value for trained in head),
+            b.normal, b.d_normed, b.d_hidden, b.d_logits, b.d_fused, self._d_targets(b), b.losses,
+            size, settings.lam, settings.delta, settings.delta**2, N, C=C, NORM=settings.norm,
+            BLOCK_R=PATCHES, BLOCK_K=triton.next_power_of_2(C), **self._maps,
+        )  # fmt: skip
+
+    def _attend_back(self, b: _Buffers, present: Tensor | None) -> None:
+        programs, blocks = row_launch(b.tokens, self._settings.precision)
+        stack_backward[(programs,)](
+            b.d_fused, self._d_targets(b), b.saved, b.attention, *mask_arguments(present), b.maps, None, None,
+            b.d_tokens, b.d_products, None, len(b.tokens), len(b.maps), **blocks,
+        )  # fmt: skip
+
+    def _d_targets(self, b: _Buffers) -> Tensor | None:
+        return b.d_targets if self._settings.learned_targets else None
+
+    def _update_stack(self, b: _Buffers) -> None:
+        qkv = self._parameters.qkv
+        grid = (qkv.value.shape[1] // TILE, 3, len(qkv.value))
+        update_stack[grid](
+            b.saved, b.d_products, b.old, qkv.value, qkv.mean, qkv.square, b.factors, b.saved.shape[1],
+            BLOCK_I=TILE, BLOCK_R=TILE, **self._maps,
+        )  # fmt: skip
+
+    def _update_head(self, size: int, source: Source, b: _Buffers) -> None:
+        C, N, D = b.d_logits.shape[1], b.tokens.shape[1], b.fused.shape[1]
+        head = [tensor for value, _, *moments in self._parameters[3:] for tensor in (value, *moments)]
+        update_head[(D // TILE,)](
+            b.fused, b.normal, b.d_normed, b.d_hidden, b.d_logits, b.losses, b.factors, *head,
+            source.losses, source.index, size, len(b.losses), N, D, C,
+            TILE, TILE, max(TILE, triton.next_power_of_2(C)), triton.next_power_of_2(2 + 2 * N),
+            self._maps["PRECISION"], num_warps=4,
+        )  # fmt: skip
+
+
+def map_blocks(D: int, precision: str, itemsize: int) -> dict[str, Any]:
+    """Constexprs and warps of a kernel that multiplies rows by D x D maps."""
+    blocks = row_blocks(1, D, precision, itemsize)
+    return {name: blocks[name] for name in ("D", "BLOCK_C", "BLOCK_S", "PRECISION", "num_warps")}

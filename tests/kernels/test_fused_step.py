@@ -1,0 +1,119 @@
+"""The step in nine kernels against the definition: losses, parameters and moments after steps of AdamW."""
+
+import pytest
+import torch
+from compiled import skip_float64_products
+from shazam_fast.kernels import reference
+from shazam_fast.kernels.step.fused import FusedStep, Parameters, Settings, Source, Trained
+from torch.nn import functional as F
+
+LAM, DELTA, DECAY, RATE = 0.75, 2.0, 0.125, 2.0**-7
+
+
+class Case:
+    """A bare student's parameters, a split and what its steps are made of."""
+
+    def __init__(self, device, dtype=torch.float64, B=5, dims=(7, 3), D=16, K=2, C=3, missing=True, **options):
+        skip_float64_products(device, dtype)
+        g = torch.Generator().manual_seed(0)
+        N, width, rows = len(dims), sum(dims), 2 * B + 3
+
+        def randn(*shape, scale=1.0):
+            return (scale * torch.randn(*shape, generator=g, dtype=torch.float64)).to(device, dtype)
+
+        self.dims, self.B, self.options = list(dims), B, options
+        self.features = (2 + randn(rows, width)).half()
+        self.standard = 2 + randn(width), 0.5 + randn(width).abs()
+        values = [
+            randn(width, D, scale=width**-0.5), randn(N, D), randn(K, D, 3 * D, scale=D**-0.5),
+            randn(D, D, scale=D**-0.5), randn(D), 1 + randn(D, scale=0.3), randn(D), randn(C, D, scale=D**-0.5),
+            randn(C),
+        ]  # fmt: skip
+        self.values = [value.requires_grad_() for value in values]
+        self.order = torch.randperm(rows, generator=g).to(device)
+        self.labels = torch.randint(C, (rows,), generator=g).to(device)
+        self.present = None
+        if missing:
+            self.present = torch.rand(rows, N, generator=g) < 0.6
+            self.present[torch.arange(rows), torch.randint(N, (rows,), generator=g)] = True
+            self.present = self.present.to(device)
+        self.offsets = randn(C) if options.get("balance") else None
+        self.class_weights = randn(C).abs() if options.get("balance") else None
+        self.rates = (RATE * torch.rand(4, generator=g)).to(device) if options.get("rates") else None
+        self.optimizer = torch.optim.AdamW(self.values, lr=RATE, weight_decay=DECAY)
+        self.losses = torch.zeros(4, 2 + 2 * N, device=device, dtype=dtype)
+
+    def plain_step(self, step, start, size):
+        """By autograd and PyTorch's optimizer."""
+        weight, bias, qkv, first, first_bias, gain, shift, last, last_bias = self.values
+        rows = self.order[start : start + size]
+        present = None if self.present is None else self.present[rows]
+        maps = reference.TokenMaps(weight, bias, self.dims, self.standard)
+        tokens = reference.project(self.features, rows, maps, present)
+        fused, _ = reference.bare_stack(tokens, qkv, present)
+        hidden = F.layer_norm(F.linear(fused, first, first_bias).relu(), gain.shape, gain, shift)
+        logits = F.linear(hidden, last, last_bias)
+        logits = logits if self.offsets is None else logits + self.offsets
+        cross_entropy = F.cross_entropy(logits, self.labels[rows], self.class_weights, reduction="none").mean()
+        targets = tokens.detach() if self.options.get("detached") else tokens
+        huber = self.options.get("huber", "norm")
+        distilled, *terms = reference.distillation_loss(fused, targets, LAM, DELTA, huber, present)
+        total = cross_entropy + distilled
+        self.optimizer.zero_grad()
+        total.backward()
+        if self.rates is not None:
+            self.optimizer.param_groups[0]["lr"] = float(self.rates[step])
+        self.optimizer.step()
+        self.losses[step] = torch.cat([total[None], cross_entropy[None], *terms]).detach()
+
+    def fused_steps(self, sizes, precision="ieee", resident=True):
+        """All steps by the kernels, on copies; losses, parameters and moments."""
+        device, like = self.losses.device, self.losses
+        trained = [
+            Trained(v.detach().clone(), torch.zeros((), device=device), torch.zeros_like(v), torch.zeros_like(v))
+            for v in self.values
+        ]
+        settings = Settings(
+            torch.tensor([RATE, DECAY, 0.9, 0.999], dtype=torch.float64, device=device), LAM, DELTA,
+            self.options.get("huber", "norm") == "norm", not self.options.get("detached"), self.offsets,
+            self.class_weights, precision,
+        )  # fmt: skip
+        fused = FusedStep(Parameters(*trained), settings)
+        source = Source(
+            self.features, resident, self.dims, self.standard, self.order, torch.zeros_like(self.order[:1]),
+            self.labels, self.present, self.rates, None if self.rates is None else torch.zeros((), device=device),
+            torch.zeros_like(self.order[:1]), torch.zeros_like(like),
+        )  # fmt: skip
+        start = 0
+        for size in sizes:
+            batch = self.features if resident else self.features[self.order[start : start + size]]
+            fused(size, source._replace(features=batch))
+            start += size
+        assert source.index.item() == len(sizes)
+        assert source.cursor.item() == start
+        assert all(t.step.item() == len(sizes) for t in trained)
+        return [source.losses, *(t.value for t in trained), *(t.mean for t in trained), *(t.square for t in trained)]
+
+    def plain_steps(self, sizes):
+        """The same by the definition."""
+        start = 0
+        for step, size in enumerate(sizes):
+            self.plain_step(step, start, size)
+            start += size
+        state = [self.optimizer.state[v] for v in self.values]
+        moments = [s[name] for name in ("exp_avg", "exp_avg_sq") for s in state]
+        return [self.losses, *(v.detach() for v in self.values), *moments]
+
+
+CASES = [
+    {}, {"missing": False, "detached": True}, {"huber": "elementwise", "rates": True}, {"balance": True, "C": 9},
+    {"B": 1, "dims": (5,), "C": 2, "missing": False}, {"dims": (4, 33, 6), "D": 32, "K": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CASES, ids=lambda options: " ".join(map(str, options)) or "plain")
+def test_steps_are_those_of_the_definition(options, device):
+    case = Case(device, **options)
+    sizes = [case.B, case.B, 3]  # the last batch is short, or longer than the others
+    for found, wanted in zip(case.fused_steps(sizes), case.plain_steps(sizes), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
