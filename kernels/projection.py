@@ -85,8 +85,8 @@ def projection_forward(
 def projection_backward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
     starts_ptr, d_tokens_ptr, weight_ptr, bias_ptr,
-    factors_ptr, weight_mean_ptr, weight_square_ptr, bias_mean_ptr, bias_square_ptr, B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    factors_ptr, weight_mean_ptr, weight_square_ptr, bias_mean_ptr, bias_square_ptr,
+    B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_C columns of one teacher's features and BLOCK_D of its token, and goes over all patches.

@@ -10,12 +10,22 @@ import torch
 from compiled import Report, compile_report
 from shazam_fast.kernels import distillation, projection, stack_kernels, token_attention
 from shazam_fast.kernels.launch import ROWS, row_blocks, token_tile
+from shazam_fast.kernels.step import fused, head, start, weights
 
 TEACHERS = 4
-POINTERS = {"present_ptr": "*u8", "features_ptr": "*fp16", "rows_ptr": "*i64", "starts_ptr": "*i32"}
+CLASSES = 9
+POINTERS = {
+    "present_ptr": "*u8", "batch_present_ptr": "*u8", "features_ptr": "*fp16", "starts_ptr": "*i32",
+    "settings_ptr": "*fp64",
+}  # fmt: skip
+POINTERS |= {
+    f"{name}_ptr": "*i64"
+    for name in ("rows", "order", "cursor", "labels", "batch_labels", "index", "steps", "positions")
+}
 ALWAYS_FLOAT32 = ("attention_ptr", "d_attention_ptr", "losses_ptr", "kept_ptr", "d_cosine_ptr", "d_huber_ptr")
 FLOATS = {"lam": "fp32", "delta": "fp32", "delta_squared": "fp32"}
 ANY_STRIDE = ("stride_present_b", "stride_present_n", "stride_d_cosine", "stride_d_huber")  # not always 16 k
+OF_UPDATES = tuple(f"{name}_ptr" for name in ("factors", "weight_mean", "weight_square", "bias_mean", "bias_square"))
 OF_RESIDUAL = ("offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr")
 
 
@@ -66,15 +76,33 @@ def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64, rows=R
     )  # fmt: skip
 
 
-def of_projection(name, kernel, B, D, precision, align=16) -> Variant:
-    """A kernel that takes rows of the feature table."""
+def of_projection(name, kernel, B, D, precision, align=16, updating=False) -> Variant:
+    """A kernel that takes rows of the feature table; `updating`: its backward form moves the parameters."""
     constexprs = projection.blocks(B, D, precision, torch.float32)
     num_warps = constexprs.pop("num_warps")
     odd = "" if align == 16 else f" align={align}"
     return Variant(
-        f"{name} D={D} B={B} {precision}{odd}", kernel, {**constexprs, "N": TEACHERS, "D": D, "ALIGN": align},
+        f"{name} D={D} B={B} {precision}{odd}", kernel,
+        {**constexprs, "N": TEACHERS, "D": D, "ALIGN": align, **({} if updating else dict.fromkeys(OF_UPDATES))},
         num_warps, B, precision,
     )  # fmt: skip
+
+
+def of_step(D, precision) -> Iterator[Variant]:
+    """The kernels that only the step of the bare student has."""
+    blocks = fused.map_blocks(D, precision, itemsize=4)
+    warps = blocks.pop("num_warps")
+    for name, kernel, constexprs, num_warps in (
+        ("start", start.start_step, {"N": TEACHERS, "BLOCK_N": TEACHERS, "BLOCK_B": 128}, 1),
+        ("maps", start.fold_maps, {**blocks, "BLOCK_R": 16}, warps),
+        ("head and losses", head.head_and_losses, {**blocks, "N": TEACHERS, "C": CLASSES, "NORM": True,
+                                                   "BLOCK_R": fused.PATCHES, "BLOCK_K": 16}, warps),
+        ("stack weights", weights.update_stack, {**blocks, "BLOCK_I": 16, "BLOCK_R": 16}, warps),
+        ("head weights", weights.update_head, {**blocks, "N": TEACHERS, "C": CLASSES, "BLOCK_I": 16, "BLOCK_R": 16,
+                                               "BLOCK_K": 16, "BLOCK_L": 16}, 4),
+    ):  # fmt: skip
+        yield Variant(f"{name} D={D} {precision}", kernel, constexprs, num_warps, precision=precision)
+    yield of_projection("projection weights", projection.projection_backward, 64, D, precision, updating=True)
 
 
 def variants() -> Iterator[Variant]:
@@ -112,3 +140,4 @@ def variants() -> Iterator[Variant]:
         ):  # fmt: skip
             yield of_projection(f"projection {direction}", kernel, B, D, precision)
         yield of_projection(f"projection {direction}", kernel, 64, 128, "ieee", align=1)
+    yield from (v for D, precision in ((128, "ieee"), (128, "tf32"), (256, "ieee")) for v in of_step(D, precision))

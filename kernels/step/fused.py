@@ -11,9 +11,9 @@ no kernel adds to what another one wrote: the same bits every time. The definiti
 `torch.optim.AdamW`, to which tests hold it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -25,64 +25,12 @@ from ..projection import Inputs, launch_backward, launch_forward
 from ..reference import TokenMaps
 from ..stack_kernels import stack_backward, stack_forward
 from .head import head_and_losses
+from .parts import Parameters, Settings, Source
 from .start import fold_maps, start_step
 from .weights import update_head, update_stack
 
 PATCHES = 4  # of a program of `head_and_losses`
 TILE = 16  # rows of a weight that a program updates
-
-
-class Trained(NamedTuple):
-    """A parameter and its state in the optimizer, all changed in place: means of gradients and of their squares."""
-
-    value: Tensor
-    step: Tensor  # scalar, float32
-    mean: Tensor
-    square: Tensor
-
-
-class Parameters(NamedTuple):
-    """All that a bare student trains."""
-
-    projection: Trained  # [sum of dims, D]
-    projection_bias: Trained  # [N, D]
-    qkv: Trained  # [K, D, 3D]
-    first: Trained  # [D, D], as of nn.Linear
-    first_bias: Trained
-    gain: Trained  # [D]
-    shift: Trained
-    last: Trained  # [C, D], as of nn.Linear
-    last_bias: Trained
-
-
-class Settings(NamedTuple):
-    """What does not change from step to step."""
-
-    optimizer: Tensor  # learning rate, weight decay and both betas, float64 [4], on the device
-    lam: float
-    delta: float
-    norm: bool  # whether the Huber loss is of the norm
-    learned_targets: bool  # whether targets get a gradient
-    offsets: Tensor | None  # of the logits [C]
-    class_weights: Tensor | None  # [C]
-    precision: str
-
-
-class Source(NamedTuple):
-    """Where a step finds its batch, and what it moves on: all on the device."""
-
-    features: Tensor  # the table [rows of the split, width], or the batch [B, width]
-    resident: bool  # whether `features` is the table
-    dims: Sequence[int]  # columns of each teacher
-    standard: tuple[Tensor, Tensor]  # mean and scale [width]
-    order: Tensor  # int64, the epoch's rows
-    cursor: Tensor  # int64 [1], moved on
-    labels: Tensor  # int64 of the split
-    present: Tensor | None  # bool [rows of the split, N]
-    rates: Tensor | None  # learning rate of each step
-    rate: Tensor | None  # the optimizer's, set to the step's
-    index: Tensor  # int64 [1], the step, moved on
-    losses: Tensor  # [steps, 2 + 2N]; row `index` is filled
 
 
 class _Buffers:
@@ -126,12 +74,12 @@ class FusedStep:
         if size not in self._buffers:
             self._buffers[size] = _Buffers(size, self._parameters, self._settings.precision)
         b = self._buffers[size]
-        with torch.cuda.device_of(source.order):
+        with torch.cuda.device_of(source.batch.order):
             self._start(size, source, b)
             present = None if source.present is None else b.present
             maps = TokenMaps(self._parameters.projection.value, self._parameters.projection_bias.value, source.dims)
-            rows = b.positions if source.resident else None
-            inputs = Inputs(source.features, rows, maps._replace(standard=source.standard), present)
+            rows = b.positions if source.batch.resident else None
+            inputs = Inputs(source.batch.features, rows, maps._replace(standard=source.standard), present)
             with self._beside():
                 self._fold(b)
             launch_forward(inputs, maps.weight, maps.bias, b.tokens, self._settings.precision)
@@ -165,8 +113,9 @@ class FusedStep:
         present = None if source.present is None else source.present.view(torch.uint8)
         N = len(source.dims)
         start_step[(1,)](
-            source.order, source.cursor, source.labels, present, source.rates, source.index, self._settings.optimizer,
-            self._counters, b.positions, b.labels, b.present.view(torch.uint8), source.rate, b.factors,
+            source.batch.order, source.batch.cursor, source.batch.labels, present, source.rates, source.index,
+            self._settings.optimizer, self._counters,
+            b.positions, b.labels, b.present.view(torch.uint8), source.rate, b.factors,
             size, len(self._counters), N, triton.next_power_of_2(N), 128, num_warps=1,
         )  # fmt: skip
 
@@ -224,5 +173,5 @@ class FusedStep:
 
 def map_blocks(D: int, precision: str, itemsize: int) -> dict[str, Any]:
     """Constexprs and warps of a kernel that multiplies rows by D x D maps."""
-    blocks = row_blocks(1, D, precision, itemsize)
+    blocks = row_blocks(1, D, "ieee" if precision == "ieee" else "tf32", itemsize)  # weights are not rounded
     return {name: blocks[name] for name in ("D", "BLOCK_C", "BLOCK_S", "PRECISION", "num_warps")}

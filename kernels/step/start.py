@@ -64,7 +64,7 @@ def start_step(
     tl.store(factors_ptr + 2 + o_1, bias.to(dtype))
 
 
-# A = Wq Wk^T, E = Wv: what the stack's kernels read; and copies of Wq and Wk, which a later kernel needs as they are now
+# A = Wq Wk^T, E = Wv: what the stack's kernels read; and Wq and Wk as they are, for a later kernel
 @triton.jit
 def fold_maps(
     qkv_ptr, maps_ptr, old_ptr, D: tl.constexpr,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..archive.archive import BATCHES_AHEAD, FeatureArchive
+from ..ops.training_step import Batch
 from ..runtime.progress import Progress
 
 logger = logging.getLogger("shazam_fast")
@@ -109,6 +110,11 @@ class TrainingFeed:
         if self._table is not None:
             return self._table, positions, labels, positions
         return self._features[:size], None, labels, positions
+
+    def next_batch(self, size: int) -> Batch:
+        """The next batch, still to be taken: whoever takes it moves the cursor on."""
+        features = self._features[:size] if self._table is None else self._table
+        return Batch(features, self._table is not None, self._order, self._cursor, self._labels)
 
     def _gathered(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """The rows batch by batch, on the host; on the CPU in the buffer that `take` gives, without a thread beside."""

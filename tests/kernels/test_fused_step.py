@@ -4,7 +4,8 @@ import pytest
 import torch
 from compiled import skip_float64_products
 from shazam_fast.kernels import reference
-from shazam_fast.kernels.step.fused import FusedStep, Parameters, Settings, Source, Trained
+from shazam_fast.kernels.step.fused import FusedStep
+from shazam_fast.kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from torch.nn import functional as F
 
 LAM, DELTA, DECAY, RATE = 0.75, 2.0, 0.125, 2.0**-7
@@ -16,7 +17,7 @@ class Case:
     def __init__(self, device, dtype=torch.float64, B=5, dims=(7, 3), D=16, K=2, C=3, missing=True, **options):
         skip_float64_products(device, dtype)
         g = torch.Generator().manual_seed(0)
-        N, width, rows = len(dims), sum(dims), 2 * B + 3
+        N, width, rows = len(dims), sum(dims), B + 3
 
         def randn(*shape, scale=1.0):
             return (scale * torch.randn(*shape, generator=g, dtype=torch.float64)).to(device, dtype)
@@ -79,18 +80,20 @@ class Case:
             self.class_weights, precision,
         )  # fmt: skip
         fused = FusedStep(Parameters(*trained), settings)
+        batch = Batch(self.features, resident, self.order, torch.zeros_like(self.order[:1]), self.labels)
         source = Source(
-            self.features, resident, self.dims, self.standard, self.order, torch.zeros_like(self.order[:1]),
-            self.labels, self.present, self.rates, None if self.rates is None else torch.zeros((), device=device),
-            torch.zeros_like(self.order[:1]), torch.zeros_like(like),
+            batch, self.dims, self.standard, self.present, self.rates,
+            None if self.rates is None else torch.zeros((), device=device), torch.zeros_like(self.order[:1]),
+            torch.zeros_like(like),
         )  # fmt: skip
         start = 0
         for size in sizes:
-            batch = self.features if resident else self.features[self.order[start : start + size]]
-            fused(size, source._replace(features=batch))
+            if not resident:
+                batch = batch._replace(features=self.features[self.order[start : start + size]])
+            fused(size, source._replace(batch=batch))
             start += size
         assert source.index.item() == len(sizes)
-        assert source.cursor.item() == start
+        assert batch.cursor.item() == start
         assert all(t.step.item() == len(sizes) for t in trained)
         return [source.losses, *(t.value for t in trained), *(t.mean for t in trained), *(t.square for t in trained)]
 
@@ -114,6 +117,6 @@ CASES = [
 @pytest.mark.parametrize("options", CASES, ids=lambda options: " ".join(map(str, options)) or "plain")
 def test_steps_are_those_of_the_definition(options, device):
     case = Case(device, **options)
-    sizes = [case.B, case.B, 3]  # the last batch is short, or longer than the others
+    sizes = [case.B, 3]  # the last batch is short, or longer than the other
     for found, wanted in zip(case.fused_steps(sizes), case.plain_steps(sizes), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,65 @@
+"""What a step of training is given, without a word of Triton: see `fused`."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Trained(NamedTuple):
+    """A parameter and its state in the optimizer, all changed in place: means of gradients and of their squares."""
+
+    value: Tensor
+    step: Tensor  # scalar, float32
+    mean: Tensor
+    square: Tensor
+
+
+class Parameters(NamedTuple):
+    """All that a bare student trains."""
+
+    projection: Trained  # [sum of dims, D]
+    projection_bias: Trained  # [N, D]
+    qkv: Trained  # [K, D, 3D]
+    first: Trained  # [D, D], as of nn.Linear
+    first_bias: Trained
+    gain: Trained  # [D]
+    shift: Trained
+    last: Trained  # [C, D], as of nn.Linear
+    last_bias: Trained
+
+
+class Settings(NamedTuple):
+    """What does not change from step to step."""
+
+    optimizer: Tensor  # learning rate, weight decay and both betas, float64 [4], on the device
+    lam: float
+    delta: float
+    norm: bool  # whether the Huber loss is of the norm
+    learned_targets: bool  # whether targets get a gradient
+    offsets: Tensor | None  # of the logits [C]
+    class_weights: Tensor | None  # [C]
+    precision: str
+
+
+class Batch(NamedTuple):
+    """Where a kernel finds the next batch; all on the device."""
+
+    features: Tensor  # the table of the split [n, width], or the batch alone [B, width]
+    resident: bool  # whether it is the table
+    order: Tensor  # positions in the split, as the epoch takes them, int64 [n]
+    cursor: Tensor  # the batch's first in `order`, int64 [1]; a step moves it on
+    labels: Tensor  # of the split, int64 [n]
+
+
+class Source(NamedTuple):
+    """What a step reads beside the parameters, and where its losses go."""
+
+    batch: Batch
+    dims: Sequence[int]  # columns of each teacher
+    standard: tuple[Tensor, Tensor]  # mean and scale [width]
+    present: Tensor | None  # bool [n, N]
+    rates: Tensor | None  # learning rate of each step
+    rate: Tensor | None  # the optimizer's, set to the step's
+    index: Tensor  # the step, int64 [1], moved on
+    losses: Tensor  # [steps, 2 + 2N]: total, cross-entropy, cosine and Huber per teacher; row `index` is filled

@@ -1,0 +1,85 @@
+"""The step of the bare student as nine kernels: for which trainings it applies, and what its kernels are given."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..ops.training_step import OPTIMIZER, Parameters, Settings, Source, Trained, make_step, step_precision
+from ..student.student import Student
+from .feed import TrainingFeed
+from .objective import Objective
+
+PLANNED = {"present", "rates"}  # what a plan may have beside the order
+
+
+def make_fused_step(
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    feed: TrainingFeed,
+    losses: Tensor,
+    index: Tensor,
+    plan: Mapping[str, Tensor],
+) -> Callable[[int], None] | None:
+    """A function that takes a step over the next so many patches; None where only autograd can.
+
+    Trained are the parameters in place, and their moments where they are at home, in the optimizer's state.
+
+    Args:
+        student, optimizer, objective, feed, losses: as for `TrainingStep`.
+        index: the step, int64 [1], which a step moves on.
+        plan: tensors of the epoch's plan on the device, by name.
+    """
+    precision = step_precision(student.qkv, len(student.dims), student.config.dim)
+    if precision is None or not _applies(student, optimizer, objective) or not plan.keys() <= PLANNED:
+        return None
+    (group,) = optimizer.param_groups
+    values = [float(group["lr"]), group["weight_decay"], *group["betas"]]
+    offsets, class_weights = (
+        x if x is None else x.to(losses.dtype) for x in (objective.offsets, objective.class_weights)
+    )
+    settings = Settings(
+        torch.tensor(values, dtype=torch.float64, device=losses.device),
+        float(objective.lam),
+        float(objective.delta),
+        objective.huber == "norm",
+        objective.targets == "projected",
+        offsets,
+        class_weights,
+        precision,
+    )
+    parameters = Parameters(*(_with_moments(optimizer, parameter) for parameter in _trained(student)))
+    take = make_step(parameters, settings)
+    standard, rates = (student.feature_mean, student.feature_scale), plan.get("rates")
+    rate = None if rates is None else group["lr"]
+
+    def step(size: int) -> None:
+        batch = feed.next_batch(size)
+        take(size, Source(batch, student.dims, standard, plan.get("present"), rates, rate, index, losses))
+
+    return step
+
+
+def _applies(student: Student, optimizer: torch.optim.Optimizer, objective: Objective) -> bool:
+    """Whether the kernels have everything that this training has."""
+    if student.config.block != "bare" or student.teacher_heads is not None or objective.targets == "frozen":
+        return False
+    groups = optimizer.param_groups
+    usual = len(groups) == 1 and all(groups[0][name] == value for name, value in OPTIMIZER.items())
+    return usual and {id(p) for p in groups[0]["params"]} == {id(p) for p in _trained(student)}
+
+
+def _trained(student: Student) -> list[torch.nn.Parameter]:
+    """The parameters of a bare student in the order of `Parameters`."""
+    first, _, norm, last = student.head
+    return [*student.projection.parameters(), student.qkv, *first.parameters(), *norm.parameters(), *last.parameters()]
+
+
+def _with_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Trained:
+    """A parameter and its state, which is made as the optimizer would before its first step."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return Trained(parameter.detach(), state["step"], state["exp_avg"], state["exp_avg_sq"])
