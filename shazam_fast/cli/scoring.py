@@ -9,7 +9,7 @@ import typer
 from .kinds import require_file_place, require_kind, require_place_for
 from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, parse_pairs
 from .printing import say
-from .words import optional
+from .words import complete, optional
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class ScoreOptions:
             "students trained with teacher dropout.",
         ),
     ] = False
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of probabilities, shares and influence as stored: float32, or float16 in half the bytes.",
+            autocompletion=complete(("float32", "float16")),
+        ),
+    ] = "float32"
     allow_missing_teachers: Annotated[
         bool,
         typer.Option(
@@ -64,7 +71,8 @@ def score(
     if csv is not None:
         make_directory(csv.absolute().parent)
         scores.to_csv(csv)
-    say(f"{len(scores):,} patches scored: {out}")
+    rounded = f", rounded by {scores.rounding_error:.1g} at most" if scores.dtype == "float16" else ""
+    say(f"{len(scores):,} patches scored, {scores.row_bytes:.0f} bytes per patch{rounded}: {out}")
     if scores.missing_teachers:
         say(f"without {', '.join(scores.missing_teachers)}", "yellow")
 

@@ -115,12 +115,16 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
 
     Raises MismatchError when there is no such slide, or its patch size or mpp is not known.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     table = scores.of_slide(name)
     coords = _stack(table, ["x", "y"]).astype(np.float64)
     known = np.isfinite(coords).all(axis=1) & (coords != -1).any(axis=1)  # version 0.1 wrote -1, -1 for unknown
     if not known.any():
         return None
     scale, size = level0_scale(name, scores.geometry.get(name), patch_size, mpp)
+    predicted = pc.index_in(table["prediction"].cast(pa.string()), value_set=pa.array(scores.classes)).to_numpy()
     probabilities = _stack(table, [f"probability_{c}" for c in scores.classes])[known]
     has_shares = f"share_{scores.teachers[0]}" in table.column_names
     columns = [f"influence_{t}" for t in scores.influence_teachers]
@@ -128,7 +132,7 @@ def one_slide(scores: Scores, name: str, patch_size: float | None, mpp: float | 
         name=name,
         coords=coords[known] * scale,
         size=size,
-        prediction=probabilities.argmax(axis=1),
+        prediction=predicted[known].astype(np.int64),
         probabilities=probabilities,
         shares=_stack(table, [f"share_{t}" for t in scores.teachers])[known] if has_shares else None,
         classes=scores.classes,

@@ -5,7 +5,7 @@ the directory as it is.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,6 +16,7 @@ from ..runtime.documents import (
     Count,
     Json,
     Name,
+    Ratio,
     Record,
     Text,
     decode_document,
@@ -47,6 +48,8 @@ class ScoresManifest(Record, frozen=True, kw_only=True):
     influence: list[Name] = msgspec.field(default_factory=list)  # encoders that have a column of it
     weights: bool | None = None  # as version 0.1 called shares; its columns are called weight_<teacher>, embedding
     geometry: dict[str, Geometry] = msgspec.field(default_factory=dict)
+    dtype: Literal["float32", "float16"] = "float32"  # of probabilities, shares and influence as stored
+    rounding_error: Ratio = 0.0  # the largest that this made in any of them
     job: dict[str, Json] = msgspec.field(default_factory=dict)
     parts: list[Part] = msgspec.field(default_factory=list)
 

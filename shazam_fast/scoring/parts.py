@@ -6,7 +6,7 @@ A part holds the scored patches among a fixed range of the archive's rows.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -66,6 +66,11 @@ class ScoreJob:
         return bool(self.manifest.influence)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which probabilities, shares and influence are stored."""
+        return np.dtype(self.manifest.dtype)
+
+    @property
     def parts(self) -> int:
         """How many parts there are, those included that hold no patch of the split."""
         return -(-self.archive_rows // self.part_rows)
@@ -79,15 +84,18 @@ class ScoreJob:
         return archive.split(self.split, start, stop)
 
 
-def choose_part_rows(classes: int, teachers: int, more: int) -> int:
-    """Rows of a part of about PART_BYTES; whole tiles. `more`: values per row beside probabilities and shares."""
-    row_bytes = 4 * (classes + teachers + more) + 32
+def choose_part_rows(value_bytes: int) -> int:
+    """Rows of a part of about PART_BYTES; whole tiles. `value_bytes`: of a row, beside its number, names, position."""
+    row_bytes = value_bytes + 32
     return max(1, PART_BYTES // row_bytes // TILE_ROWS) * TILE_ROWS
 
 
 def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], scores: RowScores) -> "pa.Table":
     """The scores of some rows of one part, in the columns that users see."""
     import pyarrow as pa
+
+    def stored(values: NDArray[np.float32]) -> "pa.Array":
+        return pa.array(np.ascontiguousarray(values, dtype=job.dtype))
 
     start, stop = int(rows[0]), int(rows[-1]) + 1
     coords = archive.column("coords", start, stop)[rows - start]
@@ -100,16 +108,24 @@ def make_table(archive: FeatureArchive, job: ScoreJob, rows: NDArray[np.int64], 
         "prediction": _names(scores.probabilities.argmax(axis=1), job.manifest.classes),
     }
     for index, name in enumerate(job.manifest.classes):
-        columns[f"probability_{name}"] = pa.array(scores.probabilities[:, index])
+        columns[f"probability_{name}"] = stored(scores.probabilities[:, index])
     if scores.shares is not None:
         for index, name in enumerate(job.manifest.teachers):
-            columns[f"share_{name}"] = pa.array(scores.shares[:, index])
+            columns[f"share_{name}"] = stored(scores.shares[:, index])
     if scores.influence is not None:
         for index, name in enumerate(job.manifest.influence):
-            columns[f"influence_{name}"] = pa.array(np.ascontiguousarray(scores.influence[:, index]))
+            columns[f"influence_{name}"] = stored(scores.influence[:, index])
     if scores.fused is not None:
         columns["fused"] = pa.FixedSizeListArray.from_arrays(pa.array(scores.fused.ravel()), scores.fused.shape[1])
     return pa.table(columns)
+
+
+def rounding_error(job: ScoreJob, scores: RowScores) -> float:
+    """How far a value of the scores is changed at most by the dtype in which it is stored."""
+    if job.dtype == np.float32:
+        return 0.0
+    given = (scores.probabilities, scores.shares, scores.influence)
+    return max(float(np.abs(values - values.astype(job.dtype)).max()) for values in given if values is not None)
 
 
 class ScoreParts(PartDirectory):
@@ -142,14 +158,20 @@ class ScoreParts(PartDirectory):
             with writing(self.path):
                 self.add(number, None, 0)
             return 0
-        self.write_part(number, parquet_bytes(make_table(archive, self.scored, rows, scores)), len(rows))
+        content = parquet_bytes(make_table(archive, self.scored, rows, scores))
+        self.write_part(number, content, len(rows), rounding_error(self.scored, scores) or None)
         return len(rows)
 
     def publish_scores(self) -> None:
         """Write the manifest of all parts."""
-        parts = [record.part for record in self.records() if record.part is not None]
+        records = self.records()
+        parts = [record.part for record in records if record.part is not None]
         manifest = msgspec.structs.replace(
-            self.scored.manifest, rows=sum(part.rows for part in parts), parts=parts, job=self.job
+            self.scored.manifest,
+            rows=sum(part.rows for part in parts),
+            parts=parts,
+            rounding_error=max(float(record.notes or 0.0) for record in records),
+            job=self.job,
         )
         with writing(self.path):
             self.publish(manifest_parquet(manifest, self.path / parts[0].file))

@@ -27,10 +27,11 @@ class Scores:
 
     Columns: `row` (int64, of the archive), `slide`, `x`, `y` (null where unknown), `prediction`, `probability_<class>`
     and `share_<teacher>` (float32), and `influence_<teacher>` (float32) and `fused` (lists of float32, length D) if
-    they were asked for. A teacher's share is its exact part in the patch's fused feature, which residual students do
-    not tell. It does not measure how useful the teacher is: a teacher of pure noise can have a large share. Its
-    influence is how far the predicted class's probability lies above the one without this teacher, which can be trusted
-    where the student was trained with teacher dropout.
+    they were asked for. What is stored as float16 (`score(dtype=)`) becomes float32 when it is read. A teacher's share
+    is its exact part in the patch's fused feature, which residual students do not tell. It does not measure how useful
+    the teacher is: a teacher of pure noise can have a large share. Its influence is how far the predicted class's
+    probability lies above the one without this teacher, which can be trusted where the student was trained with teacher
+    dropout.
 
     The properties read one column of all patches into memory on first use, read-only; `tables` goes part by part. A
     part on disk is compared with its checksum when it is first read.
@@ -41,6 +42,9 @@ class Scores:
         influence_teachers: names in the order of `influence`; none where it was not asked for.
         missing_teachers: teachers of the student that the archive lacks.
         geometry: {slide: `Geometry`}, unit, patch size and resolution where the features' files tell them.
+        dtype: "float32" or "float16", in which probabilities, shares and influence are stored.
+        rounding_error: how far float16 changed one of them at most; 0 for float32.
+        row_bytes: bytes of one patch's scores as stored, on average.
 
     >>> import numpy as np, tempfile, shazam_fast as sf
     >>> folder = tempfile.mkdtemp()
@@ -58,6 +62,7 @@ class Scores:
         self.influence_teachers = tuple(manifest.influence)
         self.missing_teachers = tuple(manifest.missing_teachers)
         self.geometry: Mapping[str, Geometry] = manifest.geometry
+        self.dtype, self.rounding_error = manifest.dtype, manifest.rounding_error
         self._rows = manifest.rows
         self._has_shares = manifest.shares or bool(manifest.weights)
         self._parts = parts
@@ -156,6 +161,11 @@ class Scores:
         if not found:
             raise MismatchError(f"{self!r}: no patch of slide {name!r}; slides are {list(self.slides)[:5]}")
         return pa.concat_tables(found).unify_dictionaries()
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of one patch's scores as stored, on average."""
+        return sum(part.bytes if isinstance(part, Part) else part.nbytes for part in self._parts) / max(1, self._rows)
 
     @property
     def slides(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ArchiveError, MismatchError, ShazamError
 from ..runtime.files import file_checksum, unfinished_path
 from ..runtime.jobs.part_directory import Part
@@ -27,7 +29,7 @@ class PartReader:
         self._checked: set[str] = set()  # files of parts
 
     def read(self, part: "pa.Table | Part", columns: Sequence[str] | None = None) -> "pa.Table":
-        """A part with these columns, by default all.
+        """A part with these columns, by default all; float32 where float16 is stored.
 
         Raises MismatchError when there is no such column; ArchiveError, kind "missing" or "checksum", when the part is
         missing or damaged.
@@ -36,7 +38,7 @@ class PartReader:
         import pyarrow.parquet as pq
 
         if not isinstance(part, Part):
-            return part.select(_choose(columns, part.column_names))
+            return _widened(part.select(_choose(columns, part.column_names)))
         file = self._check(part)
         try:
             stored = {self._names_0_1.get(name, name): name for name in pq.read_schema(file).names}
@@ -44,7 +46,7 @@ class PartReader:
             table = pq.read_table(file, columns=[stored[name] for name in wanted], partitioning=None)
         except (OSError, pa.ArrowException) as error:
             raise ArchiveError(f"{file}: cannot be read: {error}; score into another directory") from None
-        return table.rename_columns(wanted)
+        return _widened(table.rename_columns(wanted))
 
     def _check(self, part: Part) -> Path:
         """The part's file, compared with its checksum unless it was before."""
@@ -115,6 +117,17 @@ def _decoded(column: "pa.ChunkedArray") -> "pa.ChunkedArray":
     import pyarrow as pa
 
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _widened(table: "pa.Table") -> "pa.Table":
+    """Columns of float16 as float32, which all of Arrow's functions take."""
+    import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        if pa.types.is_float16(field.type):
+            chunks = [pa.array(chunk.to_numpy().astype(np.float32)) for chunk in table[place].chunks]
+            table = table.set_column(place, field.name, pa.chunked_array(chunks, pa.float32()))
+    return table
 
 
 def _choose(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:

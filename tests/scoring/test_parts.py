@@ -34,7 +34,7 @@ def manifest_of(folder):
     return read_manifest(Path(folder))
 
 
-def score_until(limit, monkeypatch, *arguments, error=KeyboardInterrupt):
+def score_until(limit, monkeypatch, *arguments, error=KeyboardInterrupt, **options):
     """Score, but fail when part number `limit` is to be written."""
     write = score_parts.ScoreParts.write
 
@@ -45,7 +45,7 @@ def score_until(limit, monkeypatch, *arguments, error=KeyboardInterrupt):
 
     with monkeypatch.context() as patched:
         patched.setattr(score_parts.ScoreParts, "write", fail_at)
-        sf.score(*arguments)
+        sf.score(*arguments, **options)
 
 
 def test_parts_hold_all_rows_once(trained, tmp_path):
@@ -98,6 +98,16 @@ def test_ctrl_c_and_the_same_call_again(trained, tmp_path, monkeypatch):
     sf.score(student, archive, tmp_path / "out")
     assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == first, "finished parts are kept"
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_the_rounding_error_of_parts_from_before_an_interruption(trained, tmp_path, monkeypatch):
+    student, archive = trained
+    write = score_parts.rounding_error
+    monkeypatch.setattr(score_parts, "rounding_error", lambda job, scores: write(job, scores) + 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        score_until(7, monkeypatch, student, archive, tmp_path / "out", dtype="float16")
+    monkeypatch.setattr(score_parts, "rounding_error", write)
+    assert sf.score(student, archive, tmp_path / "out", dtype="float16").rounding_error > 0.5
 
 
 def test_a_full_disk_leaves_finished_parts(trained, tmp_path, monkeypatch):

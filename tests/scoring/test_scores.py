@@ -127,3 +127,47 @@ def test_scores_show_themselves(scores):
     text = scores._repr_html_()
     assert "<td>carcinoma</td>" in text
     assert f"<td>{(scores.prediction == 2).sum()}</td>" in text
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_float16(trained, tmp_path, monkeypatch, place):
+    """Half the bytes; values as near as float16 can be, and the manifest says how near; predictions stay."""
+    monkeypatch.setattr(score_parts, "TILE_ROWS", 16)
+    monkeypatch.setattr(scorer, "TILE_ROWS", 16)
+    monkeypatch.setattr(score_parts, "PART_BYTES", 1)
+    options = {"influence": True, "fused": True}
+    exact = sf.score(*trained, **options)
+    given = sf.score(*trained, None if place == "memory" else tmp_path / "half", dtype="float16", **options)
+    scores = given if place == "memory" else sf.open_scores(tmp_path / "half")
+    np.testing.assert_array_equal(scores.prediction, exact.prediction)
+    np.testing.assert_array_equal(scores.fused, exact.fused)
+    errors = []
+    for name in ("probabilities", "shares", "influence"):
+        found, expected = getattr(scores, name), getattr(exact, name)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected.astype(np.float16))
+        errors.append(np.abs(found - expected).max())
+    assert (exact.dtype, exact.rounding_error) == ("float32", 0.0)
+    assert (scores.dtype, scores.rounding_error) == ("float16", pytest.approx(max(errors), rel=1e-6))
+    assert 0 < scores.rounding_error <= 2**-12
+    assert scores.row_bytes < exact.row_bytes or place == "disk"
+    frame = scores.to_pandas()
+    assert frame[f"share_{scores.teachers[0]}"].dtype == np.float32
+    scores.to_csv(tmp_path / "scores.csv")
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 301
+    np.testing.assert_allclose(
+        scores.by_slide()[f"probability_{CLASSES[0]}"], exact.by_slide()[f"probability_{CLASSES[0]}"], atol=2**-12
+    )
+
+
+def test_what_is_stored_as_float16(trained, tmp_path):
+    """The files' own types; and another dtype is another job."""
+    import pyarrow.parquet as pq
+
+    sf.score(*trained, tmp_path / "half", dtype="float16")
+    types = {field.name: str(field.type) for field in pq.read_schema(tmp_path / "half" / "part-00000.parquet")}
+    assert types[f"probability_{CLASSES[0]}"] == types[f"share_{next(iter(TEACHERS))}"] == "halffloat"
+    with pytest.raises(sf.MismatchError, match="was written with another dtype"):
+        sf.score(*trained, tmp_path / "half")
+    with pytest.raises(sf.ShazamError, match="dtype: one of float32, float16 expected, found 'bfloat16'"):
+        sf.score(*trained, dtype="bfloat16")
