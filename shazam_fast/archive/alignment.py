@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ..errors import MismatchError, NotInPlaceError
@@ -19,8 +20,7 @@ FIELDS = {"label": "labels", "split": "splits", "group": "groups"}  # column -> 
 NOTHING: Mapping[str, Any] = {"label": -1, "split": SPLITS["none"], "group": ""}  # the value for unknown
 
 
-@dataclass(frozen=True)
-class Joined:
+class Joined(msgspec.Struct, frozen=True, eq=False):
     """One slide: a piece per teacher, with rows in the same order, and the columns that the files hold.
 
     Attributes:

@@ -89,7 +89,7 @@ def _join_slides(
             try:
                 found = join_slide(chosen, loads)
                 for teacher, matrix in matrices.items():
-                    matrix.check(chosen[teacher].file, found.pieces[teacher])
+                    matrix.check(chosen[teacher].path, found.pieces[teacher])
             except NotInPlaceError:
                 raise
             except (ArchiveError, MismatchError) as error:

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from .. import _core
@@ -32,9 +32,9 @@ class Matrix:
     teacher: str
     loads: Loads | None
     _pieces: list[tuple[Source, Piece]] = field(default_factory=list)
-    _like: tuple[Path, Piece] | None = None
+    _like: tuple[str, Piece] | None = None
 
-    def check(self, file: Path, piece: Piece) -> None:
+    def check(self, file: str, piece: Piece) -> None:
         """Raise MismatchError unless the piece can have been made by the encoder of those before."""
         if piece.n_rows == 0:
             return  # an empty slide; it may not even say how wide it would be
@@ -65,7 +65,7 @@ class Matrix:
         of_run: list[int] = []  # file of every run
         runs = []
         for source, stored in self._pieces:
-            name = os.fspath(source.file)
+            name = source.path
             if not name.startswith("/") or "/.." in name:  # what others are, abspath finds out slowly
                 name = os.path.abspath(name)
             piece = self._prepare(name, stored, dtype)

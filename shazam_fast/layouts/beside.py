@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, NotInPlaceError
@@ -34,7 +34,7 @@ def _add(source: Source, add: Callable[[Piece], Piece], *beside: Path | None) ->
     beside: the files that it is taken from, None for one that is not there.
     """
     load = None if source.load is None else partial(_then, source.load, add)
-    files = tuple(file for file in beside if file is not None)
+    files = tuple(os.fspath(file) for file in beside if file is not None)
     return replace(source, read=partial(_then, source.read, add), load=load, beside=files)
 
 
@@ -72,7 +72,7 @@ def add_clam(sources: Sequence[Source], home: Path) -> list[Source]:
             found.append(_add(source, partial(_complete_clam, source.file, *beside), *beside))
     for stem in sorted(copies.keys() - {source.file.stem for source in sources}):
         file = home / "h5_files" / f"{stem}.h5"
-        found.append(Source(sources[0].teacher, stem, file, partial(_refuse_lost, file)))
+        found.append(Source(sources[0].teacher, stem, os.fspath(file), partial(_refuse_lost, file)))
     return found
 
 

@@ -11,10 +11,11 @@ any other   one file per slide, all of one kind, in folders of any names
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
 from ..formats import hdf5, npy, torch_zip
@@ -64,7 +65,7 @@ def _find_file(path: Path) -> list[Source]:
     kind = kind_of(path.name)
     if not kind:
         raise ArchiveError(f"{path}: features are read from {', '.join(KINDS)}, not from {path.suffix or 'this'}")
-    file = File("", path.name, kind, path)
+    file = File("", path.name, kind, os.fspath(path))
     if kind == ".h5":
         return _find_hdf5([file], {os.fspath(path): ""}, path.stem)
     return split_teachers([_source(path.stem, "", file)])
@@ -103,7 +104,7 @@ def _find_named_folders(listing: Listing) -> list[Source]:
         )
     if homes:
         for file in others:
-            listing.pass_over(os.fspath(file.path), "outside the teachers' folders")
+            listing.pass_over(file.place, "outside the teachers' folders")
     return _join_homes({home: _find_teacher(home, found) for home, found in sorted(homes.items())})
 
 
@@ -170,24 +171,24 @@ def _find_kind(root: Path, files: Sequence[File], teacher: str) -> list[Source]:
             f"{root}: {what} could be features; a native archive or files in one of {', '.join(KINDS)} expected"
         )
     files = [file for file in files if file.kind == kinds[0]]
-    slides = name_slides([file.path for file in files], root)
-    named = {os.fspath(file.path): slide for file, slide in zip(files, slides, strict=True)}
+    places = [file.place for file in files]
+    named = dict(zip(places, name_slides(places, root), strict=True))
     if kinds[0] == ".h5":
         return _find_hdf5(files, named, teacher)
-    return split_teachers(_in_order([_source(teacher, named[os.fspath(file.path)], file) for file in files]))
+    return split_teachers(_in_order([_source(teacher, named[file.place], file) for file in files]))
 
 
 def _find_hdf5(files: Sequence[File], slides: Mapping[str, str], teacher: str) -> list[Source]:
     """AtlasPatch, STAMP's extractors, or one teacher, by what the first file of each folder says of itself.
 
-    `slides` maps the paths of files to slides; as text, since a Path is slow to look up.
+    `slides` maps the paths of files to slides.
     """
     first = _probe(files)
     if first.encoders:
-        ordered = sorted(((slides[os.fspath(file.path)], file) for file in files), key=itemgetter(0))
+        ordered = sorted(((slides[file.place], file) for file in files), key=itemgetter(0))
         return [_atlaspatch(slide, file, name, first.encoders) for name in first.encoders for slide, file in ordered]
     if not first.encoder:
-        return _in_order([_source(teacher, slides[os.fspath(file.path)], file) for file in files])
+        return _in_order([_source(teacher, slides[file.place], file) for file in files])
     homes: dict[str, list[File]] = {}
     for file in files:
         homes.setdefault(file.folder.split("/")[0], []).append(file)
@@ -203,20 +204,20 @@ def _find_hdf5(files: Sequence[File], slides: Mapping[str, str], teacher: str) -
     sources = []
     for encoder, found in sorted(by_encoder.items()):
         names = slides if len(by_encoder) == 1 else _own_names(found)
-        sources += _in_order([_source(encoder, names[os.fspath(file.path)], file) for file in found])
+        sources += _in_order([_source(encoder, names[file.place], file) for file in found])
     return sources
 
 
 def _atlaspatch(slide: str, file: File, encoder: str, encoders: tuple[str, ...]) -> Source:
-    read = partial(hdf5.read_encoder, file.path, encoder, encoders)
+    read = partial(_read_encoder, file.place, encoder, encoders)
     source = _source(encoder, slide, file)
     return replace(source, read=_read_of(file, read), asks=source.asks and json.dumps([encoder, *encoders]))
 
 
 def _own_names(files: Sequence[File]) -> dict[str, str]:
     """Names of slides among the files of one of several teachers."""
-    names = name_slides([file.path for file in files], os.path.commonpath([file.path.parent for file in files]))
-    return {os.fspath(file.path): name for file, name in zip(files, names, strict=True)}
+    places = [file.place for file in files]
+    return dict(zip(places, name_slides(places, os.path.commonpath(map(os.path.dirname, places))), strict=True))
 
 
 def _probe(files: Sequence[File]) -> hdf5.Probe:
@@ -235,14 +236,25 @@ def _in_order(sources: list[Source]) -> list[Source]:
 
 # One file
 def _source(teacher: str, slide: str, file: File, part: str = "") -> Source:
-    read = READERS.get(file.kind, _refuse_mapping)
-    load = partial(read_unmapped, file.path, teacher)
+    load = partial(_load, file.place, teacher)
     asks = "features" if file.kind in INDEXED and not file.locked else None
-    return Source(teacher, slide, file.path, _read_of(file, partial(read, file.path)), part, load, asks)
+    return Source(teacher, slide, file.place, _read_of(file, partial(_read, file.place, file.kind)), part, load, asks)
 
 
 def _read_of(file: File, read: Callable[[], Piece]) -> Callable[[], Piece]:
     return partial(_refuse_locked, file.path) if file.locked else read
+
+
+def _read(place: str, kind: str) -> Piece:
+    return READERS.get(kind, _refuse_mapping)(Path(place))
+
+
+def _read_encoder(place: str, encoder: str, encoders: tuple[str, ...]) -> Piece:
+    return hdf5.read_encoder(Path(place), encoder, encoders)
+
+
+def _load(place: str, teacher: str) -> Piece:
+    return read_unmapped(Path(place), teacher)
 
 
 def _refuse_locked(path: Path) -> Piece:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from ..errors import ArchiveError
 
 logger = logging.getLogger("shazam_fast")
@@ -27,19 +29,23 @@ ARCHIVES = ("archive.json", "part-00000.safetensors")  # in a directory that is 
 STORE = ".zarr"  # suffix of a directory that is one slide of LazySlide
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True, eq=False):
     """A feature file below the directory that was opened.
 
-    `folder` is the path from there, "" for the directory itself; `kind` is one of KINDS' values; `locked` tells that a
-    lock lies beside it.
+    `folder` is the path from there, "" for the directory itself; `kind` is one of KINDS' values; `place` is the path as
+    text, since a Path is slow to make; `locked` tells that a lock lies beside it.
     """
 
     folder: str
     name: str
     kind: str
-    path: Path
+    place: str
     locked: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The path."""
+        return Path(self.place)
 
     @property
     def stem(self) -> str:
@@ -122,11 +128,11 @@ def _list_folder(listing: Listing, folder: str, entries: Sequence[os.DirEntry[st
         elif why := _reason_to_pass(entry.name):
             listing.pass_over(entry.path, why)
         elif kind := kind_of(entry.name):
-            listing.files.append(File(folder, entry.name, kind, Path(entry.path), entry.name in locks))
+            listing.files.append(File(folder, entry.name, kind, entry.path, entry.name in locks))
             locks.discard(entry.name)
     for name in sorted(locks):  # a slide that is being written and is not there yet
         if (kind := kind_of(name)) in MAPPED_KINDS and not name.startswith("."):
-            listing.files.append(File(folder, name, kind, listing.root / folder / name, locked=True))
+            listing.files.append(File(folder, name, kind, os.fspath(listing.root / folder / name), locked=True))
     return iter([place for _, place in sorted(inner)])
 
 

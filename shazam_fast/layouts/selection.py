@@ -1,5 +1,6 @@
 """Parts of a native archive: some of its teachers, some of its slides, or every slide as a source to be joined."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,7 +73,7 @@ def sources_of(contents: Contents, classes: Mapping[str, int]) -> list[Source]:
     names = contents.slides or ("",)
     cuts = np.searchsorted(slide[order], np.arange(1, len(names)))
     return [
-        Source(teacher, name, contents.path, partial(_read_slide, block, columns, rows, geometry))
+        Source(teacher, name, os.fspath(contents.path), partial(_read_slide, block, columns, rows, geometry))
         for teacher in contents.teachers
         for block in [_columns_of(contents, teacher)]
         for name, rows in zip(names, np.split(order, cuts), strict=True)

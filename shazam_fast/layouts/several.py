@@ -1,8 +1,9 @@
 """Files that hold several teachers, or the three levels of one: a source for each, and the choice among them."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..errors import ArchiveError, MismatchError
 from ..formats import safetensors as safetensors_file

@@ -6,14 +6,15 @@ LazySlide   {slide}.zarr, a SpatialData store: tables/{model}_{tiles}/X, positio
 tiatoolbox  {slide}.zarr with the arrays features and coordinates
 """
 
+import os
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ..errors import ArchiveError, MismatchError, NotInPlaceError, ShazamError
@@ -43,7 +44,7 @@ def find_tool(listing: Listing) -> list[Source]:
 
 
 def _source(teacher: str, slide: str, file: Path, load: partial[Unmapped], tool: str, part: str = "") -> Source:
-    return Source(teacher, slide, file, partial(_refuse_mapping, file, tool), part, load)
+    return Source(teacher, slide, os.fspath(file), partial(_refuse_mapping, file, tool), part, load)
 
 
 def _refuse_mapping(file: Path, tool: str) -> Piece:
@@ -119,7 +120,7 @@ def _find_thunder(listing: Listing) -> list[Source]:
     files = [file for file in listing.files if file.name == THUNDER_FILE]
     for file in listing.files:
         if file.kind == ".h5" and file.name not in (THUNDER_FILE, THUNDER_LABELS):
-            listing.pass_over(str(file.path), "not called as THUNDER calls its files")
+            listing.pass_over(file.place, "not called as THUNDER calls its files")
     found = []
     for file in files:
         split, model = (folder.name for folder in file.path.absolute().parents[:2])

@@ -10,7 +10,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +40,7 @@ class Matrix(Protocol):
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unmapped(Piece):
+class Unmapped(Piece, frozen=True, eq=False, kw_only=True):
     """A piece whose `runs` have virtual offsets; `load` gives its rows [rows, columns]."""
 
     load: Callable[[], Matrix]

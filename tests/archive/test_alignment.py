@@ -32,7 +32,7 @@ class Files:
         file.write_bytes(b"header" + wide.tobytes())
         runs = np.array([[6, rows, wide.strides[0]]] if rows else np.empty((0, 3)), dtype=np.int64)
         piece = Piece(dim, str(wide.dtype), runs, coords, labels)
-        self.sources.append(Source(teacher, slide, file, lambda: piece))
+        self.sources.append(Source(teacher, slide, str(file), lambda: piece))
         self.features[teacher, slide] = features
         return features
 
@@ -200,6 +200,6 @@ def test_reading_is_left_to_the_source(files):
     def broken(path):
         raise sf.ArchiveError(f"{path}: truncated")
 
-    source = Source("uni", "a", Path("x.h5"), partial(broken, "x.h5"))
+    source = Source("uni", "a", "x.h5", partial(broken, "x.h5"))
     with pytest.raises(sf.ArchiveError, match=r"x.h5: truncated"):
         join(Path("job"), [source])

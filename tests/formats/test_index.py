@@ -59,7 +59,7 @@ def equal(left, right):
         return left.dtype == right.dtype and np.array_equal(left, right)
     if isinstance(left, Piece | Place | StoredCoords):
         return type(left) is type(right) and all(
-            equal(vars(left)[n], vars(right)[n]) for n in left.__dataclass_fields__
+            equal(getattr(left, name), getattr(right, name)) for name in left.__struct_fields__
         )
     return repr(left) == repr(right)
 
@@ -105,7 +105,7 @@ def test_runs_at_uneven_distances_and_far_apart():
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_what_no_entry_can_hold(change):
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     one = learned(30)
     assert can_keep(one)

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 import xxhash
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ...errors import ShazamError
@@ -53,13 +53,13 @@ def scan(sources: Sequence[Source]) -> Iterator[Found]:
 def learn(source: Source) -> Learned | None:
     """Read one source; None where it cannot be read. Its positions are told by a digest and read again when needed."""
     try:
-        states = tuple(FileState.of(os.fspath(file)) for file in (source.file, *source.beside))
+        states = tuple(FileState.of(file) for file in (source.path, *source.beside))
         piece = source.read()
     except (ShazamError, OSError):
         return None
     if piece.coords is None or isinstance(piece.coords, StoredCoords) or piece.n_rows == 0:
         return Learned(states, piece)
-    file, digest = os.path.abspath(source.file), digest_of(piece.coords)
+    file, digest = os.path.abspath(source.path), digest_of(piece.coords)
     coords = StoredCoords(file, states[0], piece.coords_place, piece.coords.dtype.str, digest, source.read)
     return Learned(states, replace(piece, coords=coords))
 

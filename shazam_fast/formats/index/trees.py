@@ -114,11 +114,10 @@ class _Keys:
         self._here = os.getcwd()
 
     def __call__(self, source: Source) -> str:
-        return "\0".join([self._absolute(source.file), f"?{source.asks}", *map(self._absolute, source.beside)])
+        return "\0".join([self._absolute(source.path), f"?{source.asks}", *map(self._absolute, source.beside)])
 
-    def _absolute(self, path: Path) -> str:
-        name = os.fspath(path)
-        return name if name.startswith("/") else f"{self._here}/{name}"
+    def _absolute(self, path: str) -> str:
+        return path if path.startswith("/") else f"{self._here}/{path}"
 
 
 class _Lookup:
@@ -132,7 +131,7 @@ class _Lookup:
         for table in self._tables:
             if (number := table.numbers.get(key)) is None:
                 continue
-            states = [self._state(os.fspath(file)) for file in (source.file, *source.beside)]
+            states = [self._state(file) for file in (source.path, *source.beside)]
             if table.states(number) == states and states[0] is not None:
                 return table.piece(number, key.partition("\0")[0], states[0], source.read)
         return None
@@ -161,7 +160,7 @@ def _is_settled(states: Sequence[FileState], now: int) -> bool:
 
 
 def _in_hand(source: Source, piece: Piece) -> Source:
-    return Source(source.teacher, source.slide, source.file, partial(_same, piece), source.part, source.load)
+    return Source(source.teacher, source.slide, source.path, partial(_same, piece), source.part, source.load)
 
 
 def _same(piece: Piece) -> Piece:
