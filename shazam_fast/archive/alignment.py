@@ -18,6 +18,7 @@ logger = logging.getLogger("shazam_fast")
 
 FIELDS = {"label": "labels", "split": "splits", "group": "groups"}  # column -> attribute of Piece
 NOTHING: Mapping[str, Any] = {"label": -1, "split": SPLITS["none"], "group": ""}  # the value for unknown
+NO_COLUMNS: Mapping[str, NDArray[Any] | None] = dict.fromkeys(FIELDS)
 
 
 class Joined(msgspec.Struct, frozen=True, eq=False):
@@ -59,13 +60,12 @@ def join_slide(sources: Mapping[str, Source], loads: Loads | None) -> Joined:
             )
         geometry = merged
         pieces[other] = _align(sources[base], pieces[base], sources[other], pieces[other])
-    return Joined(
-        pieces,
-        pieces[base].n_rows,
-        next((piece.coords for piece in pieces.values() if piece.coords is not None), None),
-        {name: _agreed(name, field, sources, pieces) for name, field in FIELDS.items()},
-        geometry,
-    )
+    columns, coords = NO_COLUMNS, None
+    for piece in pieces.values():
+        coords = piece.coords if coords is None else coords
+        if piece.labels is not None or piece.splits is not None or piece.groups is not None:
+            columns = {name: _agreed(name, field, sources, pieces) for name, field in FIELDS.items()}
+    return Joined(pieces, pieces[base].n_rows, coords, columns, geometry)
 
 
 def _read(source: Source, loads: Loads | None) -> Piece:

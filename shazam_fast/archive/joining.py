@@ -226,7 +226,7 @@ def _geometry_of_slides(path: Path, joined: Mapping[Key, Joined]) -> dict[str, G
         if isinstance(merged, str):
             raise MismatchError(f"{path}: slide {slide!r}: the patches of {part!r} differ from those before: {merged}")
         known[slide] = merged
-    return {slide: geometry for slide, geometry in known.items() if geometry != NOT_KNOWN}
+    return {slide: geometry for slide, geometry in known.items() if geometry.unit or geometry != NOT_KNOWN}
 
 
 def _encode_groups(names: NDArray[np.str_]) -> tuple[tuple[str, ...], NDArray[np.int32]]:

@@ -69,8 +69,10 @@ class Matrix:
             if not name.startswith("/") or "/.." in name:  # what others are, abspath finds out slowly
                 name = os.path.abspath(name)
             piece = self._prepare(name, stored, dtype)
-            files = [names.setdefault(os.path.abspath(file), len(names)) for file in piece.files]
-            of_run += files or [names.setdefault(name, len(names))] * len(piece.runs)
+            if piece.files:
+                of_run += [names.setdefault(os.path.abspath(file), len(names)) for file in piece.files]
+            else:
+                of_run += [names.setdefault(name, len(names))] * len(piece.runs)
             runs.append(piece.runs)
         table = np.column_stack([np.array(of_run, dtype=np.int64), np.concatenate(runs)])
         return Extents(self._pieces[0][1].columns, dtype, tuple(names), table)

@@ -1,8 +1,8 @@
 """What every format gives: sources, pieces, extents and per-patch columns.
 
 A layout lists `Source`s without opening their files; reading one opens its file and returns a `Piece`. What there is
-one of for every file is a msgspec.Struct, which is made several times as fast as a dataclass: 100,000 files are opened
-in seconds.
+one of for every file is a msgspec.Struct, which is made several times as fast as a dataclass, and does not burden the
+garbage collector: 100,000 files are opened in seconds.
 """
 
 import os
@@ -38,7 +38,7 @@ class FileState(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-class Place(msgspec.Struct, frozen=True, eq=False):
+class Place(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Where a matrix [rows, columns] lies in a file: `runs` as in `Piece`, `dtype` with its byte order ("<i4")."""
 
     runs: NDArray[np.int64]
@@ -62,16 +62,16 @@ class Place(msgspec.Struct, frozen=True, eq=False):
         return np.frombuffer(content, dtype).reshape(rows, self.columns)
 
 
-class StoredCoords(msgspec.Struct, frozen=True, eq=False):
+class StoredCoords(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Positions x, y [rows, 2] that were read once, and are read again when they are asked for.
 
-    `state` is that of the file when they were read. `place` is None where they do not lie in the file as numbers; then
-    `reread` reads the piece anew. `digest` is equal for equal positions, whatever their dtype, and b"" where only the
-    positions themselves can be compared.
+    `state` is the FileState of the file when they were read. `place` is None where they do not lie in the file as
+    numbers; then `reread` reads the piece anew. `digest` is equal for equal positions, whatever their dtype, and b""
+    where only the positions themselves can be compared.
     """
 
     file: str
-    state: FileState
+    state: tuple[int, ...]
     place: Place | None
     dtype: str
     digest: bytes
@@ -133,7 +133,7 @@ class Piece(msgspec.Struct, frozen=True, eq=False, dict=True):
         return int(self.runs[:, 1].sum())
 
 
-class Source(msgspec.Struct, frozen=True, eq=False):
+class Source(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Where one teacher's features of one slide are; `slide` is "" where the layout knows no slides.
 
     `path` is that of the file, as text, since a Path is slow to make; `file` is the same as a Path.

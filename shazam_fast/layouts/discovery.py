@@ -29,7 +29,7 @@ ARCHIVES = ("archive.json", "part-00000.safetensors")  # in a directory that is 
 STORE = ".zarr"  # suffix of a directory that is one slide of LazySlide
 
 
-class File(msgspec.Struct, frozen=True, eq=False):
+class File(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A feature file below the directory that was opened.
 
     `folder` is the path from there, "" for the directory itself; `kind` is one of KINDS' values; `place` is the path as
@@ -90,7 +90,15 @@ def kind_of(name: str) -> str:
     >>> kind_of("a.H5"), kind_of("a.svs")
     ('.h5', '')
     """
-    return KINDS.get(os.path.splitext(name)[1].lower(), "")
+    return KINDS.get(_suffix(name), "")
+
+
+def _suffix(name: str) -> str:
+    """The suffix of a name, in lower case, as os.path.splitext finds it."""
+    if name.startswith("."):
+        return os.path.splitext(name)[1].lower()
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
 
 
 def walk(root: Path) -> Listing:
@@ -151,12 +159,13 @@ def _is_left_to_others(listing: Listing, entry: os.DirEntry[str]) -> bool:
 
 def _reason_to_pass(name: str) -> str:
     """Why a file that could be features is passed over; "" if it is not, or could not be."""
-    stem, suffix = os.path.splitext(name)
-    unfinished = suffix.lower() in TEMPORARY and suffix != LOCK
-    if (kind_of(stem) if unfinished else KINDS.get(suffix.lower())) not in MAPPED_KINDS:
+    suffix = _suffix(name)
+    stem = name[: len(name) - len(suffix)]
+    unfinished = suffix in TEMPORARY and not name.endswith(LOCK)
+    if (kind_of(stem) if unfinished else KINDS.get(suffix)) not in MAPPED_KINDS:
         return ""
     if name.startswith("."):
         return "hidden"
-    if unfinished or os.path.splitext(stem)[1].lower() in TEMPORARY:
+    if unfinished or _suffix(stem) in TEMPORARY:
         return "temporary or half-written"
     return ""

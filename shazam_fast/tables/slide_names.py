@@ -28,6 +28,7 @@ IMAGE_SUFFIXES = (
     ".qptiff", ".isyntax", ".vsi", ".sdpc", ".kfb", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2",
 )  # fmt: skip
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".pt", ".pth", ".npy", ".npz", ".safetensors", ".zarr", ".txt", ".json")
+ENDS = frozenset("/. \t\n\r\v\f\x1c\x1d\x1e\x1f")  # what a clean name neither begins nor ends with, or may not
 FLOAT_ID = re.compile(r"([0-9]+)\.0")  # a number that a table with empty cells turned into a float
 EXAMPLES = 3  # names that a message shows
 
@@ -51,7 +52,10 @@ def name_slides(files: Sequence[str | Path], root: str | Path = "") -> list[str]
     >>> name_slides(["A01.svs", "A01.ndpi"])
     ['A01.svs', 'A01.ndpi']
     """
-    names = [_without(FEATURE_SUFFIXES, _below(file, root)) for file in files]
+    above = os.path.join(root, "")
+    places = [os.fspath(file) for file in files]
+    below = [place.removeprefix(above) if len(place) > len(above) else place for place in places]
+    names = [_without(FEATURE_SUFFIXES, _clean(place)) for place in below]
     first: dict[str, str | Path] = {}
     for name, file in zip(names, files, strict=True):
         if name in first:
@@ -62,7 +66,7 @@ def name_slides(files: Sequence[str | Path], root: str | Path = "") -> list[str]
         first[name] = file
     bare = [name.rpartition("/")[2] for name in names]
     names = bare if len(set(bare)) == len(names) else names
-    short = ["/".join(_parts(name)) for name in names]
+    short = [_without_any(name) for name in names]
     return short if len(set(short)) == len(names) else names
 
 
@@ -168,28 +172,28 @@ def _end_alike(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
     return left[-shared:] == right[-shared:]
 
 
-def _below(file: str | Path, root: str | Path) -> str:
-    path, above = os.fspath(file), os.path.join(root, "")  # text: a Path per file is slow
-    return _clean(path[len(above) :] if above and path.startswith(above) else path)
-
-
 def _clean(name: str) -> str:
     """The name as one spelling: composed characters (NFC), slashes, nothing empty."""
+    usual = name.isascii() and "\\" not in name and "//" not in name and "./" not in name
+    if usual and name[:1] not in ENDS and name[-1:] not in ENDS:
+        return name
     pieces = unicodedata.normalize("NFC", name.strip()).replace("\\", "/").split("/")
     return "/".join(piece for piece in pieces if piece not in ("", "."))
 
 
 def _parts(name: str) -> tuple[str, ...]:
     """Directories and the slide's own name, without suffixes."""
-    *directories, own = _clean(name).split("/")
+    return tuple(_without_any(_clean(name)).split("/"))
+
+
+def _without_any(name: str) -> str:
     for suffixes in (FEATURE_SUFFIXES, IMAGE_SUFFIXES, (".ome",)):
-        own = _without(suffixes, own)
-    return (*directories, own)
+        name = _without(suffixes, name)
+    return name
 
 
 def _without(suffixes: tuple[str, ...], name: str) -> str:
-    own = name.rpartition("/")[2].lower()
-    if not own.endswith(suffixes):
+    dot = name.rfind(".")
+    if dot < 0 or name[dot:].lower() not in suffixes or dot == name.rfind("/") + 1:  # a name is more than a suffix
         return name
-    suffix = next((s for s in suffixes if own.endswith(s) and len(own) > len(s)), "")
-    return name[: len(name) - len(suffix)]
+    return name[:dot]

@@ -103,7 +103,7 @@ class Table:
         """The states that the files of an entry must have."""
         return self._states[self._state_bounds[number] : self._state_bounds[number + 1]]
 
-    def piece(self, number: int, file: str, state: FileState, reread: Callable[[], Piece]) -> Piece:
+    def piece(self, number: int, file: str, state: tuple[int, ...], reread: Callable[[], Piece]) -> Piece:
         """The piece of an entry.
 
         Args:

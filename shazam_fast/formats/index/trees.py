@@ -125,18 +125,19 @@ class _Lookup:
 
     def __init__(self, tables: Mapping[bytes, Table]) -> None:
         self._tables = list(tables.values())
-        self._states: dict[str, FileState | None] = {}
+        self._states: dict[str, tuple[int, ...] | None] = {}
 
     def __call__(self, key: str, source: Source) -> Piece | None:
         for table in self._tables:
             if (number := table.numbers.get(key)) is None:
                 continue
-            states = [self._state(file) for file in (source.path, *source.beside)]
-            if table.states(number) == states and states[0] is not None:
-                return table.piece(number, key.partition("\0")[0], states[0], source.read)
+            states = table.states(number)
+            beside = [self._state(file) for file in source.beside] if source.beside else []
+            if states[0] == self._state(source.path) and states[1:] == beside:
+                return table.piece(number, key[: key.index("\0")], states[0], source.read)
         return None
 
-    def _state(self, file: str) -> FileState | None:
+    def _state(self, file: str) -> tuple[int, ...] | None:
         """Of a file of several teachers only once."""
         if file not in self._states:
             try:
