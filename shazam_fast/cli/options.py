@@ -35,6 +35,10 @@ DatasetSplit = Annotated[
 JudgedSplit = Annotated[
     str, typer.Option(help="Patches to judge by: train, val, test or none.", autocompletion=complete(SPLIT_NAMES))
 ]
+AllowTrainedSlides = Annotated[
+    bool,
+    typer.Option("--allow-trained-slides", help="Take slides that the student was trained on for new ones."),
+]
 Split = Annotated[str | None, optional("train, val, test or none. Default: all patches.", words=SPLIT_NAMES)]
 
 

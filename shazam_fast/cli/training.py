@@ -11,7 +11,16 @@ from ..student.config import BLOCKS
 from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, SHUFFLES, TARGETS
 from ..training.config import PRESETS, TrainConfig
 from .kinds import require_file_place, require_kind, require_place_for
-from .options import Device, Features, JudgedSplit, StudentPath, add_options, config_options, opens_features
+from .options import (
+    AllowTrainedSlides,
+    Device,
+    Features,
+    JudgedSplit,
+    StudentPath,
+    add_options,
+    config_options,
+    opens_features,
+)
 from .printing import print_table, say, write_json
 from .words import SPLIT_NAMES, complete, optional
 
@@ -123,6 +132,7 @@ def evaluate(
     student: StudentPath,
     features: Features,
     split: JudgedSplit = "test",
+    allow_trained_slides: AllowTrainedSlides = False,
     device: Device = None,
     out: Annotated[Path | None, optional("JSON file for the metrics.")] = None,
 ) -> None:
@@ -132,7 +142,7 @@ def evaluate(
     require_kind(student, "student")
     if out is not None:
         require_file_place(out, "--out")
-    metrics = run(student, features.open(), split, device=device)
+    metrics = run(student, features.open(), split, allow_trained_slides=allow_trained_slides, device=device)
     print_metrics({split: metrics})
     if out is not None:
         write_json(out, {"split": split, **metrics.to_dict()})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..annotation.seen import require_unseen
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
@@ -29,6 +30,7 @@ def evaluate(
     split: str = "test",
     *,
     level: str = "patch",
+    allow_trained_slides: bool = False,
     device: str | None = None,
 ) -> Metrics:
     """Compute the metrics of a student on a labelled split.
@@ -39,6 +41,7 @@ def evaluate(
         split: "train", "val", "test" or "none".
         level: "patch"; or "slide": a slide's probabilities are the mean of its patches', its label is the one that all
             its patches have, and `n_rows` counts slides.
+        allow_trained_slides: take slides that the student was trained on, or chosen by, for new ones.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
 
     Returns the metrics, which keep probabilities and labels for `plot`.
@@ -47,7 +50,8 @@ def evaluate(
         ShazamError: the device is not there.
         ArchiveError: the archive or the student is missing or damaged.
         MismatchError: the archive has no labels, or other classes or teachers than the student; the split is empty,
-            or a patch of it has no label; with level "slide", a patch is of no slide, or a slide has two labels.
+            a patch of it has no label, or the student was trained on slides of it; with level "slide", a patch is of
+            no slide, or a slide has two labels.
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
 
     >>> import numpy as np, tempfile, shazam_fast as sf
@@ -62,6 +66,8 @@ def evaluate(
     place, student, archive = choose_device(device), load_student(student), open_archive(archive)
     require_same_classes(student.config, archive)
     rows = labelled_rows(archive, split)
+    if not allow_trained_slides:
+        require_unseen(student.training_record, slides_of(archive, rows), archive.path, split)
     with (
         Scorer(student, archive, place, fused=False, allow_missing_teachers=False) as scorer,
         Progress(f"evaluating {archive.path.name}", len(rows), "patches"),
@@ -71,6 +77,12 @@ def evaluate(
     if level == "slide":
         probabilities, labels = _per_slide(archive, rows, probabilities)
     return compute_metrics(probabilities, labels, tuple(student.config.classes))
+
+
+def slides_of(archive: FeatureArchive, rows: NDArray[np.int64]) -> list[str]:
+    """Names of the slides that rows are of."""
+    occurring = np.unique(archive.slide_index[rows])
+    return [archive.slides[index] for index in occurring[occurring >= 0]]
 
 
 def _per_slide(

@@ -54,6 +54,10 @@ class Bags:
         """Number of patches of each bag, int64 [n]."""
         return np.diff(self.bounds)
 
+    def slide_names(self, chosen: NDArray[np.int64]) -> list[str]:
+        """Names of the slides of some bags, in the archive's order."""
+        return [self.archive.slides[i] for i in sorted({i for bag in chosen.tolist() for i in self.slides[bag]})]
+
     def rows_of(self, bag: int) -> NDArray[np.int64]:
         """Rows of one bag, int64."""
         return self.rows[self.bounds[bag] : self.bounds[bag + 1]]

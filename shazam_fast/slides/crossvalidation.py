@@ -242,6 +242,7 @@ def _finish(work: Work, done: list[_Done]) -> SlideTraining:
         "scores": [one.scores.tolist() for one in done],
         "constant": None if of_all is None else of_all.tolist(),
         "archive": bags.archive.path.name,
+        "slides": {"train": bags.slide_names(chosen)},
         "device": describe_device(work.device),
         "versions": {"shazam_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
     }

@@ -12,6 +12,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from ..annotation.seen import require_unseen
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
 from ..runtime.checks import require_choice, require_path
@@ -114,6 +115,7 @@ def evaluate(
     by: str = "slide",
     selection: SelectionLike = None,
     slide_teachers: SlideTeachersLike | None = None,
+    allow_trained_slides: bool = False,
     device: str | None = None,
 ) -> SlideMetrics:
     """Metrics of a student on slides that it was not trained on, with intervals by bootstrap over patients.
@@ -123,10 +125,12 @@ def evaluate(
         archive: an archive or its path.
         targets: as for `sf.slides.train`; slides without a target are left out.
         by, selection, slide_teachers, device: as for `sf.slides.score`.
+        allow_trained_slides: take slides that the student was trained on for new ones.
 
     Returns the metrics. The constant predictor is the student's training record's.
 
-    Raises MismatchError when classes or the task are not the student's, or no slide has a target; and what `score`
+    Raises MismatchError when classes or the task are not the student's, no slide has a target, or the student was
+    trained on one; and what `score`
     raises.
 
     >>> import tempfile
@@ -151,6 +155,8 @@ def evaluate(
     require_slide_teachers(student, bags)
     assigned = assign_targets(wanted, table, bags)
     chosen = np.flatnonzero(assigned.known)
+    if not allow_trained_slides:
+        require_unseen(student.training_record, bags.slide_names(chosen), archive.path, "test")
     scores = join_scores(list(_score(student, bags, chosen, place)))
     known = student.training_record.get("constant")
     if known is None:  # a student that was not trained: equal frequencies, or the mean of these values

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..annotation.seen import slides_by_split
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..runtime.checks import require_count
@@ -202,6 +203,7 @@ def _finish(archive: FeatureArchive, member: Member, options: dict[str, Any], la
         "history": member.history,
         "metrics": {"val": metrics.to_dict()},
         "archive": archive.path.name,
+        "slides": slides_by_split(archive.slides, archive.slide_index, archive.splits),
         "teachers": archive.records,
         **place,
     }

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..annotation.seen import seen_slides
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
 from ..runtime.devices import choose_device
-from ..scoring.evaluate import labelled_rows, require_same_classes
+from ..scoring.evaluate import labelled_rows, require_same_classes, slides_of
 from ..scoring.inference import ArchiveForm, infer, match_teachers, require_finite_results
 from ..scoring.metrics import compute_metrics
 from ..student.ensemble import Ensemble
@@ -49,8 +50,8 @@ def calibrate(
     Returns the calibrated student, on the CPU; save it with `save`.
 
     Raises:
-        MismatchError: as for `evaluate`; no temperature from 0.05 to 20 is the best, as on a split without any wrong
-            prediction.
+        MismatchError: as for `evaluate`, and for slides that the student was trained on; no temperature from 0.05 to 20
+            is the best, as on a split without any wrong prediction.
         ShazamError: the device is not there.
         ArchiveError: the archive or the student is missing or damaged.
         NonFiniteError: a NaN or infinite feature; names the teacher and the row.
@@ -66,6 +67,11 @@ def calibrate(
     place, student, archive = choose_device(device), load_student(student), open_archive(archive)
     require_same_classes(student.config, archive)
     rows = labelled_rows(archive, split)
+    if trained := seen_slides(student.training_record, slides_of(archive, rows), ["train"]):
+        raise MismatchError(
+            f"{archive.path}: split {split!r} has {len(trained):,} slides that the student was trained on; the first "
+            f"is {trained[0]!r}. On these it is surer than on others: calibrate on the training's 'val'"
+        )
     calibrated = copy.deepcopy(student).cpu().eval()
     members = calibrated.students if isinstance(calibrated, Ensemble) else [calibrated]
     logits = [_logits(member, archive, rows, place) for member in members]

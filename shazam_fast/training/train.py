@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..annotation.seen import slides_by_split
 from ..annotation.splits import require_whole_groups
 from ..archive.archive import FeatureArchive
 from ..archive.inspection import describe_splits
@@ -221,6 +222,7 @@ def _train(
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
         "archive": archive.path.name,
         "data": describe_splits(archive),
+        "slides": slides_by_split(archive.slides, archive.slide_index, archive.splits),
         "teachers": archive.records,
         **circumstances(device),
         "threads": run.threads,

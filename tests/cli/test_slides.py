@@ -32,7 +32,11 @@ def test_from_selection_to_scores(place, monkeypatch):
     assert run.returncode == 0, run.stderr
     assert "auroc" in run.stdout
     assert "constant predictor" in run.stdout
-    run = call("slides", "evaluate", "run", "archive", "--labels", "labels.csv", "--device", "cpu", "--out", "m.json")
+    run = call("slides", "evaluate", "run", "archive", "--labels", "labels.csv", "--out", "m.json")
+    assert run.returncode == 1
+    assert "--allow-trained-slides" in run.stderr
+    again = ("--allow-trained-slides", "--device", "cpu", "--out", "m.json")
+    run = call("slides", "evaluate", "run", "archive", "--labels", "labels.csv", *again)
     assert run.returncode == 0, run.stderr
     assert (place / "m.json").exists()
     run = call("slides", "score", "run", "archive", "--out", "scored", "--device", "cpu")
@@ -109,7 +113,7 @@ def test_columns_of_classes_and_of_numbers(place, monkeypatch):
     run = call(*wanted, "--out", "classes", "--target", "label", "--target", "b")
     assert run.returncode == 0, run.stderr
     assert "auroc label" in run.stdout
-    run = call("slides", "evaluate", "classes", "archive", "--labels", "columns.csv", "--device", "cpu")
+    run = call("slides", "evaluate", "classes", "archive", "--labels", "columns.csv", "--allow-trained-slides")
     assert run.returncode == 0, run.stderr
     assert "auroc b" in run.stdout
     run = call(*wanted, "--out", "numbers", "--value", "level", "--log2", "--protocol", "reported_folds")

@@ -211,7 +211,8 @@ def test_training_on_clusters_of_a_selection(tmp_path):
     scores = sf.slides.score(again, archive, selection=tmp_path / "chosen", device="cpu")
     table = scores.patches.to_pandas()
     assert np.allclose(table.groupby("slide", observed=True).attention.sum(), 1, atol=1e-5)
-    metrics = sf.slides.evaluate(again, archive, labels, selection=tmp_path / "chosen", device="cpu")
+    chosen = {"selection": tmp_path / "chosen", "allow_trained_slides": True, "device": "cpu"}
+    metrics = sf.slides.evaluate(again, archive, labels, **chosen)
     assert metrics.n_slides == 24
     with pytest.raises(ShazamError, match="dim: a multiple of 8 expected for fusecpath"):
         sf.slides.train(archive, labels, selection=tmp_path / "chosen", **(QUICK | {"dim": 12}))

@@ -233,7 +233,8 @@ def test_a_linear_model_on_disk(tmp_path):
     assert len(scores) == 24
     with pytest.raises(MismatchError, match="other slide-level teachers"):
         sf.slides.score(student, archive, tmp_path / "scores", slide_teachers=others, device="cpu")
-    assert sf.slides.evaluate(student, archive, labels, slide_teachers=found, device="cpu").n_slides == 24
+    known = {"slide_teachers": found, "allow_trained_slides": True, "device": "cpu"}
+    assert sf.slides.evaluate(student, archive, labels, **known).n_slides == 24
     for wrong in (None, {"titan": found["titan"]}, dict(reversed(found.items()))):
         with pytest.raises(MismatchError, match=r"the student's {'titan': 6, 'prism': 9} expected, in this order"):
             sf.slides.score(student, archive, slide_teachers=wrong, device="cpu")

@@ -9,7 +9,7 @@ import typer
 
 from ...slides.options import COMPARED, MODELS, SlideConfig
 from ..kinds import require_kind, require_place_for
-from ..options import Device, Features, opens_features
+from ..options import AllowTrainedSlides, Device, Features, opens_features
 from ..printing import say
 from .options import (
     By,
@@ -114,6 +114,7 @@ def evaluate(
     by: By = "slide",
     selection: SelectionPath = None,
     slide_teacher: SlideTeachers = None,
+    allow_trained_slides: AllowTrainedSlides = False,
     device: Device = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.", show_default=False)] = None,
 ) -> None:
@@ -128,7 +129,7 @@ def evaluate(
     targets, features = read_targets(features, asked)
     metrics = run(
         student, features.open(), targets, by=by, selection=selection, slide_teachers=slide_teachers_of(slide_teacher),
-        device=device,
+        allow_trained_slides=allow_trained_slides, device=device,
     )  # fmt: skip
     print_slide_metrics(metrics)
     if out is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
+from ...annotation.seen import seen_slides
 from ...archive.archive import FeatureArchive
 from ...archive.opening import ArchiveLike, open_archive
 from ...comparison.result import Comparison
@@ -16,7 +17,7 @@ from ...runtime.devices import choose_device
 from ...runtime.files import write_durably
 from ...runtime.jobs.locks import require_writable
 from ...runtime.progress import Progress
-from ...scoring.evaluate import empty_split, require_same_classes
+from ...scoring.evaluate import empty_split, require_same_classes, slides_of
 from ...student.loading import load_student
 from ...student.student import Student
 from ...training.train import TrainResult
@@ -170,6 +171,7 @@ def _steps(
         if len(labelled.rows) < len(evidence.rows):
             few = f"{len(labelled.rows):,} of {len(evidence.rows):,}"
             warnings.append(f"Only {few} patches of {split!r} have a label; metrics are of these alone.")
+        warnings += _trained_on(labelled)
         yield "Results", lambda: metrics_section(labelled, performance, draws)
         yield "Discrimination and calibration", lambda: curves_section(labelled, draws)
     if evidence is not None:
@@ -197,6 +199,15 @@ def _labelled(evidence: Evidence) -> Evidence | None:
         evidence.labels[known], evidence.groups[known], evidence.probabilities[known],
         None if evidence.shares is None else evidence.shares[known],
     )  # fmt: skip
+
+
+def _trained_on(evidence: Evidence) -> list[str]:
+    """A warning where the student is judged on slides that it was trained on, or chosen by."""
+    slides = slides_of(evidence.archive, evidence.rows)
+    seen = seen_slides(evidence.student.training_record, slides)
+    if not seen:
+        return []
+    return [f"The student was trained on {len(seen):,} of these {len(slides):,} slides, or chosen by them: too good."]
 
 
 def _title(student: Student | None, archive: FeatureArchive | None) -> str:
