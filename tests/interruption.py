@@ -4,14 +4,14 @@ import contextlib
 import hashlib
 import itertools
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
-import torch
 
 
 def kill_at(last: int) -> Callable[[], int]:
@@ -66,13 +66,16 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def run_killed(last: int, call: Callable[..., object], *arguments: Any, **options: Any) -> None:
     """Run `call` in a process that is killed when it changes a file for the `last` time, which must happen."""
-    process = get_context("spawn").Process(target=_run, args=(last, call, arguments, options))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    job = pickle.dumps((last, call, arguments, options)).hex()
+    ended = processes.run(_KILLED, job)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
-def _run(last: int, call: Callable[..., object], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    kill_at(last)
-    call(*arguments, **options)
+_KILLED = """
+import pickle, sys, torch
+from interruption import kill_at
+torch.set_num_threads(1)
+last, call, arguments, options = pickle.loads(bytes.fromhex(sys.argv[1]))
+kill_at(last)
+call(*arguments, **options)
+"""

@@ -2,20 +2,18 @@
 
 import contextlib
 import io
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from unittest import mock
+
+import processes
 
 SCRIPT = "from shazam_fast.cli.app import main; main()"
 
 
 def run_program(*arguments, width=120, **options):
     """Start `shazam-fast` as a program."""
-    environment = {**os.environ, "COLUMNS": str(width)}
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
+    return processes.run(SCRIPT, *arguments, COLUMNS=str(width), **options)
 
 
 @dataclass

@@ -1,10 +1,9 @@
 """Trainings that tests start, stop and compare."""
 
-import subprocess
-import sys
 import time
 
 import torch
+from processes import Process
 
 QUICK = {"epochs": 4, "batch_size": 16, "dim": 16, "depth": 2}
 
@@ -30,8 +29,7 @@ def without_times(history):
 
 
 def start(archive, out, epochs=6):
-    command = [sys.executable, "-c", SCRIPT, str(archive.path), str(out), str(epochs)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return Process(SCRIPT, archive.path, out, epochs)
 
 
 def wait_for(path, process, seconds=60.0):

@@ -5,10 +5,9 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
-import sys
 
 import numpy as np
+import processes
 import pytest
 from safetensors.numpy import load_file
 from synthetic import CLASSES, TEACHERS, make_patches
@@ -142,8 +141,7 @@ archive = sf.open(sys.argv[1] + "/a")
 assert archive.n_rows == rows
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, after - before)
 """
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = processes.run(script, tmp_path, check=True)
     assert int(run.stdout.split()[1]) < 300_000  # KiB
 
 
@@ -283,7 +281,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_writing_is_taken_over(tmp_path, patches):
-    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "a"], check=False)
+    processes.run(KILLED, tmp_path / "a")
     left = [path.name for path in (tmp_path / "a").iterdir()]
     assert len(left) > 6, "parts, their records, one half-written, the claim and the lock"
     with pytest.raises(sf.ArchiveError, match="its writing was interrupted"):

@@ -11,6 +11,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from processes import Process
 from program import SCRIPT, call, run_program
 from synthetic import make_patches
 
@@ -26,20 +27,20 @@ def found_in(pattern, run):
     return re.search(pattern, " ".join(run.stdout.split()))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_answers_without_torch(command):
+def test_help_answers_without_torch():
+    """All commands in one new process, which shows as well that none of them imports it for the next."""
     script = (
-        "import sys; from shazam_fast.cli.app import main; sys.argv = ['shazam-fast', *sys.argv[1:]]\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, 'numpy' in sys.modules)"
+        "import sys; from contextlib import suppress; from shazam_fast.cli.app import main\n"
+        "for command in ('', *sys.argv[1:]):\n"
+        "    for option in ('--help', '-h'):\n"
+        "        sys.argv = ['shazam-fast', *filter(None, [command]), option]\n"
+        "        with suppress(SystemExit): main()\n"
+        "        print('after', command, [m for m in ('torch', 'numpy') if m in sys.modules])\n"
     )
-    for option in ("--help", "-h"):
-        arguments = [sys.executable, "-c", script, *filter(None, [command]), option]
-        run = subprocess.run(arguments, capture_output=True, text=True, check=True)
-        assert "Usage" in run.stdout
-        assert run.stdout.endswith("False False\n")
-        if not command:
-            assert all(name in run.stdout for name in COMMANDS)
+    run = subprocess.run([sys.executable, "-c", script, *COMMANDS], capture_output=True, text=True, check=True)
+    assert run.stdout.count("Usage") == 2 * (1 + len(COMMANDS))
+    assert re.findall("^after .*", run.stdout, re.MULTILINE) == [f"after {c} []" for c in ("", *COMMANDS) for _ in "12"]
+    assert all(name in run.stdout.partition("after")[0] for name in COMMANDS)
 
 
 def test_the_version():
@@ -222,9 +223,9 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path, arguments, message):
 def test_ctrl_c_and_the_same_command_again(tmp_path):
     archive = sf.write_archive(tmp_path / "a", **make_patches(rows=4000))
     options = ["--batch-size", "4", "--dim", "16", "--patience", "500", "--checkpoint-seconds", "0.2"]
-    command = [sys.executable, "-c", SCRIPT, "train", str(archive), "--out", str(tmp_path / "run"), *options]
+    command = [SCRIPT, "train", archive, "--out", tmp_path / "run", *options]
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Process(*command)
     for _ in range(1200):
         if checkpoint.exists() or process.poll() is not None:
             break
@@ -236,7 +237,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path):
     assert "Traceback" not in errors
     assert checkpoint.exists()
     written = checkpoint.stat().st_mtime_ns
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Process(*command)
     for _ in range(1200):
         if checkpoint.stat().st_mtime_ns != written or process.poll() is not None:
             break
@@ -253,7 +254,7 @@ def test_progress_is_shown_on_a_terminal_after_two_seconds(tmp_path):
     )
     for pause, shown in ((0.07, True), (0.0, False)):
         controller, terminal = pty.openpty()
-        process = subprocess.Popen([sys.executable, "-c", script.format(pause)], stderr=terminal)
+        process = Process(script.format(pause), stderr=terminal)
         assert process.wait(timeout=30) == 0
         os.set_blocking(controller, False)
         os.close(terminal)

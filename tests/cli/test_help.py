@@ -1,11 +1,9 @@
 """What the program says of itself: help in 80 columns, completion in a shell, the table of teachers."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
+import processes
 import pytest
 from program import SCRIPT, call, run_program
 
@@ -46,11 +44,8 @@ def test_every_command_that_opens_features_says_how(command):
 def completed(line):
     """What bash is offered behind a line."""
     given = line.split(" ")
-    environment = {
-        **os.environ, "COMP_WORDS": line, "COMP_CWORD": str(len(given) - 1), "_SHAZAM_FAST_COMPLETE": "complete_bash",
-    }  # fmt: skip
-    command = [sys.executable, "-c", f"import sys; sys.argv = ['shazam-fast']; {SCRIPT}"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = {"COMP_WORDS": line, "COMP_CWORD": str(len(given) - 1), "_SHAZAM_FAST_COMPLETE": "complete_bash"}
+    run = processes.run(f"import sys; sys.argv = ['shazam-fast']; {SCRIPT}", **environment)
     assert "Traceback" not in run.stderr
     return run.stdout.split()
 
@@ -73,10 +68,7 @@ def test_a_shell_completes_commands_options_and_values(line, wanted):
 
 
 def test_the_script_for_bash_is_printed():
-    run = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.argv = ['shazam-fast', '--show-completion', 'bash']; {SCRIPT}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    run = processes.run(f"import sys; sys.argv = ['shazam-fast', '--show-completion', 'bash']; {SCRIPT}")
     assert "complete -o default -F" in run.stdout, run.stderr
 
 

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from interruption import stopping_after
+from processes import Process
 from program import call, run_program
 
 import shazam_fast as sf
@@ -208,8 +207,7 @@ def test_interrupted_and_continued_gives_the_same_bits(table, result, tmp_path, 
 
 
 def start(listed, out, epochs):
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(listed), str(out), str(epochs)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return Process(SCRIPT, Path(__file__).parents[1], listed, out, epochs)
 
 
 def wait_for(path, process):

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
+import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -342,10 +341,7 @@ def wait(child):
 
 
 def run_script(script, folder, out):
-    command = [sys.executable, "-c", SCRIPT + script, HELPERS, folder, out]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    return processes.run(SCRIPT + script, HELPERS, folder, out, check=True).stdout
 
 
 @pytest.fixture

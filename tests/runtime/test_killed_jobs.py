@@ -1,9 +1,7 @@
 """A scoring, a conversion, an extraction, killed at each of their system calls: the next run alone finishes them."""
 
-import subprocess
-import sys
-
 import numpy as np
+import processes
 import pytest
 from pictures import HELPERS, write_patches
 from synthetic import make_patches
@@ -107,9 +105,7 @@ kill_everywhere(job, folder)
 
 
 def kill_everywhere(script, folder):
-    command = [sys.executable, "-c", SCRIPT + script, folder, HELPERS]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = processes.run(SCRIPT + script, folder, HELPERS, check=True)
     calls, kept, *names = run.stdout.split()
     assert int(kept) > int(calls) // 3, "finished parts are kept"
     return names

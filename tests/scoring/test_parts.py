@@ -2,11 +2,10 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from synthetic import TEACHERS, make_patches
@@ -142,8 +141,7 @@ def test_a_file_size_limit_is_met_by_the_system_itself(trained, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "sf.score(*sys.argv[1:])"
     )
-    command = [sys.executable, "-c", script, tmp_path / "student", archive.path, tmp_path / "out"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = processes.run(script, tmp_path / "student", archive.path, tmp_path / "out")
     assert "ShazamError" in run.stderr
     assert "could not be written: [Errno 27] File too large" in run.stderr
     assert len(sf.score(student, archive, tmp_path / "other")) == 300

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
 from synthetic import make_patches
@@ -58,10 +59,10 @@ def test_patients_are_counted(tmp_path, caplog):
 
 def test_a_program_without_logging_sees_the_lines_and_a_terminal_does_not(archive):
     script = f"import shazam_fast as sf; sf.train({str(archive.path)!r}, **{SMALL!r})"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = processes.run(script, check=True)
     assert run.stderr.count("epoch ") == 3
     controller, terminal = pty.openpty()
-    subprocess.run([sys.executable, "-c", script], stderr=terminal, check=True)
+    processes.run(script, stderr=terminal, check=True)
     os.close(terminal)
     os.set_blocking(controller, False)
     with contextlib.suppress(OSError):  # nothing at all was written
