@@ -54,14 +54,14 @@ def archive(tmp_path, patches):
     return sf.open(sf.write_archive(tmp_path / "patches.archive", **patches))
 
 
-def real_patches(teachers=None, columns=None):
-    """Real features on oral histology, as many networks and columns as asked; see DESIGN for where they come from."""
+def real_patches():
+    """Real features on oral histology; see DESIGN for where they come from."""
     source = REAL_DATA / "oscc.npz"
     if not source.exists():
         pytest.skip(f"real features not found: {source}")
     content = np.load(source)
     return {
-        "features": {str(name): content[f"feat_{name}"][:, :columns] for name in content["teachers"][:teachers]},
+        "features": {str(name): content[f"feat_{name}"] for name in content["teachers"]},
         "labels": content["labels"],
         "splits": content["split"],
         "groups": content["group"],
@@ -72,12 +72,6 @@ def real_patches(teachers=None, columns=None):
 @pytest.fixture(scope="session")
 def real_archive(tmp_path_factory):
     return sf.open(sf.write_archive(tmp_path_factory.mktemp("real") / "oscc.archive", **real_patches()))
-
-
-@pytest.fixture(scope="session")
-def narrow_real_archive(tmp_path_factory):
-    """What the interpreter of GPU kernels gets through in seconds."""
-    return sf.open(sf.write_archive(tmp_path_factory.mktemp("real") / "narrow.archive", **real_patches(3, 32)))
 
 
 @pytest.fixture(scope="session")

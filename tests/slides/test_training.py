@@ -17,13 +17,13 @@ from shazam_fast.slides.cohort.targets import ClassTargets
 from shazam_fast.slides.fitting import fit
 from shazam_fast.slides.options import FitOptions, SlideConfig
 
-LONG = {"folds": 4, "epochs": 60, "patience": 60, "dim": 32, "device": "cpu"}
+LONG = {"folds": 4, "epochs": 30, "patience": 30, "dim": 32, "device": "cpu"}
 QUICK = {"folds": 3, "epochs": 3, "dim": 16, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    return make_cohort(tmp_path_factory.mktemp("cohort") / "a", slides=80, sizes=(80, 160), telling=0.02, strength=10.0)
+    return make_cohort(tmp_path_factory.mktemp("cohort") / "a", slides=80, sizes=(40, 60), telling=0.04, strength=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_attention_lies_on_the_telling_patches(cohort, fused):
     scores = sf.slides.score(fused.student, archive, device="cpu")
     table = scores.patches.to_pandas()
     on_rare = table.assign(rare=rare[table.row]).query("rare").groupby("slide", observed=True).attention.sum()
-    assert on_rare.median() > 0.3  # of 2% of the patches
+    assert on_rare.median() > 0.3  # of 4% of the patches
 
 
 def test_teacher_shares_of_a_slide_are_sums_over_its_patches(cohort, fused):
@@ -65,9 +65,9 @@ def test_teacher_shares_of_a_slide_are_sums_over_its_patches(cohort, fused):
 @pytest.mark.parametrize("loss", ["nll", "cox"])
 def test_survival_is_learned(tmp_path, loss):
     """The planted hazard allows a C-index of about 0.79."""
-    archive, labels, _ = make_cohort(tmp_path / "a", slides=80, sizes=(20, 40), telling=0.15, strength=8.0)
+    archive, labels, _ = make_cohort(tmp_path / "a", slides=80, sizes=(8, 16), telling=0.4, strength=8.0)
     targets = sf.slides.Survival(pd.DataFrame(make_survival(labels, ratio=50.0)), "months", "dead", observed=1)
-    result = sf.slides.train(archive, targets, model="gated_abmil", loss=loss, **(LONG | {"epochs": 40}))
+    result = sf.slides.train(archive, targets, model="gated_abmil", loss=loss, **(LONG | {"epochs": 20}))
     assert result.metrics.values["c_index"].value > 0.7
     assert result.metrics.constant == {"c_index": 0.5}
     assert result.predictions.to_pandas().columns.tolist() == ["name", "patient", "patches", "fold", "risk"]

@@ -63,12 +63,12 @@ def check_exactness(archive, **options):
 @pytest.mark.parametrize("lam", [0.0, 0.5])
 def test_folding_is_exact_after_training(tmp_path, lam):
     archive = sf.open(sf.write_archive(tmp_path / "a", **make_patches(rows=400)))
-    check_exactness(archive, epochs=30, patience=30, batch_size=16, dim=64, lam=lam)
+    check_exactness(archive, epochs=10, batch_size=16, dim=64, lam=lam)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5])
 def test_folding_is_exact_after_training_on_real_features(real_archive, lam):
-    check_exactness(real_archive, epochs=15, patience=15, lam=lam)
+    check_exactness(real_archive, epochs=4, lam=lam)
 
 
 def sharpened_student(sharpness):
@@ -87,11 +87,9 @@ def sharpened_student(sharpness):
     return student, torch.randn(4000, 256, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("sharpness", "float32_is_enough"), [(1, True), (3, True), (10, False), (30, False), (100, False)]
-)
+@pytest.mark.parametrize(("sharpness", "float32_is_enough"), [(3, True), (10, False), (100, False)])
 def test_where_float32_ends_the_folded_form_is_no_worse(sharpness, float32_is_enough):
-    """Largest score 5 to 5e4: from some hundreds on, the worst of 4,000 patches errs by 1e-4 and more in float32."""
+    """Largest score 50 to 5e4: from some hundreds on, the worst of 4,000 patches errs by 1e-4 and more in float32."""
     found = errors(*sharpened_student(sharpness))
     assert max(found["folded64"]) < 1e-10, found
     assert max(found["folded32"]) < 4 * max(found["plain32"]) + 1e-6, found
