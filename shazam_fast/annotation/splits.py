@@ -1,6 +1,7 @@
 """Grouped, stratified splits, and the check that no group is in two splits."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,3 +190,17 @@ def _deal_out(
         if not moved:
             break
     return held
+
+
+def count_members(indices: Mapping[str, NDArray[np.integer]]) -> dict[str, int | None]:
+    """To how many slides, groups or other named things rows belong.
+
+    Args:
+        indices: what is counted -> its number of each row, [n], -1 unknown.
+
+    Returns what is counted -> how many; None where it is not known of every row.
+
+    >>> count_members({"slides": np.array([0, 0, 3]), "groups": np.array([0, -1, 0])})
+    {'slides': 2, 'groups': None}
+    """
+    return {what: None if (index < 0).any() else len(np.unique(index)) for what, index in indices.items()}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..annotation.splits import count_members
 from ..formats.pieces import SPLITS
 from .archive import FeatureArchive
 
@@ -39,8 +40,7 @@ def describe_splits(archive: FeatureArchive) -> dict[str, dict[str, int | None]]
         if not len(rows):
             continue
         found[name] = {"patches": len(rows)}
-        for what, index in (("slides", archive.slide_index[rows]), ("groups", archive.group_index[rows])):
-            found[name][what] = None if (index < 0).any() else len(np.unique(index))
+        found[name] |= count_members({"slides": archive.slide_index[rows], "groups": archive.group_index[rows]})
     return found
 
 

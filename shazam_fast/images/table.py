@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..annotation.columns import encode_labels, encode_splits
-from ..annotation.splits import require_whole_groups
+from ..annotation.splits import count_members, require_whole_groups
 from ..errors import ImageError, MismatchError
 from ..formats.geometry import Geometry
 from ..formats.pieces import SPLITS
@@ -117,9 +117,30 @@ def make_table(
 
 def require_groups(splits: NDArray[np.uint8], groups: Sequence[str]) -> None:
     """Raise MismatchError when a named group has images in two splits."""
-    names, codes = np.unique(np.array(groups, dtype=np.str_), return_inverse=True)
-    rows = np.where(names[codes] == "", -1, codes).astype(np.int32)
-    require_whole_groups(splits, rows, tuple(names.tolist()))
+    names, rows = _encode_names(groups, len(splits))
+    require_whole_groups(splits, rows, names)
+
+
+def describe_images(table: ImageTable) -> dict[str, dict[str, int | None]]:
+    """Images, slides and groups (patients) of every split that has images.
+
+    Args:
+        table: the images.
+
+    Returns split -> {"images", "slides", "groups"}; None for slides or groups that are not known of all images.
+    """
+    (_, slides), (_, groups) = (_encode_names(names, len(table)) for names in (table.slides, table.groups))
+    return {
+        name: {"images": len(rows), **count_members({"slides": slides[rows], "groups": groups[rows]})}
+        for name in SPLITS
+        if len(rows := table.split(name))
+    }
+
+
+def _encode_names(names: Sequence[str], n: int) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The different names, and the number of each row's [n]; -1 for "", and for all rows where there are no names."""
+    known, codes = np.unique(np.array(names or [""] * n, dtype=np.str_), return_inverse=True)
+    return tuple(known.tolist()), np.where(known[codes] == "", -1, codes).astype(np.int32)
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
+from ..archive.inspection import describe_splits
 from ..ops import dispatch as ops
 from ..runtime.progress import Progress
 from ..student.student import Student
@@ -22,12 +23,10 @@ from .config import TrainConfig
 from .feed import TrainingFeed, feature_statistics
 from .plan import plan_epoch
 from .saving.checkpoint import Checkpoint, TrainingState
-from .saving.records import describe_epoch, describe_start
+from .saving.records import OnEpoch, describe_start, tell_epoch
 from .step import TrainingStep
 from .threads import choose_threads, use_threads
 from .validation import Validation
-
-OnEpoch = Callable[[dict[str, Any]], object]  # what is called with the record of every finished epoch
 
 
 class TrainingRun:
@@ -81,7 +80,7 @@ class TrainingRun:
             state.student, state.optimizer, objective, feed, state.losses, config.feature_dropout
         )
         self._validate = None if val_rows is None else Validation(archive, val_rows, device, class_weights)
-        self._start = describe_start(archive, device, self.threads)
+        self._start = describe_start(describe_splits(archive), device, self.threads)
 
     @property
     def threads(self) -> int:
@@ -131,9 +130,7 @@ class TrainingRun:
         rate = self._config.lr if plan.rates is None else float(plan.rates[-1])
         record = {"epoch": state.epoch, **self._mean_losses(), **found, "lr": rate}
         state.end_epoch({**record, "seconds": time.monotonic() - started})
-        progress.tell(describe_epoch(self.history[-1], self._config.epochs))
-        if self._on_epoch is not None:
-            self._on_epoch(dict(self.history[-1]))
+        tell_epoch(self.history[-1], self._config.epochs, progress, self._on_epoch)
 
     def _mean_losses(self) -> dict[str, Any]:
         """Losses of the epoch averaged over its patches."""

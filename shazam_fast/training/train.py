@@ -32,9 +32,9 @@ from ..student.loading import load
 from ..student.saving.files import CARD, TENSORS
 from ..student.student import Student
 from .config import TrainConfig, resolve_config
-from .loop import OnEpoch, TrainingRun, stop_on_interrupt
+from .loop import TrainingRun, stop_on_interrupt
 from .saving.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
-from .saving.records import HISTORY, METRICS, write_records
+from .saving.records import HISTORY, METRICS, OnEpoch, write_records
 
 logger = logging.getLogger("shazam_fast")
 

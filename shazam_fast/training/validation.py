@@ -52,25 +52,10 @@ class Validation:
                 shares.append(output.shares)
         found = torch.cat(logits).cpu()  # [n, C]
         require_finite_results(self._archive, self._rows, found.sum(dim=1).numpy())
-        labels, prediction = self._archive.labels[self._rows], found.argmax(dim=1).numpy()
-        confusion = confusion_matrix(labels, prediction, len(self._archive.classes))
-        balanced_accuracy, weighted_f1 = selection_metrics(confusion)
-        probabilities = found.softmax(dim=1).numpy()
         return {
-            "val_loss": float(torch.nn.functional.cross_entropy(found, torch.from_numpy(labels))),
-            "val_calibration_error": calibration_error(probabilities, labels),
-            "val_score": self._score(confusion),
-            "val_balanced_accuracy": balanced_accuracy,
-            "val_weighted_f1": weighted_f1,
+            **describe_validation(found, self._archive.labels[self._rows], self._class_weights),
             **(_describe_shares(torch.cat(shares), list(self._archive.teachers)) if shares else {}),
         }
-
-    def _score(self, confusion: NDArray[np.int64]) -> float:
-        """What the best epoch is chosen by, of the counts of true class (row) and predicted class [C, C]."""
-        if self._class_weights is None:
-            return selection_score(*selection_metrics(confusion))
-        weighted = self._class_weights[:, None] * confusion
-        return float(np.trace(weighted) / weighted.sum()) if weighted.any() else 0.0
 
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
         """Position of the first row and features [B, width] on the device, batch after batch."""
@@ -82,6 +67,37 @@ class Validation:
         for batch in self._archive.stream(self._rows, STREAMED_ROWS):
             yield start, torch.from_numpy(batch.features).to(self._device)
             start += len(batch.rows)
+
+
+def describe_validation(
+    logits: Tensor, labels: NDArray[np.int64], class_weights: NDArray[np.float64] | None = None
+) -> dict[str, float]:
+    """What the record of an epoch says of its validation.
+
+    Args:
+        logits: float32 [n, C], on the CPU.
+        labels: int64 [n].
+        class_weights: float64 [C]; then the selection score is the accuracy with rows weighted by their class.
+
+    Returns cross-entropy, calibration error, and the selection score with its parts.
+    """
+    confusion = confusion_matrix(labels, logits.argmax(dim=1).numpy(), logits.shape[1])
+    balanced_accuracy, weighted_f1 = selection_metrics(confusion)
+    return {
+        "val_loss": float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))),
+        "val_calibration_error": calibration_error(logits.softmax(dim=1).numpy(), labels),
+        "val_score": _score(confusion, class_weights),
+        "val_balanced_accuracy": balanced_accuracy,
+        "val_weighted_f1": weighted_f1,
+    }
+
+
+def _score(confusion: NDArray[np.int64], class_weights: NDArray[np.float64] | None) -> float:
+    """What the best epoch is chosen by, of the counts of true class (row) and predicted class [C, C]."""
+    if class_weights is None:
+        return selection_score(*selection_metrics(confusion))
+    weighted = class_weights[:, None] * confusion
+    return float(np.trace(weighted) / weighted.sum()) if weighted.any() else 0.0
 
 
 def _describe_shares(shares: Tensor, teachers: list[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The fine-tuned teacher baseline, on images that the test makes, with a tiny random ViT."""
 
+import csv
 import dataclasses
 import json
 import signal
@@ -12,13 +13,15 @@ import torch
 from interruption import stopping_after
 from processes import Process
 from program import call, run_program
+from trainings import without_times
 
 import shazam_fast as sf
-from shazam_fast.comparison.finetuning import loop, model
+from shazam_fast.comparison.finetuning import model
 from shazam_fast.comparison.finetuning import run as finetuning
 from shazam_fast.comparison.fold import Fold
 from shazam_fast.images.table import ImageTable
 from shazam_fast.teachers import registry as teacher_registry
+from shazam_fast.training import validation
 
 pytest.importorskip("timm")
 image_module = pytest.importorskip("PIL.Image")
@@ -75,7 +78,7 @@ def test_the_best_epoch_is_what_comes_back(table, result):
 def test_later_epochs_that_are_worse_are_undone(table, monkeypatch):
     first = run(table, epochs=1).model.state_dict()
     scores = iter([0.9, 0.8, 0.7])
-    monkeypatch.setattr(loop, "selection_score", lambda *_: next(scores))
+    monkeypatch.setattr(validation, "selection_score", lambda *_: next(scores))
     result = run(table, epochs=3)
     assert [record["val_score"] for record in result.history] == [0.9, 0.8, 0.7]
     assert all(torch.equal(tensor, first[name]) for name, tensor in result.model.state_dict().items())
@@ -96,10 +99,39 @@ def test_backbone_and_head_move_at_their_own_rates(table):
 
 def test_the_same_seed_gives_the_same_bits(table, result):
     again = run(table, workers=1)
-    assert again.history == result.history
+    assert without_times(again.history) == without_times(result.history)
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name])
-    assert run(table, seed=1, epochs=1).history[0] != result.history[0]
+    assert run(table, seed=1, epochs=1).history[0]["loss"] != result.history[0]["loss"]
+
+
+def test_it_says_what_it_does_and_stops_when_told(table, tmp_path, caplog):
+    caplog.set_level("INFO", "shazam_fast")
+    patients = tuple(f"p{i // 5}" for i in range(60))
+    seen = []
+
+    def look(record):
+        seen.append(record)
+        if len(seen) == 2:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        run(dataclasses.replace(table, groups=patients), out=tmp_path / "run", on_epoch=look)
+    first, *lines = caplog.messages
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    splits = "train 6 patients, 30 images; val 3 patients, 15 images; test 3 patients, 15 images"
+    assert first == f"fine-tuning on cpu, {threads}; {splits}"
+    assert [line.split(": ")[0] for line in lines] == ["epoch 1/4", "epoch 2/4"]
+    assert all(f"{name} " in lines[0] for name in ("val loss", "val calibration error", "seconds"))
+    result = run(dataclasses.replace(table, groups=patients), out=tmp_path / "run", on_epoch=seen.append)
+    assert seen == result.history  # the epochs before the interruption are kept
+    with (tmp_path / "run" / "history.csv").open() as file:
+        assert [float(row["val_loss"]) for row in csv.DictReader(file)] == [r["val_loss"] for r in result.history]
+    val = result.metrics["val"]
+    found = result.history[int(np.argmax([record["val_score"] for record in result.history]))]
+    assert found["val_calibration_error"] == pytest.approx(val.calibration_error, abs=1e-6)
+    own = val.probabilities[np.arange(15), val.labels]
+    assert found["val_loss"] == pytest.approx(-np.log(own).mean(), rel=1e-4)
 
 
 def test_it_stops_when_nothing_gets_better(table):
@@ -185,7 +217,7 @@ def listed(table, tmp_path_factory):
 
 
 def assert_same(left, right):
-    assert left.history == right.history
+    assert without_times(left.history) == without_times(right.history)
     assert {name: m.to_dict() for name, m in left.metrics.items()} == {
         name: m.to_dict() for name, m in right.metrics.items()
     }
@@ -202,7 +234,7 @@ def test_interrupted_and_continued_gives_the_same_bits(table, result, tmp_path, 
     assert [f.name for f in (tmp_path / "run").iterdir()] == ["checkpoint.safetensors"]
     assert_same(run(table, out=tmp_path / "run"), result)
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == [
-        "finetuned.json", "head.safetensors", "teacher.safetensors"
+        "finetuned.json", "head.safetensors", "history.csv", "metrics.json", "teacher.safetensors"
     ]  # fmt: skip
 
 
@@ -218,15 +250,15 @@ def wait_for(path, process):
 
 def test_killed_and_continued_gives_the_same_bits(listed, tmp_path):
     out = tmp_path / "run"
-    process = start(listed, out, 60)
+    process = start(listed, out, 30)
     wait_for(out / "checkpoint.safetensors", process)
     with pytest.raises(sf.ShazamError, match=f"process {process.pid} on .* is writing there"):
-        run(listed, out=out, epochs=60, patience=10_000)
-    time.sleep(0.5)
+        run(listed, out=out, epochs=30, patience=10_000)
+    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / "finetuned.json").exists(), "it was killed too late for this test"
-    assert_same(run(listed, out=out, epochs=60, patience=10_000), run(listed, epochs=60, patience=10_000))
+    assert_same(run(listed, out=out, epochs=30, patience=10_000), run(listed, epochs=30, patience=10_000))
 
 
 def test_a_finished_one_is_loaded_and_another_refused(table, result, tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """A fine-tuned teacher on disk, and what makes two fine-tunings the same.
 
 `finetuned.json` holds the history, the metrics and the job; `head.safetensors` the head; `teacher.safetensors` the
-teacher under the names of its library, so that it can be given as weights to `shazam_fast.extract`.
+teacher under the names of its library, so that it can be given as weights to `shazam_fast.extract`. For other programs
+the history is in history.csv too, and the metrics in metrics.json.
 """
 
 from collections.abc import Mapping
@@ -22,12 +23,14 @@ from ...runtime.jobs.foreign import require_same_job
 from ...runtime.tensors import fill_module, read_described, write_tensors
 from ...scoring.metrics import Metrics
 from ...training.saving.checkpoint import remove_leftovers, tidy_after_kill
+from ...training.saving.records import HISTORY, METRICS, write_records
 from .config import FinetuneConfig
 from .model import FinetunedTeacher
 
 FORMAT = "shazam_fast finetuned"
 CARD = "finetuned.json"
 TENSORS = {"teacher": "teacher.safetensors", "head": "head.safetensors"}
+FILES = (*TENSORS.values(), CARD, HISTORY, METRICS)  # that a finished fine-tuning writes
 
 
 class Card(Record, frozen=True, kw_only=True):
@@ -115,12 +118,13 @@ def write_finetuned(
             history=history,
             metrics={name: found.to_dict() for name, found in metrics.items()},
         )
+        write_records(out, history, metrics)
         write_durably(out / CARD, encode_document(card))
     except OSError as error:
         raise ShazamError(
             f"{out}: the fine-tuned teacher could not be saved: {error}; free some space and run the same command again"
         ) from error
-    remove_leftovers(out, (*TENSORS.values(), CARD))
+    remove_leftovers(out, FILES)
 
 
 def read_finetuned(
@@ -146,7 +150,7 @@ def read_finetuned(
         metrics = {name: Metrics.from_dict(values) for name, values in card.metrics.items()}
     except MismatchError as error:
         raise ArchiveError(f"{out / CARD}: corrupt: {error}") from None
-    tidy_after_kill(out, (*TENSORS.values(), CARD))
+    tidy_after_kill(out, FILES)
     return card.history, metrics
 
 

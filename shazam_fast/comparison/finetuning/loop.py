@@ -1,5 +1,6 @@
 """The loop of a fine-tuning: a state that can be saved after any step and continued."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ...images.table import ImageTable
+from ...images.table import ImageTable, describe_images
 from ...runtime.progress import Progress
-from ...scoring.metrics import compute_metrics, selection_score
 from ...training.saving.checkpoint import Checkpoint, TrainingState
-from ...training.saving.records import describe_epoch
+from ...training.saving.records import OnEpoch, describe_start, tell_epoch
+from ...training.validation import describe_validation
 from .config import FinetuneConfig
 from .model import FinetunedTeacher, ImageFeed
 
@@ -30,6 +31,7 @@ class FinetuningRun:
         rows: split -> rows of "train" and "val", int64.
         config: what decides the fine-tuning.
         checkpoint: where the state is saved; if it holds one, the fine-tuning resumes from it.
+        on_epoch: called with the record of every epoch that this run finishes.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class FinetuningRun:
         rows: Mapping[str, NDArray[np.int64]],
         config: FinetuneConfig,
         checkpoint: Checkpoint,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
+        self._on_epoch = on_epoch
         self._images, self._rows, self._config, self._checkpoint = images, rows, config, checkpoint
         self._feed = ImageFeed(images, model, config.batch_size, config.workers)
         self._steps = -(-len(rows["train"]) // config.batch_size)
@@ -67,7 +71,9 @@ class FinetuningRun:
         """
         n, state = len(self._rows["train"]), self._state
         seen = state.epoch * n + state.step * self._config.batch_size
+        threads = torch.get_num_threads()
         with Progress("fine-tuning", self._config.epochs * n, "images", done=seen) as progress:
+            progress.tell(describe_start(describe_images(self._images), state.student.device, threads, "fine-tuning"))
             while not state.is_finished(self._config.epochs, self._config.patience):
                 self._train_epoch(interrupted, progress)
 
@@ -77,10 +83,10 @@ class FinetuningRun:
 
     def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probabilities of images by the model as it is, float32 [n, C]."""
-        return self._feed.predict(self._state.student, rows)
+        return self._feed.classify(self._state.student, rows).softmax(dim=1).numpy()
 
     def _train_epoch(self, interrupted: Callable[[], bool], progress: Progress) -> None:
-        state, rows = self._state, self._rows["train"]
+        started, state, rows = time.monotonic(), self._state, self._rows["train"]
         order = np.random.default_rng([self._config.seed, state.epoch]).permutation(len(rows))
         left = rows[order[state.step * self._config.batch_size :]]
         state.student.train()
@@ -96,19 +102,13 @@ class FinetuningRun:
             state.step += 1
             progress.advance(len(labels))
             self._checkpoint.after_step(state, interrupted())
-        self._finish_epoch()
-        progress.tell(describe_epoch(self.history[-1], self._config.epochs))
+        self._finish_epoch(started)
+        tell_epoch(self.history[-1], self._config.epochs, progress, self._on_epoch)
 
-    def _finish_epoch(self) -> None:
-        state = self._state
-        val = self._rows["val"]
+    def _finish_epoch(self, started: float) -> None:
+        state, val = self._state, self._rows["val"]
         state.require_finite_losses()
-        metrics = compute_metrics(self.predict(val), self._images.labels[val], self._images.classes)
-        state.end_epoch({
-            "epoch": state.epoch,
-            "loss": state.mean_losses(len(self._rows["train"]), self._config.batch_size)[0],
-            "val_score": selection_score(metrics.balanced_accuracy, metrics.weighted_f1),
-            "val_balanced_accuracy": metrics.balanced_accuracy,
-            "val_weighted_f1": metrics.weighted_f1,
-        })  # fmt: skip
+        found = describe_validation(self._feed.classify(state.student, val), self._images.labels[val])
+        loss = state.mean_losses(len(self._rows["train"]), self._config.batch_size)[0]
+        state.end_epoch({"epoch": state.epoch, "loss": loss, **found, "seconds": time.monotonic() - started})
         self._checkpoint.save(state)

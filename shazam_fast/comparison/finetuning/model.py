@@ -93,18 +93,17 @@ class ImageFeed:
             pool.shutdown(wait=True, cancel_futures=True)
 
     @torch.inference_mode()
-    def predict(self, model: FinetunedTeacher, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Probabilities of the rows, float32 [n, C].
+    def classify(self, model: FinetunedTeacher, rows: NDArray[np.int64]) -> Tensor:
+        """Logits of the rows, float32 [n, C], on the CPU.
 
         Raises NonFiniteError, naming the image, for logits that are NaN or infinite.
         """
         model.eval()
-        found = [model.classify(pixels).softmax(dim=1) for pixels, _ in self.batches(rows)]
-        probabilities: NDArray[np.float32] = torch.cat(found).cpu().numpy()
-        if not (finite := np.isfinite(probabilities).all(axis=1)).all():
+        logits = torch.cat([model.classify(pixels) for pixels, _ in self.batches(rows)]).cpu()
+        if not (finite := logits.isfinite().all(dim=1).numpy()).all():
             first = self._images.paths[rows[~finite][0]]
             raise NonFiniteError(f"{first}: its logits are NaN or infinite; lower backbone_lr and head_lr")
-        return probabilities
+        return logits
 
     def _pixels(self, row: int) -> NDArray[np.uint8]:
         try:

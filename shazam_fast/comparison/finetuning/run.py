@@ -21,6 +21,7 @@ from ...teachers.models import load_teacher
 from ...teachers.spec import TeacherSpec
 from ...training.loop import stop_on_interrupt
 from ...training.saving.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint
+from ...training.saving.records import OnEpoch
 from ..fold import Fold
 from .config import FinetuneConfig
 from .files import describe_job, is_finished, read_finetuned, write_finetuned
@@ -36,8 +37,9 @@ class FinetuneResult:
 
     Args:
         model: with the weights of its best epoch, on the CPU, in evaluation mode.
-        history: one record per epoch: `epoch`, `loss`, `val_score` (which chooses the best epoch), and what that is
-            made of, `val_balanced_accuracy` and `val_weighted_f1`.
+        history: one record per epoch: `epoch`, `loss`, `val_loss` (cross-entropy), `val_calibration_error`,
+            `val_score` (which chooses the best epoch) with its parts `val_balanced_accuracy` and `val_weighted_f1`,
+            and `seconds`.
         metrics: on "val" and, where there is a test split, on "test".
     """
 
@@ -56,6 +58,7 @@ def finetune(
     weights: str | Path = "hub",
     token: str | None = None,
     transform: str = "own",
+    on_epoch: OnEpoch | None = None,
     **overrides: Any,
 ) -> FinetuneResult:
     """Fine-tune a teacher and a new head on the "train" split of `images`, and choose the best epoch on "val".
@@ -69,7 +72,12 @@ def finetune(
             the CPU to the same bits); if a finished one, that is loaded. Its file teacher.safetensors can be given as
             weights to `extract`.
         weights, token, transform: see `load_teacher`.
+        on_epoch: called with the record of every epoch once it is done, as `FinetuneResult.history` has it. An
+            exception that it raises ends the fine-tuning; with `out`, that epoch is kept.
         overrides: fields of `FinetuneConfig` by name.
+
+    A bar shows the progress in terminals and notebooks, and the logger `shazam_fast` gets device, threads and splits
+    and a line per epoch elsewhere, as `train` says it. `out` also gets history.csv and metrics.json.
 
     Returns:
         The model of the best epoch, its history and its metrics.
@@ -107,13 +115,13 @@ def finetune(
     model = _new_model(table, teacher, config, weights=weights, token=token, transform=transform)
     job = {} if folder is None else describe_job(table, rows, model, config)
     if folder is None:
-        return _finetune(model, table, rows, config, device, None, job)
+        return _finetune(model, table, rows, config, device, on_epoch, None, job)
     if is_finished(folder):
         return _finished(folder, model, job)
     with DirectoryLock(folder):
         if is_finished(folder):  # by another process, by now
             return _finished(folder, model, job)
-        return _finetune(model, table, rows, config, device, folder, job)
+        return _finetune(model, table, rows, config, device, on_epoch, folder, job)
 
 
 def finetune_fold(
@@ -158,12 +166,13 @@ def _finetune(
     rows: Mapping[str, NDArray[np.int64]],
     config: FinetuneConfig,
     device: torch.device,
+    on_epoch: OnEpoch | None,
     out: Path | None,
     job: dict[str, Any],
 ) -> FinetuneResult:
     file = None if out is None else out / CHECKPOINT
     checkpoint = Checkpoint(file, job, describe_device(device), config.checkpoint_seconds)
-    run = _run(model, images, rows, config, device, checkpoint)
+    run = _run(model, images, rows, config, device, checkpoint, on_epoch)
     metrics = {
         name: compute_metrics(run.predict(rows[name]), images.labels[rows[name]], images.classes)
         for name in ("val", "test")
@@ -182,10 +191,11 @@ def _run(
     config: FinetuneConfig,
     device: torch.device,
     checkpoint: Checkpoint,
+    on_epoch: OnEpoch | None = None,
 ) -> FinetuningRun:
     """Train to the end and leave the model at its best epoch. The caller's random numbers are left alone."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        run = FinetuningRun(model.to(device), images, rows, config, checkpoint)
+        run = FinetuningRun(model.to(device), images, rows, config, checkpoint, on_epoch)
         with stop_on_interrupt(enabled=checkpoint.kept) as interrupted:
             run.train(interrupted)
     run.best_model()

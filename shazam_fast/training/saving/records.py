@@ -3,19 +3,19 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...archive.archive import FeatureArchive
-from ...archive.inspection import describe_splits
 from ...runtime.devices import describe_device
 from ...runtime.files import write_durably
+from ...runtime.progress import Progress
 from ...scoring.metrics import Metrics
 
 HISTORY, METRICS = "history.csv", "metrics.json"
+OnEpoch = Callable[[dict[str, Any]], object]  # what is called with the record of every finished epoch
 SHOWN = {  # field of a record -> its name in the line of an epoch, and how its number is written
     "loss": ("loss", ".4f"),
     "val_loss": ("val loss", ".4f"),
@@ -26,22 +26,28 @@ SHOWN = {  # field of a record -> its name in the line of an epoch, and how its 
 }
 
 
-def describe_start(archive: FeatureArchive, device: torch.device, threads: int) -> str:
-    """Where a training runs and on what: device, threads, and the patients, slides and patches of each split.
+def describe_start(
+    splits: Mapping[str, Mapping[str, int | None]], device: torch.device, threads: int, work: str = "training"
+) -> str:
+    """Where a training runs and on what: device, threads, and the patients, slides and patches or images of each split.
 
     Args:
-        archive: the archive.
-        device: where the student computes.
+        splits: split -> how many of each there are; None where that is not known.
+        device: where the network computes.
         threads: of the CPU.
+        work: what the training is called.
+
+    >>> describe_start({"train": {"images": 30, "slides": None, "groups": 1}}, torch.device("cpu"), 2, "fine-tuning")
+    'fine-tuning on cpu, 2 threads; train 1 patient, 30 images'
     """
     place = f"cpu, {_count(threads, 'thread')}" if device.type == "cpu" else f"{device} ({describe_device(device)})"
-    words = {"groups": "patient", "slides": "slide", "patches": "patch"}
-    splits = [
-        f"{name} {', '.join(_count(n, word) for what, word in words.items() if (n := found[what]) is not None)}"
-        for name, found in describe_splits(archive).items()
+    words = {"groups": "patient", "slides": "slide", "patches": "patch", "images": "image"}
+    named = [
+        f"{name} {', '.join(_count(n, word) for what, word in words.items() if (n := found.get(what)) is not None)}"
+        for name, found in splits.items()
         if name != "none"
     ]
-    return f"training on {place}; {'; '.join(splits)}"
+    return f"{work} on {place}; {'; '.join(named)}"
 
 
 def _count(n: int, word: str) -> str:
@@ -57,6 +63,20 @@ def describe_epoch(record: Mapping[str, Any], epochs: int) -> str:
     """
     numbers = [f"{name} {record[key]:{form}}" for key, (name, form) in SHOWN.items() if key in record]
     return f"epoch {record['epoch'] + 1}/{epochs}: {', '.join(numbers)}"
+
+
+def tell_epoch(record: Mapping[str, Any], epochs: int, progress: Progress, on_epoch: OnEpoch | None) -> None:
+    """Say the line of a finished epoch, and hand a copy of its record to `on_epoch`.
+
+    Args:
+        record: of the epoch.
+        epochs: of the whole training.
+        progress: of the training.
+        on_epoch: what the caller of the training gave.
+    """
+    progress.tell(describe_epoch(record, epochs))
+    if on_epoch is not None:
+        on_epoch(dict(record))
 
 
 def write_records(out: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metrics]) -> None:
