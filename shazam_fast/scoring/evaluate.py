@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..annotation.seen import require_unseen
@@ -63,9 +64,7 @@ def evaluate(
     20
     """
     require_choice("level", level, LEVELS)
-    place, student, archive = choose_device(device), load_student(student), open_archive(archive)
-    require_same_classes(student.config, archive)
-    rows = labelled_rows(archive, split)
+    place, student, archive, rows = open_labelled(student, archive, split, device)
     if not allow_trained_slides:
         require_unseen(student.training_record, slides_of(archive, rows), archive.path, split)
     with (
@@ -103,6 +102,23 @@ def _per_slide(
         )
     means = mean_by_slide(probabilities, local, len(occurring))
     return means.astype(np.float32), labels[first]
+
+
+def open_labelled(
+    student: Student | str | Path, archive: ArchiveLike, split: str, device: str | None
+) -> tuple[torch.device, Student, FeatureArchive, NDArray[np.int64]]:
+    """What a student is compared with labels on.
+
+    Args:
+        student, archive, split, device: as for `evaluate`.
+
+    Returns the device, the student, the archive, and the rows of the split, int64 [n].
+
+    Raises ShazamError, ArchiveError and MismatchError as `evaluate` does.
+    """
+    place, student, archive = choose_device(device), load_student(student), open_archive(archive)
+    require_same_classes(student.config, archive)
+    return place, student, archive, labelled_rows(archive, split)
 
 
 def labelled_rows(archive: FeatureArchive, split: str) -> NDArray[np.int64]:

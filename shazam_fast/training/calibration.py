@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from ..annotation.seen import seen_slides
 from ..archive.archive import FeatureArchive
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike
 from ..errors import MismatchError
-from ..runtime.devices import choose_device
-from ..scoring.evaluate import labelled_rows, require_same_classes, slides_of
+from ..scoring.evaluate import open_labelled, slides_of
 from ..scoring.inference import ArchiveForm, infer, match_teachers, require_finite_results
 from ..scoring.metrics import compute_metrics
 from ..student.ensemble import Ensemble
-from ..student.loading import load_student
 from ..student.student import Student
 
 LEAST, MOST = 0.05, 20.0  # temperatures; a best one outside says that the split is too easy, or the student guesses
@@ -64,9 +62,7 @@ def calibrate(
     >>> sorted(sf.calibrate(student, archive, device="cpu").training_record["calibration"])
     ['calibration_error', 'cross_entropy', 'n_rows', 'split', 'temperature']
     """
-    place, student, archive = choose_device(device), load_student(student), open_archive(archive)
-    require_same_classes(student.config, archive)
-    rows = labelled_rows(archive, split)
+    place, student, archive, rows = open_labelled(student, archive, split, device)
     if trained := seen_slides(student.training_record, slides_of(archive, rows), ["train"]):
         raise MismatchError(
             f"{archive.path}: split {split!r} has {len(trained):,} slides that the student was trained on; the first "
