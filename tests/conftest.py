@@ -69,6 +69,12 @@ def real_patches():
     }
 
 
+@pytest.fixture
+def small_maps(monkeypatch):
+    """Maps of slides with few pixels, for tests of other things: a page in full size takes half a second."""
+    monkeypatch.setattr("shazam_fast.reporting.slide_scores.LONG_SIDE", 90)
+
+
 @pytest.fixture(scope="session")
 def real_archive(tmp_path_factory):
     return sf.open(sf.write_archive(tmp_path_factory.mktemp("real") / "oscc.archive", **real_patches()))

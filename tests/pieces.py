@@ -4,6 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from fuzzing import EXAMPLES
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ import shazam_fast as sf
 from shazam_fast._core import FeatureStore, StoreError
 
 STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
-FUZZ = settings(max_examples=1500, deadline=None, database=None)
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, database=None)
 
 
 def read_rows(path, piece):

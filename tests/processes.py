@@ -82,7 +82,7 @@ class Process:
 def run(source: str, *arguments: Any, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python source in a process of its own to its end; see `Process`."""
     process = Process(source, *arguments, **options)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=550)
     assert not (check and process.returncode), stderr
     return subprocess.CompletedProcess([source, *arguments], process.returncode or 0, stdout, stderr)
 

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import os
 import random
 
 import numpy as np
 import pytest
+from fuzzing import EXAMPLES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shazam_fast as sf
 
-EXAMPLES = int(os.environ.get("SHAZAM_FUZZ", "500"))
 SLIDES = ("s1", "s10", "TCGA-3C.F6-1", "Präparat 1", "1009250", "siteA/001", "siteB/001", "b,c;d", "x")
 MISSING = ("", "NA", "NaN", "nan", "N/A", "None", " ", "<NA>", "null")
 CLASSES = ("tumour", "normal", "grade 10", "grade 2", "none", "HER2+", "a;b,c")

@@ -127,22 +127,21 @@ def test_an_odd_number_of_bytes_leaves_the_parts_readable(tmp_path):
 
 
 def test_a_large_archive_is_written_in_little_memory(tmp_path):
-    """2 GB through memory maps in a process that may take 600 MB on top of its imports."""
+    """300 MB through a memory map, in a process that takes less than a third of that for it."""
     script = """
-import numpy as np, resource, sys
+import numpy as np, sys
 import shazam_fast as sf
-rows, dim = 100_000, 4864
+rows, dim = 30_000, 4864
 source = np.memmap(sys.argv[1] + "/source.npy", dtype=np.float16, mode="w+", shape=(rows, dim))
 before = int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
 sf.write_archive(sys.argv[1] + "/a", {"uni": source[:, :1024], "rest": source[:, 1024:]})
-peak = before
 after = int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
 archive = sf.open(sys.argv[1] + "/a")
 assert archive.n_rows == rows
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, after - before)
+print(after - before)
 """
     run = processes.run(script, tmp_path, check=True)
-    assert int(run.stdout.split()[1]) < 300_000  # KiB
+    assert int(run.stdout) < 100_000  # KiB
 
 
 # Bad input, one test an error.

@@ -93,6 +93,7 @@ def test_splits_that_are_missing(cohort):
     accepted("train", cohort, "--out", "run", "--splits", "splits.csv", *options)
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_a_patch_size_that_is_not_known(tmp_path, monkeypatch, trained):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra: heatmap)")
     monkeypatch.chdir(tmp_path)

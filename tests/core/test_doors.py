@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzzing import EXAMPLES
 
 from shazam_fast import _core
 
-CALLS = int(os.environ.get("SHAZAM_CALLS", "40000"))  # more of them for a longer look
+CALLS = 30 * EXAMPLES
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import processes
 import pytest
+from fuzzing import EXAMPLES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +24,6 @@ from shazam_fast.formats.pieces import Place
 from shazam_fast.layouts.directories import find_features
 
 h5py = pytest.importorskip("h5py")
-
-DAMAGED_FILES = 2000
 
 
 def make_features(rows, columns=6, dtype=np.float32, seed=0):
@@ -623,12 +623,12 @@ def open_damaged_files(folder, examples):
 
 def test_damaged_files_neither_crash_nor_hang(tmp_path):
     """In a process of its own: a crash in the HDF5 library, or an alarm, ends it with a signal."""
-    run = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, check=False)
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from test_hdf5 import *\n"
+        "open_damaged_files(Path(sys.argv[2]), EXAMPLES)"
+    )
+    run = processes.run(script, Path(__file__).parent, tmp_path)
     assert run.returncode == 0, f"{tmp_path / 'damaged.h5'}: ended with {run.returncode}: {run.stderr[-2000:]}"
     opened_and_refused = [int(count) for count in run.stdout.split()]
-    assert sum(opened_and_refused) >= DAMAGED_FILES
-    assert min(opened_and_refused) > DAMAGED_FILES // 20
-
-
-if __name__ == "__main__":
-    open_damaged_files(Path(sys.argv[1]), DAMAGED_FILES)
+    assert sum(opened_and_refused) >= EXAMPLES
+    assert min(opened_and_refused) > EXAMPLES // 20

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import xxhash
+from fuzzing import EXAMPLES
 
 from shazam_fast.formats.geometry import Geometry
 from shazam_fast.formats.index import folder
@@ -17,7 +18,7 @@ from shazam_fast.formats.index.scan import digest_of
 from shazam_fast.formats.index.table import DamagedError, Table
 from shazam_fast.formats.pieces import ITEM_BYTES, FileState, Piece, Place, StoredCoords
 
-MUTATIONS = int(os.environ.get("SHAZAM_MUTATIONS", "150"))
+MUTATIONS = max(EXAMPLES // 10, 50)
 NUMBERS = (-1, 0, 1, 2, 9, 1 << 31, 1 << 62, (1 << 63) - 1, -(1 << 63))
 ROOT = b"/data/cohort"
 

@@ -6,14 +6,7 @@ import pytest
 import torch
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.token_attention import token_attention
-
-# B, N, D: every padded number of teachers, full and not; batches of one, of part of a tile and of several tiles; D odd,
-# whole and beyond one block. Patches are independent: larger batches only repeat these.
-SHAPES = [
-    (1, 1, 5), (17, 1, 33), (3, 2, 200), (1, 3, 33), (9, 4, 128), (2, 4, 1100), (3, 5, 33), (3, 8, 33), (3, 16, 33),
-    (2, 32, 33),
-]  # fmt: skip
-CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 5, False), (9, 4, 128, False), (2, 32, 33, False)]
+from token_cases import CASES
 
 
 def expected(q, k, v, present, pool):
@@ -58,7 +51,7 @@ def test_results_and_gradients_are_those_of_the_definition(B, N, D, missing, poo
 
 
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize(("B", "N", "D"), [(9, 4, 128), (2, 8, 1100), (2, 32, 33)])
+@pytest.mark.parametrize(("B", "N", "D"), [(5, 4, 128), (1, 8, 1100)])
 def test_float32(B, N, D, pool, device):
     tokens, present = make_tokens(B, N, D, device, missing=True)
     single = [x.detach().float().requires_grad_() for x in tokens]
@@ -72,7 +65,7 @@ def test_float32(B, N, D, pool, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("pool", [False, True])
 def test_low_precision_errs_at_most_twice_as_much_as_pytorch(dtype, pool, device):
-    tokens, present = make_tokens(16, 4, 128, device, dtype, missing=True)
+    tokens, present = make_tokens(8, 4, 128, device, dtype, missing=True)
     exact = run(expected, [x.detach().double().requires_grad_() for x in tokens], present, pool)
     ours = run(token_attention, tokens, present, pool)
     plain = run(expected, tokens, present, pool)
@@ -85,7 +78,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_pytorch(dtype, pool, device
 
 @pytest.mark.parametrize("pool", [False, True])
 def test_gradcheck(pool, device):
-    tokens, present = make_tokens(2, 3, 2, device, missing=True)
+    tokens, present = make_tokens(1, 3, 2, device, missing=True)
     assert torch.autograd.gradcheck(lambda *x: token_attention(*x, present, pool), tokens, fast_mode=True)
 
 

@@ -4,14 +4,8 @@ import pytest
 import torch
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.distillation import distillation_loss, distillation_losses
+from token_cases import CASES
 
-# B, N, D: every padded number of teachers, full and not; batches of one, of part of a tile and of several tiles; D odd,
-# whole and beyond one block. Patches are independent: larger batches only repeat these.
-SHAPES = [
-    (1, 1, 5), (17, 1, 33), (3, 2, 200), (1, 3, 33), (9, 4, 128), (2, 4, 1100), (3, 5, 33), (3, 8, 33), (3, 16, 33),
-    (2, 32, 33),
-]  # fmt: skip
-CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 5, False), (9, 4, 128, False), (2, 32, 33, False)]
 HUBERS = ["norm", "elementwise"]
 
 

@@ -9,10 +9,10 @@ from shazam_fast.kernels.student_stack import bare_stack
 
 # B, N, D, K: tiles of one patch and of many, whole and not; every slicing of D that runs in seconds
 SHAPES = [
-    (1, 1, 16, 2), (17, 1, 16, 1), (9, 2, 32, 2), (3, 3, 16, 3), (1, 4, 64, 2), (5, 4, 16, 2), (3, 4, 128, 5),
-    (3, 5, 32, 1), (3, 8, 16, 1), (1, 16, 32, 2), (3, 16, 16, 2),
+    (1, 1, 16, 2), (17, 1, 16, 1), (5, 2, 32, 2), (3, 3, 16, 3), (1, 4, 64, 2), (3, 4, 128, 2), (3, 5, 32, 1),
+    (3, 8, 16, 1), (2, 16, 16, 2),
 ]  # fmt: skip
-CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 16, 2, False), (3, 4, 128, 5, False), (3, 5, 32, 1, False)]
+CASES = [(*shape, True) for shape in SHAPES] + [(1, 1, 16, 2, False), (3, 5, 32, 1, False)]
 BLOCKS = ["bare", "residual"]
 
 
@@ -79,7 +79,7 @@ def test_results_and_gradients_are_those_of_the_definition(block, B, N, D, K, mi
 @pytest.mark.parametrize("rows", [4, 8, 16])
 def test_any_number_of_rows_per_program(block, rows, device, monkeypatch):
     """Two teachers: 2, 4 or 8 patches per program, the last one not full. Small batches above take the fewest."""
-    inputs, present = make_inputs(block, 9, 2, 16, 2, device, missing=True)
+    inputs, present = make_inputs(block, 9, 2, 16, 1, device, missing=True)
     monkeypatch.setattr(launch, "choose_rows", lambda *_: rows)
     for found, wanted in both(block, inputs, present):
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
@@ -97,7 +97,7 @@ def test_small_batches_take_programs_of_few_rows(B, N, precision, wanted):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize(("B", "N", "D", "K"), [(5, 3, 16, 3), (3, 5, 64, 2), (3, 4, 128, 5), (2, 4, 256, 1)])
+@pytest.mark.parametrize(("B", "N", "D", "K"), [(3, 5, 64, 2), (1, 4, 128, 5), (1, 4, 256, 1)])
 def test_float32(block, B, N, D, K, device):
     inputs, present = make_inputs(block, B, N, D, K, device, torch.float32, missing=True)
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -114,7 +114,7 @@ def test_float32(block, B, N, D, K, device):
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("tf32", torch.float16)]
 )
 def test_low_precision_errs_at_most_twice_as_much_as_pytorch(block, precision, dtype, device):
-    inputs, present = make_inputs(block, 8, 4, 64, 3, device, torch.float32, missing=True)
+    inputs, present = make_inputs(block, 8, 4, 32, 2, device, torch.float32, missing=True)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     wanted = with_gradients(plain_stack(block, exact, present), exact)
     found = with_gradients(fused_stack(block, inputs, present, precision), inputs)
@@ -147,7 +147,7 @@ def test_sharp_attention_is_as_good_as_plain_float32(block, sharpness, device):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_gradcheck(block, device):
-    inputs, present = make_inputs(block, 2, 3, 16, 2, device, missing=True)
+    inputs, present = make_inputs(block, 1, 3, 16, 2, device, missing=True)
     assert torch.autograd.gradcheck(lambda *x: fused_stack(block, x, present)[0], inputs, fast_mode=True)
 
 

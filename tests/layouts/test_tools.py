@@ -54,6 +54,7 @@ TOOLS = {
 }
 
 
+@pytest.mark.usefixtures("small_maps")
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tools_files_through_every_door(tmp_path, name):
     tool, source = TOOLS[name], getattr(tools, name)(tmp_path / name)

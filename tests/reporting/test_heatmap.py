@@ -27,6 +27,7 @@ def squares(folder):
     return found
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_geojson_is_what_qupath_reads(tmp_path):
     (picture,) = sf.heatmap(make_scores({"slide 1": GRID}), tmp_path, patch_size=224)
     assert picture.name == "slide 1.png"
@@ -65,6 +66,7 @@ def test_many_classes(tmp_path):
     assert picture.shape[0] < 1500, "a legend has at most 16 lines"
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_sizes_come_from_the_files_slide_by_slide(tmp_path):
     """Neither the distance of neighbours nor one size for all: two lattices, a slide of one patch."""
     two_lattices = [*GRID, *((x + 8003, y + 11) for x, y in GRID)]
@@ -78,6 +80,7 @@ def test_sizes_come_from_the_files_slide_by_slide(tmp_path):
     }
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_micrometres_become_pixels(tmp_path):
     slides = {"s": [(0, 0), (112, 0)][::-1]}
     with pytest.raises(sf.MismatchError, match=r"slide 's': its positions are in micrometres .*mpp= \(--mpp\)"):
@@ -91,6 +94,7 @@ def test_micrometres_become_pixels(tmp_path):
     assert squares(tmp_path / "d") == {"s": ([224, 0], 200)}
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_an_unknown_size_is_asked_for(tmp_path):
     with pytest.raises(sf.MismatchError, match=r"slide 's': .*size of its patches; .*patch_size= \(--patch-size\)"):
         sf.heatmap(make_scores({"s": GRID}), tmp_path / "maps")
@@ -99,12 +103,14 @@ def test_an_unknown_size_is_asked_for(tmp_path):
     assert squares(tmp_path) == {"s": ([1000, 5000], 300)}
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_a_size_that_replaces_a_recorded_one_is_said(tmp_path, caplog):
     sf.heatmap(make_scores({"s": GRID}, geometry={"s": recorded(224)}), tmp_path, patch_size=300)
     assert caplog.messages == ["patch_size 300 replaces the recorded size of 1 slides ('s': 224)"]
     assert squares(tmp_path) == {"s": ([1000, 5000], 300)}
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_slides_without_positions_are_passed_over(tmp_path, caplog):
     slides = {"none": [(-1, -1)] * 3, "some": [*GRID, (-1, -1)], "other none": [(-1, -1)], "all": GRID}
     with caplog.at_level(logging.WARNING):
@@ -172,6 +178,7 @@ def test_no_two_slides_share_a_file():
     assert file_stems(names) == stems
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_odd_names_are_drawn(tmp_path):
     """Names of slides in other scripts or longer than the page; "." and ".." stay in the directory."""
     names = [".", "..", "\u75c5\u7406" * 60, "$x$ " * 80, "$\\x{$", "a/b"]
@@ -181,6 +188,7 @@ def test_odd_names_are_drawn(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["maps"]
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_scores_of_a_whole_archive(trained, tmp_path):
     student, archive = trained
     scores = sf.score(student, archive, tmp_path / "scores")
@@ -230,12 +238,14 @@ def test_directories_that_hold_something_else(trained, tmp_path):
         assert sorted((tmp_path / name).iterdir()) == before
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_patches_at_one_position_are_said(tmp_path, caplog):
     sf.heatmap(make_scores({"s": [(256, 0)] * 4, "t": GRID}), tmp_path, patch_size=256)
     assert "slide 's': 3 of 4 patches lie at the position of another one, the first at (256, 0)" in caplog.text
     assert "'t'" not in caplog.text
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_negative_positions_are_positions(tmp_path, caplog):
     sf.heatmap(make_scores({"s": [(-224, -1), (0, -1), (-1, -1)]}), tmp_path, patch_size=224)
     content = json.loads((tmp_path / "s.geojson").read_text())
@@ -252,6 +262,7 @@ def test_no_module_hides_a_public_function():
     assert callable(sf.heatmap)
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_options_that_are_not_used_are_said(tmp_path, caplog):
     slides = {"s": [(0, 0), (112, 0)], "t": GRID}
     geometry = {"s": recorded(112, "micrometres", 0.5), "t": recorded(224)}

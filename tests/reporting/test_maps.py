@@ -57,6 +57,7 @@ def test_chosen_colours_and_order(tmp_path):
     assert legend == ["carcinoma", "normal", "adenoma"]
 
 
+@pytest.mark.usefixtures("small_maps")
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_formats(tmp_path, suffix):
     (picture,) = sf.heatmap(make_scores({"s": GRID}, geometry=known()), tmp_path, panels=["classes"], format=suffix)
@@ -64,6 +65,7 @@ def test_formats(tmp_path, suffix):
     assert picture.stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_influence(tmp_path, trained):
     student, archive = trained
     scores = sf.score(student, archive, influence=True, device="cpu")
@@ -75,20 +77,21 @@ def test_influence(tmp_path, trained):
     assert tile["properties"]["measurements"]["influence: virchow"] == pytest.approx(scores.influence[row, 2], abs=1e-6)
 
 
-@pytest.fixture
-def quarters(tmp_path):
+@pytest.fixture(scope="module")
+def quarters(tmp_path_factory):
     """A slide of 4096 x 4096 pixels with four colours, as a pyramid and as an image of a sixteenth."""
     tifffile = pytest.importorskip("tifffile")
     colours = np.array([[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [200, 200, 0]]], np.uint8)
     level0 = colours.repeat(2048, axis=0).repeat(2048, axis=1)
-    (tmp_path / "slides").mkdir()
-    with tifffile.TiffWriter(tmp_path / "slides" / "s.tif") as file:
+    folder = tmp_path_factory.mktemp("quarters")
+    (folder / "slides").mkdir()
+    with tifffile.TiffWriter(folder / "slides" / "s.tif") as file:
         options = {"tile": (256, 256), "photometric": "rgb"}
         file.write(level0, subifds=1, **options)
         file.write(level0[::4, ::4], subfiletype=1, **options)
-    (tmp_path / "images").mkdir()
-    Image.fromarray(level0[::16, ::16]).save(tmp_path / "images" / "s.png")
-    return tmp_path
+    (folder / "images").mkdir()
+    Image.fromarray(level0[::16, ::16]).save(folder / "images" / "s.png")
+    return folder
 
 
 @pytest.mark.parametrize(("folder", "downsample"), [("slides", None), ("images", 16.0)])
@@ -141,6 +144,7 @@ def test_tissue_that_is_not_there(quarters, tmp_path):
         sf.heatmap(make_scores({"s": GRID}, geometry=known()), tmp_path / "out", tissue=quarters / "images")
 
 
+@pytest.mark.usefixtures("small_maps")
 def test_merged_patches_cover_what_the_tiles_cover(tmp_path):
     rng = np.random.default_rng(0)
     places = [(x * 224, y * 224) for x in range(12) for y in range(9) if rng.random() < 0.8]

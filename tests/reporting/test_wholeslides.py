@@ -33,7 +33,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def small_maps(monkeypatch):
+def small_pages(monkeypatch):
     monkeypatch.setattr(picture, "LONG_SIDE", 256)  # a page in full size takes a second
 
 
