@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzzing import EXAMPLES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import make_patches
@@ -97,7 +98,7 @@ def test_an_edited_document_is_noticed_unless_the_checksum_is_removed(tmp_path):
 
 # Mutated documents
 
-MUTATIONS = int(os.environ.get("SHAZAM_MUTATIONS", "150"))
+MUTATIONS = max(EXAMPLES // 10, 50)
 TOKENS = [b"null", b"-1", b"9" * 30, b"9" * 5000, b"1e999", b"NaN", b"\xff", b"\\ud800"]
 TOKENS += [b'"', b"[", b"{", b"[[[[", b"]", b"}", b","]
 
