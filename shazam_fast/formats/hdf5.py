@@ -10,6 +10,7 @@ h5py finds the datasets and says where their rows lie; the features themselves a
 Published features may have a leading axis of 1 (UNI2-h), which is dropped.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,16 +50,31 @@ def read_piece(path: Path, dataset: str | None = None) -> Piece:
 def opened(path: Path) -> Iterator[Any]:
     """The h5py.File at `path`; whatever h5py raises on it becomes an ArchiveError."""
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         raise ShazamError("h5py is needed to open .h5 files: pip install 'shazam_fast[hdf5]'") from None
     try:
         if not path.is_file():
             raise ArchiveError(f"{path}: no such file, or not a regular one", "missing")
-        with h5py.File(path, "r") as file:
+        with _open(path) as file:
             yield file
     except H5PY_ERRORS as error:
         raise ArchiveError(f"{path}: HDF5 cannot read it, it is corrupt or still being written: {error}") from error
+
+
+_access: list[
+    Any
+] = []  # the properties of files that h5py.File(path, "r") makes anew for every file, as long as opening
+
+
+def _open(path: Path) -> Any:
+    import h5py
+
+    if _access:
+        return h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, _access[0]))
+    file = h5py.File(path, "r")
+    _access.append(file.id.get_access_plist())
+    return file
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,7 @@ def _read_features(path: Path, file: Any, name: str | None) -> Piece:
     runs, stored = np.empty((0, 3), np.int64), features.dtype
     if rows:
         _check_mappable(path, features, stored)
-        runs = locate_rows(path, features)
+        runs = locate_rows(path, features, stored)
     coords, place, geometry = read_positions(path, file, rows)
     dtype = DTYPES.get(stored.str, "float32")
     encoder = _encoder(path, file, features)
@@ -134,7 +150,7 @@ def _read_features(path: Path, file: Any, name: str | None) -> Piece:
 
 
 def _check_mappable(path: Path, features: Any, dtype: np.dtype[Any]) -> None:
-    obstacle = mapping_obstacle(features)
+    obstacle = mapping_obstacle(features, dtype)
     if dtype.kind not in "fV":
         raise ArchiveError(
             f"{path}: dataset {features.name!r} is {dtype}; features are float16 or float32: save them so",
@@ -170,7 +186,7 @@ def read_positions(
         return np.empty((0, 2), native), None, _read_geometry(path, file, coords, None)
     if width < 2:
         raise ArchiveError(f"{path}: coords have {width} column; x and y were expected")
-    values, place = read_matrix(path, coords)
+    values, place = read_matrix(path, coords, stored)
     geometry = _read_geometry(path, file, coords, values if width == 5 else None)
     return np.ascontiguousarray(values[:, :2], dtype=native), place, geometry
 
@@ -239,7 +255,7 @@ def _member(path: Path, file: Any, name: str) -> Any:
         if link != h5py.h5l.TYPE_HARD:
             raise NotInPlaceError(f"{path}: {name!r} is a link to elsewhere; {CONVERT}")
         member = h5py.h5o.open(found.id, part.encode())
-        found = h5py.Dataset(member) if isinstance(member, h5py.h5d.DatasetID) else found[part]  # faster than [part]
+        found = h5py.Dataset(member, readonly=True) if isinstance(member, h5py.h5d.DatasetID) else found[part]
     return found
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ Value = str | NDArray[np.float64]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE, CONTINUATION = 0x0C, 0x10  # types of header messages
+HEAD_1, HEAD_2 = Struct("<HH"), Struct("<BH")  # type and length of a message in headers of version 1 and 2
 MAX_BLOCK = 1 << 20  # bytes of a header or a heap; their usual size is 4096
 MAX_MESSAGES = 10_000
 INTEGER, FLOAT, FIXED_STRING, VARIABLE_STRING = 0, 1, 3, 9  # classes of datatypes
@@ -83,21 +85,18 @@ def _messages(file: _Bytes, address: int) -> Iterator[bytes]:
         flags, step = -1, 8
         blocks = [(address + 16, _int(head[8:12]))]
     left = MAX_MESSAGES
+    kind_and_length = HEAD_1 if flags < 0 else HEAD_2
     while blocks:
         start, size = blocks.pop()
         content = file.read(start, size)
         at = 0
         while at + step <= len(content) and left:
             left -= 1
-            if flags < 0:
-                kind, length = _int(content[at : at + 2]), _int(content[at + 2 : at + 4])
-            else:
-                kind, length = content[at], _int(content[at + 1 : at + 3])
-            message = content[at + step : at + step + length]
-            at += step + length
+            kind, length = kind_and_length.unpack_from(content, at)
+            start, at = at + step, at + step + length
             if kind == ATTRIBUTE:
-                yield message
-            elif kind == CONTINUATION and len(message) >= 16:
+                yield content[start:at]
+            elif kind == CONTINUATION and len(message := content[start:at]) >= 16:
                 place, count = _int(message[:8]), _int(message[8:16])
                 blocks.append((place, count) if flags < 0 else (place + 4, count - 8))  # signature and checksum
 

@@ -4,6 +4,8 @@ A contiguous dataset is one run of rows. A chunked one keeps a table of chunks, 
 size; chunks that were appended one after another usually lie one after another, and merge into few runs.
 """
 
+import os
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from .pieces import Place
 USER_BLOCK_COUNTED = (1, 14, 4)
 
 
-def mapping_obstacle(dataset: Any) -> str | None:
+def mapping_obstacle(dataset: Any, dtype: np.dtype[Any]) -> str | None:
     """What keeps the rows of `dataset` ([rows, columns], or with a leading axis of 1) from being read in place.
+
+    dtype: that of the dataset, which h5py is slow to tell; likewise below.
 
     None when nothing does; otherwise words that continue "the dataset is ...".
     """
@@ -29,30 +33,37 @@ def mapping_obstacle(dataset: Any) -> str | None:
     if properties.get_nfilters():
         filters = ", ".join(properties.get_filter(i)[3].decode() for i in range(properties.get_nfilters()))
         return f"compressed or filtered ({filters})"
-    layout, dtype = properties.get_layout(), dataset.dtype
+    layout = properties.get_layout()
     if layout == h5py.h5d.COMPACT:
         return "stored inside the header (compact)"
     if layout == h5py.h5d.CHUNKED:
         chunks = properties.get_chunk()
-        if chunks[-1] < dataset.shape[-1]:
-            return f"cut into chunks of {chunks}, which split the {dataset.shape[-1]} columns"
+        if chunks[-1] < (columns := dataset.shape[-1]):
+            return f"cut into chunks of {chunks}, which split the {columns} columns"
         if h5py.version.hdf5_version_tuple < USER_BLOCK_COUNTED and dataset.file.userblock_size:
             return f"behind a user block, which HDF5 {h5py.version.hdf5_version} does not count"
     # bfloat16 and 12-bit integers, say, are handed out as the next larger NumPy type
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype)):
+    if not dataset.id.get_type().equal(_type_of(dtype)):
         return f"stored in another form than {dtype}"
     return None
 
 
-def locate_rows(path: Path, dataset: Any) -> NDArray[np.int64]:
+@cache
+def _type_of(dtype: np.dtype[Any]) -> Any:
+    import h5py
+
+    return h5py.h5t.py_create(dtype)
+
+
+def locate_rows(path: Path, dataset: Any, dtype: np.dtype[Any]) -> NDArray[np.int64]:
     """Runs of evenly spaced rows of a `dataset` that has rows and no obstacle, in order.
 
     Returns int64 [n, 3]: byte offset in the file at `path`, rows, row stride in bytes. Raises ArchiveError when rows
     were never written or do not lie within the file.
     """
     rows, columns = dataset.shape[-2:]
-    size = path.stat().st_size
-    chunks, item = dataset.chunks, dataset.dtype.itemsize
+    size = os.stat(path).st_size
+    chunks, item = dataset.chunks, dtype.itemsize
     if chunks:
         offsets = _chunk_offsets(path, dataset, size, chunks, prod(chunks) * item)
         return _merge(offsets, rows, chunks[-2], chunks[-1] * item)
@@ -65,15 +76,15 @@ def locate_rows(path: Path, dataset: Any) -> NDArray[np.int64]:
     return np.array([[offset, rows, stride]], dtype=np.int64)
 
 
-def read_matrix(path: Path, dataset: Any) -> tuple[NDArray[np.generic], Place | None]:
+def read_matrix(path: Path, dataset: Any, dtype: np.dtype[Any]) -> tuple[NDArray[np.generic], Place | None]:
     """The values [rows, columns] of a small `dataset` that has rows, and their place.
 
     They are read in place, or, where they cannot be, through h5py; the place is None then. In place is faster: of
     chunks of one row, h5py reads 200,000 per second.
     """
     rows, columns = dataset.shape[-2:]
-    if not mapping_obstacle(dataset):
-        place = Place(locate_rows(path, dataset), columns, dataset.dtype.str)
+    if not mapping_obstacle(dataset, dtype):
+        place = Place(locate_rows(path, dataset, dtype), columns, dtype.str)
         return place.read(path), place
     if dataset.chunks:  # h5py gives zeros for chunks that are missing
         chunks = prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
@@ -124,6 +135,8 @@ def _list_chunks(dataset_id: Any, limit: int) -> list[Any]:
 def _merge(offsets: NDArray[np.int64], rows: int, chunk_rows: int, stride: int) -> NDArray[np.int64]:
     """Runs [n, 3] of the chunks at `offsets` [chunks]; the last chunk is clipped to `rows` in all."""
     gaps = offsets[1:] - offsets[:-1]
+    if chunk_rows == 1 and len(gaps) > 1 and gaps[0] >= stride and (gaps == gaps[0]).all():  # as most small files
+        return np.array([[offsets[0], rows, gaps[0]]])
     joined = gaps == chunk_rows * stride  # [chunks - 1], with the next chunk
     if chunk_rows == 1:
         # rows at any even distance are one run; where two distances meet, the row between belongs to the first
