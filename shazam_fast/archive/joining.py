@@ -15,12 +15,13 @@ from ..formats.index.trees import Trees
 from ..formats.pieces import UNKNOWN, Contents, CoordsColumn, InMemory, Source, StoredCoords
 from ..runtime.progress import Progress
 from ..tables.slide_names import choose_slides, match_slides
-from .alignment import FIELDS, NOTHING, Joined, join_slide
+from .alignment import FIELDS, NO_COLUMNS, NOTHING, Joined, join_slide
 from .matrices import Loads, Matrix
 
 logger = logging.getLogger("shazam_fast")
 
 Key = tuple[str, str]  # slide and part
+PROGRESS_STEP = 64  # slides between two steps of the progress bar, which take as long as joining one
 
 
 # Over 40 lines: every option is documented here.
@@ -83,8 +84,9 @@ def _join_slides(
     """The teachers' files of every slide; slides that cannot be joined go to `left_out` if given, with all parts."""
     joined: dict[Key, Joined] = {}
     with Progress(f"opening {path.name}", len(keys), "slides") as progress:
-        for key in keys:
-            progress.advance(1)
+        for number, key in enumerate(keys):
+            if number % PROGRESS_STEP == 0:
+                progress.advance(PROGRESS_STEP)
             chosen = {teacher: files[key] for teacher, files in by_teacher.items()}
             try:
                 found = join_slide(chosen, loads)
@@ -144,6 +146,9 @@ def _common_keys(
         wanted = [names[index] for index in choose_slides(names, slides, str(path))]
         rank = {slide: place for place, slide in enumerate(wanted)}
         keys = sorted((key for key in keys if key[0] in rank), key=lambda key: (rank[key[0]], key[1]))
+    first, *others = by_teacher.values()
+    if all(files.keys() == first.keys() for files in others):
+        return keys
     lone = [key for key in keys if not all(key in files for files in by_teacher.values())]
     lone = [key for key in lone if not _is_empty([files[key] for files in by_teacher.values() if key in files])]
     for key in lone:
@@ -197,7 +202,8 @@ def _assemble(
         columns["coords"] = CoordsColumn(parts, rows, _concatenate_coords)
         if not any(isinstance(part, StoredCoords) for part in parts):  # read already; errors come while opening
             columns["coords"] = InMemory(columns["coords"]())
-    for name in FIELDS:
+    without = all(found.columns is NO_COLUMNS for found in joined.values())
+    for name in () if without else FIELDS:
         values = [found.columns[name] for found in joined.values()]
         if any(column is not None for column in values):
             known[name] = _concatenate(values, rows, name)

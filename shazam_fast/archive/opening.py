@@ -170,6 +170,9 @@ def _no_garbage_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():  # of the user, which stays
+            gc.freeze()  # all that is there,
+            gc.unfreeze()  # and thus among the old objects, without being looked at
         if was_enabled:
             gc.enable()
 

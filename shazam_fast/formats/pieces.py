@@ -35,7 +35,7 @@ class FileState(NamedTuple):
     def of(cls, path: str) -> "FileState":
         """The state of a file as it is now. Raises OSError when it is gone."""
         status = os.stat(path)
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return tuple.__new__(cls, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))  # fast
 
 
 class Place(msgspec.Struct, frozen=True, eq=False, gc=False):

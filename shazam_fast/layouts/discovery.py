@@ -133,9 +133,9 @@ def _list_folder(listing: Listing, folder: str, entries: Sequence[os.DirEntry[st
             if _is_left_to_others(listing, entry):
                 continue
             inner.append((entry.is_symlink(), (entry.path, f"{folder}/{entry.name}".lstrip("/"))))
-        elif why := _reason_to_pass(entry.name):
+        elif why := _reason_to_pass(entry.name, kind := kind_of(entry.name)):
             listing.pass_over(entry.path, why)
-        elif kind := kind_of(entry.name):
+        elif kind:
             listing.files.append(File(folder, entry.name, kind, entry.path, entry.name in locks))
             locks.discard(entry.name)
     for name in sorted(locks):  # a slide that is being written and is not there yet
@@ -157,12 +157,14 @@ def _is_left_to_others(listing: Listing, entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _reason_to_pass(name: str) -> str:
+def _reason_to_pass(name: str, kind: str) -> str:
     """Why a file that could be features is passed over; "" if it is not, or could not be."""
+    if kind and name.count(".") == 1 and name[0] != ".":
+        return ""  # as of most files
     suffix = _suffix(name)
     stem = name[: len(name) - len(suffix)]
     unfinished = suffix in TEMPORARY and not name.endswith(LOCK)
-    if (kind_of(stem) if unfinished else KINDS.get(suffix)) not in MAPPED_KINDS:
+    if (kind_of(stem) if unfinished else kind) not in MAPPED_KINDS:
         return ""
     if name.startswith("."):
         return "hidden"

@@ -49,18 +49,16 @@ class Trees:
             return list(sources)
         now = time.time_ns()
         tables = self._load(now)
-        result, unknown, keys, key_of = list(sources), [], set(), _Keys()
-        look_up, hits = _Lookup(tables), 0
-        for place, source in enumerate(sources):
-            if source.asks is None:
-                continue
-            key = key_of(source)
-            if (piece := look_up(key, source)) is None:
-                unknown.append(place)
-                keys.add(key)
-            else:
-                result[place] = _in_hand(source, piece)
-                hits += 1
+        result, key_of = list(sources), _Keys()
+        asked = [place for place, source in enumerate(sources) if source.asks is not None]
+        keys = [key_of(sources[place]) for place in asked]
+        known = _look_up(tables, keys, [sources[place] for place in asked])
+        for place, piece in zip(asked, known, strict=True):
+            if piece is not None:
+                result[place] = _in_hand(sources[place], piece)
+        unknown = [place for place, piece in zip(asked, known, strict=True) if piece is None]
+        outdated = {key for key, piece in zip(keys, known, strict=True) if piece is None}
+        hits = len(asked) - len(unknown)
         new: dict[str, Learned] = {}
         try:
             with Progress(description, len(unknown), "files") as progress:
@@ -74,7 +72,7 @@ class Trees:
                         new[key_of(source)] = learned
         finally:
             if new or hits < sum(len(table.numbers) for table in tables.values()):
-                self._keep(new, keys, tables, now)
+                self._keep(new, outdated, tables, now)
         return result
 
     def _load(self, now: int) -> dict[bytes, Table]:
@@ -120,31 +118,30 @@ class _Keys:
         return path if path.startswith("/") else f"{self._here}/{path}"
 
 
-class _Lookup:
-    """The piece of a source whose files are as they were when it was read; None for others."""
+def _look_up(tables: Mapping[bytes, Table], keys: Sequence[str], sources: Sequence[Source]) -> list[Piece | None]:
+    """The pieces of sources, by their keys, whose files are as they were when they were read; None for others."""
+    seen: dict[str, tuple[int, ...] | None] = {}  # states, of a file of several teachers asked for once
 
-    def __init__(self, tables: Mapping[bytes, Table]) -> None:
-        self._tables = list(tables.values())
-        self._states: dict[str, tuple[int, ...] | None] = {}
-
-    def __call__(self, key: str, source: Source) -> Piece | None:
-        for table in self._tables:
-            if (number := table.numbers.get(key)) is None:
-                continue
-            states = table.states(number)
-            beside = [self._state(file) for file in source.beside] if source.beside else []
-            if states[0] == self._state(source.path) and states[1:] == beside:
-                return table.piece(number, key[: key.index("\0")], states[0], source.read)
-        return None
-
-    def _state(self, file: str) -> tuple[int, ...] | None:
-        """Of a file of several teachers only once."""
-        if file not in self._states:
+    def state_of(path: str) -> tuple[int, ...] | None:
+        if path not in seen:
             try:
-                self._states[file] = FileState.of(file)
+                seen[path] = FileState.of(path)
             except OSError:
-                self._states[file] = None
-        return self._states[file]
+                seen[path] = None
+        return seen[path]
+
+    pieces: list[Piece | None] = [None] * len(sources)
+    for table in tables.values():
+        number_of = table.numbers.get
+        for place, (key, source) in enumerate(zip(keys, sources, strict=True)):
+            if (number := number_of(key)) is None or pieces[place] is not None:
+                continue
+            state, *beside = table.states(number)
+            path = source.path
+            if state == state_of(path) and (not source.beside or beside == [state_of(one) for one in source.beside]):
+                absolute = path if path.startswith("/") else key[: key.index("\0")]
+                pieces[place] = table.piece(number, absolute, state, source.read)
+    return pieces
 
 
 def _known(key: str, source: Source, tables: Mapping[bytes, Table]) -> Learned | None:
