@@ -12,7 +12,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,36 +236,3 @@ def test_memory_of_a_stream(measure, request, tmp_path):
     request.node.user_properties.append(("anonymous MB above the start", round(megabytes)))
     print(f"\n{megabytes:.0f} MB of anonymous memory above the start")
     assert megabytes < 200
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".pt", ".h5"])
-def test_opening_many_files(measure, request, tmp_path, suffix):
-    """One slide a file: 100,000 files (quick: 2,000), opened and one row of each of 64 slides read."""
-    count = 2_000 if request.config.getoption("--quick") else 100_000
-    write_slides(tmp_path, suffix, count)
-
-    def open_all():
-        archive = sf.open(tmp_path)
-        archive.gather(np.linspace(0, archive.n_rows - 1, 64, dtype=np.int64))
-        return archive
-
-    archive = measure(f"opening {count:,} files", f"ours {suffix}", open_all, rows=count, nbytes=0, rounds=1, warmup=0)
-    assert archive.n_rows == 2 * count
-    assert len(os.listdir("/proc/self/fd")) < 1024
-
-
-def write_slides(folder: Path, suffix: str, count: int):
-    features = np.ones((2, 8), np.float16)
-    first = folder / f"slide-{0:06d}{suffix}"
-    if suffix == ".npy":
-        np.save(first, features)
-    elif suffix == ".pt":
-        torch.save(torch.from_numpy(features), first)
-    else:
-        h5py = pytest.importorskip("h5py")
-        with h5py.File(first, "w") as file:
-            file["features"] = features
-            file["coords"] = np.array([[0, 0], [1, 1]])
-    content = first.read_bytes()
-    for index in range(1, count):
-        (folder / f"slide-{index:06d}{suffix}").write_bytes(content)
