@@ -6,6 +6,7 @@ The scores of a patch depend on the rows of its tile alone, not on threads, part
 import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Barrier, Semaphore
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .. import _core
 from ..archive.archive import FeatureArchive
+from ..errors import ArchiveError
 from ..student.folded import FoldedStudent
 from ..student.influence import influence_of
 from ..student.output import StudentOutput
@@ -27,7 +29,8 @@ from .inference import ArchiveForm, CoreForm, infer, match_teachers, require_fin
 
 TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of the 12 rows that its products take
 CHUNK_BYTES = 8 << 20  # bytes of features that are read from the disk at a time
-CHUNKS_AHEAD = 4  # number of chunks that are read and not taken yet
+CHUNKS_AHEAD = 16  # number of chunks that are read and not taken yet: 0.1 s of a fast disk, which may pause
+NO_ROWS = np.empty(0, np.int64)
 STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.float32}  # as `gather` takes them
 
 
@@ -110,8 +113,11 @@ class Scorer:
     ) -> None:
         self._leave()
 
-    def score(self, rows: NDArray[np.int64]) -> RowScores:
+    def score(self, rows: NDArray[np.int64], then: NDArray[np.int64] = NO_ROWS) -> RowScores:
         """Scores of the given rows, int64 [n].
+
+        then: int64 [m], what will be asked for next; on the CPU its first rows are read from the disk while the last
+        ones of `rows` are computed.
 
         Raises NonFiniteError naming the teacher and the first row with a NaN or infinite feature, or the first row
         with such a logit.
@@ -126,7 +132,7 @@ class Scorer:
         if self._pool is None:
             self._stream(rows, scores)
         else:
-            self._share_out(rows, scores, self._pool)
+            self._share_out(rows, then, scores, self._pool)
         results = scores.probabilities.sum(axis=1)
         if scores.influence is not None:
             results += scores.influence.sum(axis=1)
@@ -139,7 +145,9 @@ class Scorer:
         if self._device.type == "cpu":
             torch.set_num_threads(self._threads_before)
 
-    def _share_out(self, rows: NDArray[np.int64], scores: RowScores, pool: ThreadPoolExecutor) -> None:
+    def _share_out(
+        self, rows: NDArray[np.int64], then: NDArray[np.int64], scores: RowScores, pool: ThreadPoolExecutor
+    ) -> None:
         """Tiles of rows to the threads of the CPU, as soon as they were read from the disk."""
         tiles = _Tiles(max(1, CHUNK_BYTES // (TILE_ROWS * self._archive.row_bytes)) * TILE_ROWS)
         work = [pool.submit(self._take_tiles, tiles, rows, scores) for _ in range(self._threads)]
@@ -149,14 +157,24 @@ class Scorer:
                     break
                 self._archive.read_ahead(rows[start : start + tiles.chunk])
                 tiles.put(start, min(start + tiles.chunk, len(rows)))
+            tiles.end(self._threads)
+            self._read_first(then, tiles)
         except BaseException:
             tiles.stop()
+            tiles.end(self._threads)
             raise
         finally:
-            tiles.end(self._threads)
             wait(work)
         for task in work:
             task.result()
+
+    def _read_first(self, then: NDArray[np.int64], tiles: "_Tiles") -> None:
+        """Read the first chunks of other rows, as room is made for them."""
+        with suppress(ArchiveError):  # whoever scores these rows meets it again
+            for start in range(0, min(len(then), CHUNKS_AHEAD * tiles.chunk), tiles.chunk):
+                if not tiles.wait_for_room():
+                    break
+                self._archive.read_ahead(then[start : start + tiles.chunk])
 
     def _take_tiles(self, tiles: "_Tiles", rows: NDArray[np.int64], scores: RowScores) -> None:
         try:

@@ -26,7 +26,7 @@ from ..student.config import StudentConfig
 from ..student.loading import load_student
 from ..student.matching import TeacherMatch
 from ..student.student import Student
-from .engine import TILE_ROWS, Scorer
+from .engine import NO_ROWS, TILE_ROWS, Scorer
 from .inference import gpu_tile_rows, match_teachers
 from .manifest import MANIFEST, ScoresManifest
 from .parts import ScoreJob, ScoreParts, Work, choose_part_rows, make_table, rounding_error
@@ -207,9 +207,10 @@ def _score_to_disk(parts: ScoreParts, missing: Sequence[int], work: Work, progre
 
     with _scorer(job, work) as scorer, ThreadPoolExecutor(1) as writer:
         try:
-            for part in missing:
+            for part, following in zip(missing, [*missing[1:], None], strict=True):
                 rows = job.rows_of(archive, part)
-                scores = scorer.score(rows) if len(rows) else None
+                then = NO_ROWS if following is None else job.rows_of(archive, following)
+                scores = scorer.score(rows, then) if len(rows) else None
                 settle()
                 writing.append(writer.submit(parts.write, part, archive, rows, scores))
         finally:

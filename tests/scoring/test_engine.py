@@ -8,6 +8,7 @@ import torch
 
 import shazam_fast as sf
 from shazam_fast import _core
+from shazam_fast.scoring import engine
 from shazam_fast.scoring.engine import Scorer
 from shazam_fast.student.matching import TeacherMatch
 
@@ -170,6 +171,31 @@ def test_an_error_in_one_thread_ends_all(trained, monkeypatch):
         pytest.raises(sf.ArchiveError, match="the disk broke"),
     ):
         scorer.score(np.arange(300))
+
+
+def test_the_first_rows_of_the_next_part_are_read_while_the_last_are_computed(trained, monkeypatch):
+    """Even if they cannot be read: whoever scores them is told. What comes after them is left to the next call."""
+    student, archive = trained
+    monkeypatch.setattr(engine, "TILE_ROWS", 12)
+    monkeypatch.setattr(engine, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(engine, "CHUNKS_AHEAD", 3)
+    read = []
+
+    def read_ahead(rows):
+        read.extend(rows.tolist())
+        if 130 in rows:
+            raise sf.ArchiveError("gone")
+
+    monkeypatch.setattr(archive, "read_ahead", read_ahead)
+    with Scorer(student, archive, torch.device("cpu"), fused=False, allow_missing_teachers=False) as scorer:
+        expected = scorer.score(np.arange(60)).probabilities
+        read.clear()
+        found = scorer.score(np.arange(60), np.arange(60, 300)).probabilities
+        assert read == list(range(60 + 3 * 12))
+        scorer.score(np.arange(60), np.arange(130, 300))
+        with pytest.raises(sf.ArchiveError, match="gone"):
+            scorer.score(np.arange(120, 140))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_one_core_for_many_threads():
