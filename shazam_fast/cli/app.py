@@ -47,11 +47,11 @@ def _program(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the archive, students, scores and picture.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory for the archive, comparison, student and picture.")] = Path(
         "shazam-demo"
     ),
 ) -> None:
-    """Train, score and draw real tissue: no download, about a minute."""
+    """Compare fusion methods on real tissue and draw what they predict: no download, about a minute."""
     from ..demo.run import run_demo
 
     run_demo(out, console)

@@ -1,51 +1,49 @@
-"""The demo: several teachers describe patches of a real histology image, and a student fuses their features.
+"""The demo: several teachers describe patches of a real histology image. Does fusing their features help?
 
 Everything goes through the public functions, on files in the output directory, as a user's own data would.
 """
 
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..archive.archive import FeatureArchive
-from ..archive.opening import open_archive
+from ..annotation.splits import GroupedSplit
 from ..archive.writer import write_archive
-from ..comparison.fold import Fold
-from ..comparison.probes import fit_probe
+from ..comparison.compare import compare
+from ..comparison.result import Comparison
 from ..errors import ShazamError
+from ..formats.geometry import Geometry
 from ..reporting.canvas import new_page
 from ..runtime.progress import Progress
-from ..scoring.metrics import Metrics, compute_metrics
-from ..scoring.score import score
-from ..scoring.scores import Scores
-from ..student.student import Student
 from ..training.train import train
 from .figure import draw_figure
 from .teachers import extract_demo_features
-from .tissue import Patches, Tissue, cut_patches, load_tissue
+from .tissue import CLASSES, Patches, Tissue, cut_patches, load_tissue
 
-ARCHIVE, STUDENT, PLAIN_STUDENT = "tissue.archive", "student", "student-without-distillation"
-SCORES, FIGURE = "scores", "demo.png"
+ARCHIVE, COMPARISON, STUDENT, FIGURE = "tissue.archive", "comparison", "student", "demo.png"
+SLIDE = "colon glands"
 MARK = "made-by-the-demo.txt"  # only a directory with this file, or an empty one, is written to
-# With strong distillation the teachers' tokens, and so their attention shares, become nearly equal: a weak one (the
-# paper's for HunCRC) and a shallow student leave differences to see. One small image is an illustration, no evidence.
-DEPTH, LAM = 2, 0.05
+METHODS = (
+    "best_single_balanced", "lr_concat_balanced", "lr_concat_scaled_balanced", "mean_probability", "logit_product",
+    "stacking", "knn", "sum", "shazam",
+)  # fmt: skip
+REPEATS = 8  # splits
+VAL, TEST = 0.15, 0.3  # of the areas; with these shares every area is tested in one of the splits
 
 
-def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
-    """Run the demo: archive, two students, scores and picture.
+def run_demo(out: str | Path, console: Console) -> Comparison:
+    """Run the demo: archive, comparison, student and picture.
 
     Args:
         out: directory, new or of an earlier demo, which is replaced.
         console: where progress and results are printed.
 
     Returns:
-        {method: its metrics on the test area}.
+        The comparison of fusion methods.
 
     Raises:
         ShazamError: scikit-image or matplotlib is missing, or `out` holds other files.
@@ -57,48 +55,18 @@ def run_demo(out: str | Path, console: Console) -> dict[str, Metrics]:
     patches = cut_patches(tissue)
     console.print(f"{len(patches.labels):,} patches of {patches.size} x {patches.size} pixels cut from one slide")
     archive = _write_features(out / ARCHIVE, patches)
-    console.print(f"features of {len(archive.teachers)} teachers: {out / ARCHIVE}")
+    console.print(f"features of four teachers: {archive}", markup=False, soft_wrap=True)
 
-    results, student = _compare(archive, out)
-    _print_results(console, results)
-    _draw(out, tissue, patches, score(student, archive, out / SCORES), results["student"].balanced_accuracy)
-    console.print(f"students, scores and picture: {out}; open {out / FIGURE}", markup=False, soft_wrap=True)
+    found = compare(archive, METHODS, repeats=REPEATS, val=VAL, test=TEST, out=out / COMPARISON)
+    _print_results(console, found)
+    with Progress("training a student", None, "epochs") as progress:  # one bar, and no line per epoch
+        train(archive, out=out / STUDENT, on_epoch=lambda _: progress.advance(1))
+    draw_figure(out / FIGURE, tissue, patches, _write_slide(out, tissue), found)
+    console.print(found.conclusion(), markup=False, soft_wrap=True)
+    console.print("One image, whose areas resemble one another: an illustration, no evidence.")
+    console.print(f"comparison, a student and picture: {out}; open {out / FIGURE}", markup=False, soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} seconds")
-    return results
-
-
-def _compare(archive: FeatureArchive, out: Path) -> tuple[dict[str, Metrics], Student]:
-    """Metrics of every method on the test area, and the student trained with distillation."""
-    results = {f"{name} alone": _probe(archive, [name]) for name in archive.teachers}
-    results["concatenation"] = _probe(archive, list(archive.teachers))
-    with Progress("training two students", None, "epochs") as progress:  # one bar, and no line per epoch
-        plain, distilled = (
-            train(
-                archive, out=out / name, preset="unitopatho", depth=DEPTH, lam=lam,
-                on_epoch=lambda _: progress.advance(1),
-            )
-            for name, lam in ((PLAIN_STUDENT, 0.0), (STUDENT, LAM))
-        )  # fmt: skip
-    results["student, no distillation"] = plain.metrics["test"]
-    results["student"] = distilled.metrics["test"]
-    return results, distilled.student
-
-
-def _draw(out: Path, tissue: Tissue, patches: Patches, scores: Scores, accuracy: float) -> None:
-    assert scores.shares is not None
-    headline = (
-        f"Seen: nuclei. Guessed: what a second stain would show (balanced accuracy {accuracy:.0%} on the test area)"
-    )
-    draw_figure(
-        out / FIGURE,
-        tissue,
-        patches,
-        scores.prediction,
-        scores.probabilities,
-        scores.shares,
-        scores.teachers,
-        headline,
-    )
+    return found
 
 
 def _prepare(out: Path) -> None:
@@ -107,42 +75,46 @@ def _prepare(out: Path) -> None:
         raise ShazamError(f"{out} holds other files; choose a new directory: --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("shazam-fast demo made this directory; running it again replaces what is here.\n")
-    for name in (ARCHIVE, STUDENT, PLAIN_STUDENT, SCORES):
+    for name in (ARCHIVE, COMPARISON, STUDENT):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / FIGURE).unlink(missing_ok=True)
 
 
-def _write_features(path: Path, patches: Patches) -> FeatureArchive:
-    write_archive(
+def _write_features(path: Path, patches: Patches) -> Path:
+    return write_archive(
         path,
         extract_demo_features(patches.pixels),
         labels=patches.labels,
-        splits=patches.splits,
-        slides=np.full(len(patches.labels), "immunohistochemistry"),
+        splits=GroupedSplit(VAL, TEST).assign(patches.labels, patches.areas),
+        groups=[f"area {area}" for area in patches.areas.tolist()],
+        slides=[SLIDE] * len(patches.labels),
         coords=patches.coords,
-        classes=patches.classes,
+        classes=CLASSES,
+        geometry={SLIDE: Geometry("pixels", patches.size)},
     )
-    return open_archive(path)
 
 
-def _print_results(console: Console, results: Mapping[str, Metrics]) -> None:
-    rows = next(iter(results.values())).n_rows
+def _write_slide(out: Path, tissue: Tissue) -> Path:
+    """What the teachers see, as an image: hematoxylin in its colour, white where there is none."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    path = out / f"{SLIDE}.png"
+    stain = (tissue.hematoxylin / np.quantile(tissue.hematoxylin, 0.998)).clip(0, 1)
+    Image.fromarray((255 * colormaps["Purples"](stain)[..., :3]).round().astype(np.uint8)).save(path)
+    return path
+
+
+def _print_results(console: Console, found: Comparison) -> None:
     table = Table(
         Column("method", no_wrap=True),
         "balanced accuracy",
         "weighted F1",
-        "accuracy",
         "AUROC",
-        title=f"test area, {rows:,} overlapping patches of one slide, one seed",
+        title=f"{found.repeats} splits of {found.n_groups} areas of one slide; 95% intervals",
         title_justify="left",
-        caption="teachers alone and concatenation: logistic regression",
     )
-    for name, m in results.items():
-        table.add_row(name, *(f"{v:.3f}" for v in (m.balanced_accuracy, m.weighted_f1, m.accuracy, m.auroc)))
+    for name, i in sorted(found.balanced_accuracy.items(), key=lambda entry: -entry[1].value):
+        means = (f"{found.mean(name, metric):.3f}" for metric in ("weighted_f1", "auroc"))
+        table.add_row(name, f"{i.value:.3f} ({i.low:.3f}-{i.high:.3f})", *means)
     console.print(table)
-
-
-def _probe(archive: FeatureArchive, teachers: list[str]) -> Metrics:
-    """Test metrics of a logistic regression on these teachers' features."""
-    found = fit_probe(Fold(archive), teachers).probabilities["test"]
-    return compute_metrics(found, archive.labels[archive.split("test")], archive.classes)

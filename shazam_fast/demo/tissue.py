@@ -1,4 +1,4 @@
-"""The demo's tissue: one stained image, the stain that the teachers see, and the stain that the student predicts.
+"""The demo's tissue: one stained image, the stain that the teachers see, and the stain that is to be predicted.
 
 The image is scikit-image's `immunohistochemistry` (colon glands, 512 x 512, inside its wheel, so nothing is
 downloaded). Its colours are unmixed into hematoxylin (nuclei) and DAB (the antibody). Teachers see patches
@@ -9,6 +9,7 @@ structure of the tissue what a second stain would show.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,7 @@ from numpy.typing import NDArray
 from shazam_fast.errors import ShazamError
 
 CLASSES = ("negative", "weak", "strong")
-TRAIN, VAL, TEST, NO_SPLIT = 0, 1, 2, 255
-
-# Bands of the image, as fractions of its height: each holds glands, stroma and every class.
-AREAS = {VAL: (0.0, 0.22), TRAIN: (0.22, 0.70), TEST: (0.70, 1.0)}
+AREAS = 5  # per side of the image; an area is to the demo what a patient is to a study: whole in one split
 
 MIN_SIZE = 16  # pixels: teachers compare pixels up to 5 apart in every direction
 
@@ -27,9 +25,9 @@ MIN_SIZE = 16  # pixels: teachers compare pixels up to 5 apart in every directio
 # would blow up the grain of empty glass until it looked like tissue.
 CONTRAST_FLOOR = 0.002
 # Pixels. Where DAB is dense little light is left, and unmixing turns its grain into hematoxylin grain, which
-# gives labels away (a linear probe gains 0.07 of balanced accuracy from it): smooth it off. The filter
-# reaches 4 pixels, far less than the margin between areas.
+# gives labels away (a linear probe gains 0.07 of balanced accuracy from it): smooth it off.
 GRAIN_SIGMA = 1.0
+MARGIN = 4  # pixels that the filter reaches: patches keep that far from the border of their area
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,13 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Patches:
-    """Overlapping square patches of one tissue; `size`, `stride` and `coords` are in pixels."""
+    """Overlapping square patches of one tissue; `size` and `coords` are in pixels."""
 
     pixels: NDArray[np.float32]  # [n, s, s], hematoxylin, each patch at mean 0 and (nearly) variance 1
     coords: NDArray[np.int32]  # [n, 2], x and y of the top-left corner
-    labels: NDArray[np.int64]  # [n], index into `classes`
-    splits: NDArray[np.uint8]  # [n], 0 train, 1 val, 2 test, 255 none (the margins between areas)
+    labels: NDArray[np.int64]  # [n], index into CLASSES
+    areas: NDArray[np.int64]  # [n], the area that the patch lies in; patches of two areas share no pixel
     size: int
-    stride: int
-    classes: tuple[str, ...]
 
 
 def load_tissue() -> Tissue:
@@ -78,41 +74,32 @@ def load_tissue() -> Tissue:
     return Tissue(rgb, np.ascontiguousarray(hematoxylin), np.ascontiguousarray(stains[..., 2]))
 
 
-def cut_patches(tissue: Tissue, size: int = 40, stride: int = 8) -> Patches:
-    """Cut overlapping square patches, each with its label and its split.
+def cut_patches(tissue: Tissue, size: int = 40, stride: int = 9) -> Patches:
+    """Cut overlapping square patches, each whole in one area of the image, with its label.
 
     Args:
-        tissue: what `load_tissue` gives.
+        tissue: what `load_tissue` gives; square.
         size: side of a patch in pixels.
         stride: distance between two neighbours in pixels.
 
-    Returns:
-        n patches; those that lie in two areas belong to no split.
-
     Raises:
-        ShazamError: no such patch fits, or a split misses a class.
+        ShazamError: no such patch fits into an area, or the tissue has no DAB to grade.
 
     >>> cut_patches(load_tissue(), size=64, stride=32).pixels.shape
-    (225, 64, 64)
+    (25, 64, 64)
     """
-    height, width = tissue.hematoxylin.shape
-    if not MIN_SIZE <= size <= min(height, width) or stride < 1:
-        expected = f"a patch size of {MIN_SIZE} to {min(height, width)} pixels and a stride of 1 or more"
+    borders = np.linspace(0, len(tissue.dab), AREAS + 1).astype(int)
+    largest = int(np.diff(borders).min()) - 2 * MARGIN
+    if not MIN_SIZE <= size <= largest or stride < 1:
+        expected = f"a patch size of {MIN_SIZE} to {largest} pixels and a stride of 1 or more"
         raise ShazamError(f"expected {expected}, found size {size} and stride {stride}")
-    rows, columns = np.meshgrid(_starts(height, size, stride), _starts(width, size, stride), indexing="ij")
-    coords = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.int32)  # [n, 2]
-    splits = _assign_splits(coords[:, 1], size, height)
-    labels = _grade(_crop(tissue.dab, coords, size).mean(axis=(1, 2)), splits == TRAIN)
-    for split in AREAS:
-        if len(np.unique(labels[splits == split])) < len(CLASSES):
-            raise ShazamError(f"a split misses a class at size {size}, stride {stride}: use smaller ones")
+    starts = [np.arange(a + MARGIN, b - MARGIN - size + 1, stride) for a, b in pairwise(borders)]
+    place, area = np.concatenate(starts), np.repeat(np.arange(AREAS), [len(own) for own in starts])
+    row, column = (index.ravel() for index in np.indices((len(place), len(place))))
+    coords = np.stack([place[column], place[row]], axis=1).astype(np.int32)  # [n, 2]
+    labels = _grade(_crop(tissue.dab, coords, size).mean(axis=(1, 2)))
     pixels = _normalise(_crop(tissue.hematoxylin, coords, size))
-    return Patches(pixels, coords, labels, splits, size, stride, CLASSES)
-
-
-def _starts(length: int, size: int, stride: int) -> NDArray[np.int64]:
-    """Patch positions along one side; the last one touches the border, so every pixel is covered."""
-    return np.unique(np.append(np.arange(0, length - size + 1, stride), length - size))
+    return Patches(pixels, coords, labels, AREAS * area[row] + area[column], size)
 
 
 def _crop(plane: NDArray[np.float32], coords: NDArray[np.int32], size: int) -> NDArray[np.float32]:
@@ -120,23 +107,13 @@ def _crop(plane: NDArray[np.float32], coords: NDArray[np.int32], size: int) -> N
     return windows[coords[:, 1], coords[:, 0]]  # [n, s, s]
 
 
-def _assign_splits(top: NDArray[np.int32], size: int, height: int) -> NDArray[np.uint8]:
-    """Give each patch the area that holds it whole; areas lie a patch width apart: no shared pixel."""
-    splits = np.full(len(top), NO_SPLIT, dtype=np.uint8)
-    for split, (begin, end) in AREAS.items():
-        first = begin * height + (size / 2 if begin > 0 else 0)
-        last = end * height - (size / 2 if end < 1 else 0)
-        splits[(top >= first) & (top + size <= last)] = split
-    return splits
-
-
-def _grade(levels: NDArray[np.float32], is_train: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Turn mean DAB into classes at the natural gaps (multi-Otsu) of the training area, and of it alone."""
+def _grade(levels: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Turn mean DAB into classes at its natural gaps (multi-Otsu)."""
     from skimage.filters import threshold_multiotsu
 
-    if np.unique(levels[is_train]).size < len(CLASSES):
-        raise ShazamError(f"expected {len(CLASSES)} levels of DAB or more in the training area, found fewer")
-    return np.digitize(levels, threshold_multiotsu(levels[is_train], len(CLASSES))).astype(np.int64)
+    if np.unique(levels).size < len(CLASSES):
+        raise ShazamError(f"expected {len(CLASSES)} levels of DAB or more, found fewer")
+    return np.digitize(levels, threshold_multiotsu(levels, len(CLASSES))).astype(np.int64)
 
 
 def _normalise(patches: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -63,6 +63,18 @@ def place_map(figure: "Figure", left: float, top: float, shape: tuple[int, int],
     return axes
 
 
+def paste(page: "Figure", picture: "Figure", left: float, top: float) -> None:
+    """Show a finished figure, pixel by pixel, at a position in inches from the upper left corner of a page."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn = FigureCanvasAgg(picture)
+    drawn.draw()
+    pixels = np.asarray(drawn.buffer_rgba())[..., :3]  # [H, W, 3]
+    left, top = round(left * DPI) / DPI, round(top * DPI) / DPI  # else every pixel would be a mean of its neighbours
+    place_map(page, left, top, pixels.shape[:2], 1 / DPI).imshow(pixels, interpolation="none")
+
+
 def write(axes: "Axes", text: str, at: tuple[float, float], offset: tuple[float, float] = (0, 0), **style: Any) -> Any:
     """Write a text as it is ("$" is not mathematics), at a fraction of the axes and an offset in points."""
     style = {"fontsize": SMALL, "color": INK, "family": _fonts(), **style}

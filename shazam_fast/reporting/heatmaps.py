@@ -53,7 +53,8 @@ def heatmap(
         panels: what is drawn side by side: "tissue", "classes" (the predicted class), "confidence", "shares" (the
             teacher with the largest attention share), "probability:<class>", "influence:<teacher>". By default tissue
             where it is given, classes, confidence, and shares where the student has them. Above the panels stand the
-            area of each class in percent and, where mpp is known, in mm2; the first one has a scale bar then.
+            area of each class in percent and, where mpp is known, in mm2. The scale bar in the first one is in
+            micrometres then, else in level-0 pixels.
         tissue: what the maps lie over: a folder with a slide or an image per slide, of the slide's name, or one file.
         downsample: level-0 pixels per pixel of these images, if they are images of whole slides, such as thumbnails.
         colours: {class: "#rrggbb"}; the legend begins with these classes, in this order.

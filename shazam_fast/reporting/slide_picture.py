@@ -60,13 +60,17 @@ class _Map:
     under: NDArray[np.uint8] | None  # [H, W, 3]
 
 
-def draw_slide(slide: SlideScores, style: Style) -> "Figure":
+def draw_slide(slide: SlideScores, style: Style, frame: Frame | None = None) -> "Figure":
     """A page with one map per panel; each pixel shows the mean of its patches.
+
+    Args:
+        slide, style: what is drawn, and how.
+        frame: the part of the slide that the maps show; by default the part that has patches.
 
     Raises MismatchError when a panel shows what the scores do not hold, or the tissue has no file for the slide.
     """
     require_panels(slide, style)
-    frame = frame_slide(slide, MARGIN if style.tissue else 0.0)
+    frame = frame or frame_slide(slide, MARGIN if style.tissue else 0.0)
     low, high = frame.corners(slide)
     extent = np.array(frame.shape[::-1]) / frame.scale
     under = style.tissue.read(slide.name, frame.origin, extent, frame.shape) if style.tissue else None
@@ -85,7 +89,7 @@ def draw_slide(slide: SlideScores, style: Style) -> "Figure":
         foot.set(xlim=(0, 1), ylim=(lines, 0))
         foot.set_axis_off()
         _draw_panel(name, axes, foot, shown)
-        if index == 0 and slide.mpp:
+        if index == 0:
             _draw_scale_bar(axes, frame, slide.mpp)
     return page
 
@@ -143,16 +147,19 @@ def _draw_head(page: "Figure", slide: SlideScores) -> None:
     canvas.fit(canvas.write(axes, summarise_slide(slide), (0, 0.48), va="top"), 72 * width)
 
 
-def _draw_scale_bar(axes: "Axes", frame: Frame, mpp: float) -> None:
-    """A bar of a round number of micrometres in the lower left corner."""
+def _draw_scale_bar(axes: "Axes", frame: Frame, mpp: float | None) -> None:
+    """A bar of a round number of micrometres, or of level-0 pixels where these are not known, in the lower left."""
     from matplotlib.patches import Rectangle
 
-    most = BAR_PART * frame.shape[1] / frame.scale * mpp  # micrometres
+    unit = mpp or 1.0
+    most = BAR_PART * frame.shape[1] / frame.scale * unit
     power = 10.0 ** np.floor(np.log10(most))
     length = float(power * max(step for step in (1, 2, 5) if step * power <= most))
-    pixels, left, top = length / mpp * frame.scale, 0.02 * max(frame.shape), frame.shape[0] - 0.03 * max(frame.shape)
+    pixels, left, top = length / unit * frame.scale, 0.02 * max(frame.shape), frame.shape[0] - 0.03 * max(frame.shape)
     axes.add_patch(Rectangle((left, top), pixels, 0.009 * max(frame.shape), facecolor=INK, edgecolor="white", lw=0.8))
-    name = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} \u00b5m"
+    name = f"{length:,g} pixels"
+    if mpp:
+        name = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} \u00b5m"
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1.0}
     style: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": canvas.SMALL, "color": INK, "bbox": box}
     axes.text(left, top - 0.012 * max(frame.shape), name, **style)

@@ -42,6 +42,7 @@ def test_summary_and_scale_bar():
     assert "mm\u00b2" not in summarise_slide(unknown)
     written = texts(draw_slide(unknown, style))
     assert not any("\u00b5m" in text for text in written)
+    assert "200 pixels" in written  # of 896 a quarter is 224
     assert any("micrometres per pixel not known" in text for text in written)
 
 

@@ -1,7 +1,7 @@
 """Sections on how well the student predicts: metrics, confusion, curves, calibration, teacher shares, training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from .. import charts
 from .evidence import FEW_GROUPS, Evidence, Performance, Resampling, calibration
 from .page import Beside, Block, Cell, Figure, Section, Table, Text, cells, number, number_columns, span
 from .svg import to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 MOST_BESIDE = 5  # classes of a confusion matrix beside the metrics
 MOST_INLINE = 6  # columns of shares with the range beside the mean
@@ -131,6 +134,22 @@ def in_words(i: Interval, digits: int = 2) -> str:
     return f"{i.value:.{digits}f}" + (f" (95% interval {limits})" if limits else " (no interval)")
 
 
+def draw_calibration(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], draws: Resampling
+) -> tuple[list["Drawing"], Interval]:
+    """Reliability with intervals, how often each confidence occurs, and the expected calibration error.
+
+    Args:
+        probabilities: [n, C].
+        labels: int64 [n], all known.
+        draws: of the n patches.
+    """
+    found = calibration(probabilities, labels, draws)
+    limits = [draws.interval(found.accuracy[:, b]) for b in np.flatnonzero(found.count[0] > 0)]
+    drawn = charts.draw_reliability(found.confidence[0], found.accuracy[0], found.count[0], limits)
+    return drawn, draws.interval(found.error)
+
+
 def curves_section(evidence: Evidence, draws: Resampling) -> Section | str:
     """ROC, precision-recall and reliability; or why not."""
     if len(np.unique(evidence.labels)) < 2:
@@ -138,12 +157,8 @@ def curves_section(evidence: Evidence, draws: Resampling) -> Section | str:
     n = len(evidence.labels)
     curves = charts.draw_curves(evidence.probabilities, evidence.labels, evidence.classes)
     roc, recall = map(to_svg, curves, ("roc", "precision-recall"))
-    found = calibration(evidence.probabilities, evidence.labels, draws)
-    used = np.flatnonzero(found.count[0] > 0)
-    limits = [draws.interval(found.accuracy[:, b]) for b in used]
-    bins = charts.draw_reliability(found.confidence[0], found.accuracy[0], found.count[0], limits)
+    bins, error = draw_calibration(evidence.probabilities, evidence.labels, draws)
     reliability, bars = map(to_svg, bins, ("reliability", "confidence"))
-    error = draws.interval(found.error[:])
     sure = float(evidence.probabilities.max(axis=1).mean())
     right = float((evidence.prediction == evidence.labels).mean())
     positive = "" if len(evidence.classes) > 2 else f" Positive class: {evidence.classes[1]}."
