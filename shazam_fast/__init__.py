@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .student.config import StudentConfig as StudentConfig
     from .student.ensemble import Ensemble as Ensemble
     from .student.ensemble import average as average
+    from .student.export.onnx_file import export_onnx as export_onnx
     from .student.folded import FoldedStudent as FoldedStudent
     from .student.loading import load as load
     from .student.student import Student as Student
@@ -109,6 +110,7 @@ _HOMES = {
     "student.folded": ("FoldedStudent",),
     "student.ensemble": ("Ensemble", "average"),
     "student.loading": ("load",),
+    "student.export.onnx_file": ("export_onnx",),
     "student.student": ("Student",),
     "sweeping.sweep": ("SweepResult", "sweep"),
     "scoring.evaluate": ("evaluate",),

@@ -15,7 +15,7 @@ from .extraction import extract, teachers
 from .finetuning import finetune
 from .printing import console
 from .reporting import report
-from .scoring import heatmap, score
+from .scoring import export, heatmap, score
 from .slides import slides
 from .training import calibrate, evaluate, train
 
@@ -51,7 +51,7 @@ def demo(
         "shazam-demo"
     ),
 ) -> None:
-    """Compare fusion methods on real tissue and draw what they predict: no download, about a minute."""
+    """Compare fusion methods on real tissue: no download, about a minute."""
     from ..demo.run import run_demo
 
     run_demo(out, console)
@@ -59,7 +59,7 @@ def demo(
 
 COMMANDS = (
     demo, teachers, extract, convert, inspect, verify,
-    train, evaluate, calibrate, compare, finetune, score, heatmap, report,
+    train, evaluate, calibrate, compare, finetune, score, heatmap, report, export,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -1,4 +1,4 @@
-"""`shazam-fast score` and `heatmap`."""
+"""`shazam-fast score`, `heatmap` and `export`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,3 +133,18 @@ def heatmap(
         mpp=mpp,
     )
     say(f"{len(pictures):,} slides drawn: {out}")
+
+
+def export(
+    student: StudentPath,
+    out: Annotated[Path, typer.Option(help="The file, such as student.onnx.")],
+) -> None:
+    """Write a student as ONNX file, to run without PyTorch.
+
+    Reads features as the teachers give them, and which teachers a patch has; gives probabilities, logits and shares.
+    """
+    from ..student.export.onnx_file import export_onnx
+
+    require_kind(student, "student")
+    require_file_place(out, "--out")
+    say(f"{export_onnx(student, out)}: {out.stat().st_size / 1e6:.1f} MB")

@@ -79,6 +79,11 @@ def test_from_an_archive_to_scores(archive, tmp_path):
     assert again.returncode == 1
     assert "fused" in again.stderr
 
+    onnx = pytest.importorskip("onnx", reason="export needs onnx (extra: onnx)")
+    exported = call("export", tmp_path / "run", "--out", tmp_path / "new" / "s.onnx")
+    assert exported.returncode == 0, exported.stderr
+    onnx.checker.check_model(onnx.load(tmp_path / "new" / "s.onnx"))
+
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra: heatmap)")
     drawn = run_program("heatmap", tmp_path / "scores", "--out", tmp_path / "maps", "--patch-size", "256")
     assert drawn.returncode == 0, drawn.stderr

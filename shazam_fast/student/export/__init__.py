@@ -1,0 +1,1 @@
+"""Students in files that other programs run."""
