@@ -51,7 +51,7 @@ def demo(
         "shazam-demo"
     ),
 ) -> None:
-    """Compare fusion methods on real tissue: no download, about a minute."""
+    """Compare fusion methods on real tissue: no download, a minute."""
     from ..demo.run import run_demo
 
     run_demo(out, console)
