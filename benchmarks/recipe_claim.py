@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import shazam_fast as sf
-from shazam_fast.comparison.intervals import Tally, bootstrap_metrics, simultaneous_intervals
+from shazam_fast.scoring.intervals import Tally, bootstrap_metrics, simultaneous_intervals
 
 STUDENT = "shazam"  # what `sf.train` trains by default
 MEANS = ("accuracy", "auroc", "calibration_error")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
 from ..errors import MismatchError
+from ..scoring.intervals import bootstrap_groups
 
 PARTS = ("train", "val", "test")
 
@@ -132,11 +133,3 @@ class Fold:
             found[part] = self.archive.gather(rows)
             self.archive.require_finite(rows, found[part])
         return found
-
-
-def bootstrap_groups(archive: FeatureArchive, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The group of every row, which the bootstrap draws: its patient, else its slide, else the row alone. int64 [n]."""
-    patients = archive.group_index[rows].astype(np.int64)
-    slides = archive.slide_index[rows].astype(np.int64)
-    alone = -1 - rows - len(archive.slides)
-    return np.where(patients >= 0, patients, np.where(slides >= 0, -1 - slides, alone))

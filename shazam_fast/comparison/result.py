@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError, ShazamError
 from ..runtime.summaries import Plottable, summary_html
+from ..scoring.intervals import Interval, Tally, bootstrap_metrics, interval, simultaneous_intervals
 from ..scoring.metrics import FRACTIONS, Metrics, compute_metrics
 from ..teachers.licences import known_as
 from ..teachers.registry import get_teacher
-from .intervals import Interval, Tally, bootstrap_metrics, interval, simultaneous_intervals
 from .methods import NOT_FUSED, SINGLE_TEACHER
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..comparison.intervals import Interval
+from ..scoring.intervals import Interval
 from ..scoring.metrics import CALIBRATION_BINS
 from .canvas import new_page, shorten
 from .palette import CLASS_COLOURS, INK, MUTED, RULE, hex_colours

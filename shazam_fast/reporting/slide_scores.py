@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError
 from ..formats.geometry import Geometry
-from ..scoring.areas import covered_areas
 from ..scoring.scores import Scores
+from ..scoring.slide_table import covered_areas
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 
 from ..archive.opening import ArchiveLike
-from ..comparison.intervals import Interval, simultaneous_intervals
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_path
 from ..runtime.files import write_durably, writing
 from ..runtime.jobs.locks import require_writable
+from ..scoring.intervals import Interval, simultaneous_intervals
 from .cohort.requests import Request, Source
 from .crossvalidation import SlideTraining, run_work
 from .options import COMPARED, MODELS

@@ -27,6 +27,7 @@ from ..runtime.jobs.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..runtime.summaries import Plottable, summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
+from ..scoring.intervals import bootstrap_groups, metric_intervals
 from ..scoring.metrics import FRACTIONS, Metrics
 from ..student.loading import load
 from ..student.saving.files import CARD, TENSORS
@@ -220,6 +221,7 @@ def _train(
         "job": job,
         "history": run.history,
         "metrics": {name: m.to_dict() for name, m in metrics.items()},
+        "intervals": {name: _intervals(m, archive, name) for name, m in metrics.items()},
         "archive": archive.path.name,
         "data": describe_splits(archive),
         "slides": slides_by_split(archive.slides, archive.slide_index, archive.splits),
@@ -276,6 +278,13 @@ def _metrics(student: Student, archive: FeatureArchive, device: torch.device) ->
     elif len(test):
         logger.warning("%s: the test split has patches without a label, so it was not evaluated", archive.path)
     return metrics
+
+
+def _intervals(metrics: Metrics, archive: FeatureArchive, split: str) -> dict[str, Any]:
+    """95% intervals [low, high] of metrics of a split, and the number of groups that they were drawn from."""
+    groups = bootstrap_groups(archive, archive.split(split))
+    limits = {name: [i.low, i.high] for name, i in metric_intervals(metrics, groups).items()}
+    return {"groups": len(np.unique(groups)), **limits}
 
 
 def _is_finished(out: Path) -> bool:

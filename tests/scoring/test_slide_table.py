@@ -6,9 +6,9 @@ import pytest
 from synthetic import make_patches
 
 import shazam_fast as sf
-from shazam_fast.scoring import areas as module
-from shazam_fast.scoring.areas import covered_areas
+from shazam_fast.scoring import slide_table as module
 from shazam_fast.scoring.manifest import ScoresManifest
+from shazam_fast.scoring.slide_table import covered_areas
 
 
 def by_pixels(corners, side, codes, count):

@@ -25,7 +25,11 @@ def test_a_trained_student_has_a_complete_card(trained, tmp_path):
     assert head_of(card)["library_name"] == "shazam_fast"
     assert f"| virchow | 20 | {sf.get_teacher('virchow').licence.replace('-', chr(92) + '-')} |" in card
     test = student.training_record["metrics"]["test"]
-    assert f"| test | 75 | {test['balanced_accuracy']:.3f} |" in card
+    low, high = student.training_record["intervals"]["test"]["balanced_accuracy"]
+    assert low < test["balanced_accuracy"] < high
+    assert rf"| test | 75 | {test['balanced_accuracy']:.3f} \({low:.3f} to {high:.3f}\) |" in card
+    assert "by bootstrap over groups" in card
+    assert "3 in val, 3 in test" in card
     assert f"value: {test['auroc']:.4f}" in card
     assert "| train | 150 | 6 | 6 |" in card
     assert "Not calibrated" in card
@@ -56,6 +60,7 @@ def test_records_of_users_are_no_problem(tmp_path):
     student = make_student()
     student.training_record = {
         "metrics": {"test": 0.5},
+        "intervals": {"test": {"groups": 3, "balanced_accuracy": 0.5}},
         "teachers": {"uni": {"pooling": "cls"}},
         "calibration": 3,
         "data": [],

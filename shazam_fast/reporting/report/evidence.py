@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ...archive.archive import FeatureArchive
-from ...comparison.fold import bootstrap_groups
-from ...comparison.intervals import DRAWS, Interval, interval
 from ...scoring.engine import Scorer
+from ...scoring.intervals import DRAWS, Interval, bootstrap_groups, interval
 from ...scoring.metrics import CALIBRATION_BINS
 from ...student.student import Student
 

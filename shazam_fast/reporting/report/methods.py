@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from ...comparison.intervals import Interval
 from ...comparison.methods import CONCATENATION, SINGLE_TEACHER
 from ...comparison.result import Comparison
 from ...comparison.table import MANIFEST
 from ...errors import ShazamError
 from ...runtime.documents import Count, Json, Name, Record, Text, read_document
+from ...scoring.intervals import Interval
 from .. import charts
 from .page import ABSENT, Block, Cell, Figure, Section, Table, cells, minus, number, span
 from .page import Text as Paragraph

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...comparison.intervals import Interval
+from ...scoring.intervals import Interval
 from .. import charts
 from .evidence import FEW_GROUPS, Evidence, Performance, Resampling, calibration
 from .page import Beside, Block, Cell, Figure, Section, Table, Text, cells, number, number_columns, span

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...archive.archive import FeatureArchive
-from ...comparison.fold import Fold, bootstrap_groups
-from ...comparison.intervals import Tally, bootstrap_metrics, interval
+from ...comparison.fold import Fold
 from ...comparison.products import single_probes
 from ...errors import MismatchError
 from ...formats.pieces import SPLITS
+from ...scoring.intervals import Tally, bootstrap_groups, bootstrap_metrics, interval
 from ...scoring.metrics import compute_metrics
 from .evidence import Evidence, sample
 from .page import Beside, Block, Cell, Section, Table, cells, minus, number, number_columns

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...comparison.intervals import DRAWS, Interval, interval, weighted_scores
+from ...scoring.intervals import DRAWS, Interval, interval, weighted_scores
 from .pairs import auroc, c_index, mean_of_known
 from .targets import ClassTargets, SeveralClasses, SurvivalTargets, Targets, ValueTargets, take
 

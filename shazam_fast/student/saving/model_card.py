@@ -104,10 +104,33 @@ def _results(record: Mapping[str, Any]) -> list[str]:
     found = {split: metrics for split in _part(record, "metrics") if (metrics := _part(record["metrics"], split))}
     if not found:
         return ["## Results\n", "Unknown: the student was not evaluated when it was saved.\n"]
-    rows = [(split, _known(m, "n_rows"), *(_number(m.get(name)) for name in METRICS)) for split, m in found.items()]
+    limits = _part(record, "intervals")
+    rows = [
+        (split, _known(m, "n_rows"), *(_with_limits(m, _part(limits, split), name) for name in METRICS))
+        for split, m in found.items()
+    ]
     head = ("split", "patches", *(name.replace("_", " ") for name in METRICS))
-    note = "Intervals: unknown here; `shazam-fast report` gives them, by bootstrap over patients.\n"
-    return ["## Results\n", *_table(head, rows), note, _calibration(_part(record, "calibration"))]
+    return ["## Results\n", *_table(head, rows), _about_intervals(limits), _calibration(_part(record, "calibration"))]
+
+
+def _with_limits(metrics: Mapping[str, Any], limits: Mapping[str, Any], name: str) -> str:
+    """A metric, with its interval where that is recorded."""
+    pair = limits.get(name)
+    known = isinstance(pair, list) and len(pair) == 2
+    return _number(metrics.get(name)) + (f" ({_number(pair[0])} to {_number(pair[1])})" if known else "")
+
+
+def _about_intervals(limits: Mapping[str, Any]) -> str:
+    """How the intervals were made, or that there are none."""
+    drawn = {split: _known(_part(limits, split), "groups") for split in limits if len(_part(limits, split)) > 1}
+    if not drawn:
+        return "Intervals: unknown here; `shazam-fast report` gives them, by bootstrap over patients.\n"
+    counts = ", ".join(f"{n} in {_plain(split)}" for split, n in drawn.items())
+    return (
+        "In brackets: 95% intervals by bootstrap over groups (patients, else slides, else single patches), of which "
+        f"there are {counts}. They cover the choice of groups, not another training; from fewer than about ten groups "
+        "they are too narrow.\n"
+    )
 
 
 def _calibration(found: Mapping[str, Any]) -> str:

@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from shazam_fast.comparison import intervals
-from shazam_fast.comparison.intervals import Tally, bootstrap_metrics, interval, simultaneous_intervals
+from shazam_fast.scoring import intervals
+from shazam_fast.scoring.intervals import (
+    Tally,
+    bootstrap_metrics,
+    interval,
+    metric_intervals,
+    simultaneous_intervals,
+)
+from shazam_fast.scoring.metrics import compute_metrics
 
 
 def make_tally(rng, hit, n=240, groups=24, C=3):
@@ -74,3 +81,20 @@ def test_a_class_that_no_drawn_group_has_counts_for_nothing():
     accuracy, f1 = bootstrap_metrics({"m": [tally]}, 2)
     assert np.nanmin(accuracy["m"]) == 1
     assert np.nanmin(f1["m"]) == 1
+
+
+@pytest.mark.parametrize("per_group", [1, 2, 40])
+def test_intervals_of_one_split_are_those_of_a_plain_bootstrap(per_group):
+    """Groups with the same predictions are drawn together, in the same way whether groups are many or few."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(3, size=400)
+    probabilities = np.exp(np.eye(3)[labels] + rng.normal(0, 0.6, (400, 3)))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    groups = np.arange(400) // per_group + 7
+    metrics = compute_metrics(probabilities, labels, ("a", "b", "c"))
+    plain = bootstrap_metrics({"m": [Tally(labels, probabilities.argmax(axis=1), groups)]}, 3, seed=1)
+    for (name, found), values in zip(metric_intervals(metrics, groups).items(), plain, strict=True):
+        wanted = interval(values["m"])
+        assert found.value == pytest.approx(getattr(metrics, name))
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.006)
+    assert metric_intervals(metrics, np.zeros(400, dtype=np.int64)) == {}

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..archive.archive import FeatureArchive
+from .metrics import Metrics
+
 DRAWS = 2000  # bootstrap samples
 LEVEL = 0.95  # of every interval
 
@@ -31,6 +34,14 @@ class Tally:
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     groups: NDArray[np.int64]
+
+
+def bootstrap_groups(archive: FeatureArchive, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The group of every row, which the bootstrap draws: its patient, else its slide, else the row alone. int64 [n]."""
+    patients = archive.group_index[rows].astype(np.int64)
+    slides = archive.slide_index[rows].astype(np.int64)
+    alone = -1 - rows - len(archive.slides)
+    return np.where(patients >= 0, patients, np.where(slides >= 0, -1 - slides, alone))
 
 
 def bootstrap_metrics(
@@ -66,6 +77,33 @@ def interval(values: NDArray[np.float64]) -> Interval:
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(values[1:], [tail, 100 - tail])
     return Interval(float(values[0]), float(low), float(high))
+
+
+def metric_intervals(metrics: Metrics, groups: NDArray[np.int64], seed: int = 0) -> dict[str, Interval]:
+    """Intervals of balanced accuracy and weighted F1 of one split, by bootstrap over groups; {} for one group alone.
+
+    Groups with the same predictions are drawn together, which changes nothing, and needs memory for those alone that
+    differ.
+
+    Args:
+        metrics: with their predictions.
+        groups: int64 [n], see `bootstrap_groups`.
+        seed: of the draws.
+    """
+    assert metrics.probabilities is not None
+    assert metrics.labels is not None
+    C, names = len(metrics.classes), np.unique(groups)
+    tally = Tally(metrics.labels, metrics.probabilities.argmax(axis=1), groups)
+    if len(names) < 2:
+        return {}
+    if len(names) == len(groups):  # every patch alone
+        counts, alike = np.eye(C * C), metrics.confusion.ravel()
+    else:
+        counts, alike = np.unique(_count(tally, names, C), axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), alike / len(names), size=DRAWS)
+    weights = np.concatenate([alike[None], drawn]).astype(np.float64)  # [1 + DRAWS, kinds of groups]
+    found = zip(("balanced_accuracy", "weighted_f1"), weighted_scores(counts, weights, C), strict=True)
+    return {name: interval(values) for name, values in found}
 
 
 def simultaneous_intervals(differences: Mapping[str, NDArray[np.float64]]) -> dict[str, Interval]:
