@@ -103,6 +103,10 @@ def heatmap(
     merged: Annotated[
         bool, typer.Option("--merged", help="One annotation per class for QuPath, in place of a tile per patch.")
     ] = False,
+    overlay: Annotated[
+        bool,
+        typer.Option("--overlay", help="Also write the probabilities as an OME-TIFF image, a channel per class."),
+    ] = False,
     format: Annotated[str, typer.Option(help="Of the pictures: png, svg or pdf.")] = "png",
     patch_size: Annotated[
         float | None,
@@ -128,6 +132,7 @@ def heatmap(
         downsample=downsample,
         colours=parse_pairs(colour or [], "--colour"),
         merged=merged,
+        overlay=overlay,
         format=format,
         patch_size=patch_size,
         mpp=mpp,

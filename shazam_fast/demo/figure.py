@@ -12,6 +12,7 @@ from PIL import Image
 
 from shazam_fast.comparison.result import Cell, Comparison
 from shazam_fast.demo.tissue import AREAS, CLASSES, Patches, Tissue
+from shazam_fast.images.overview import Tissue as Below
 from shazam_fast.reporting import canvas
 from shazam_fast.reporting.charts import HALF, WIDE
 from shazam_fast.reporting.palette import GRADE_COLOURS, MUTED
@@ -20,7 +21,6 @@ from shazam_fast.reporting.report.evidence import Resampling
 from shazam_fast.reporting.report.performance import draw_calibration
 from shazam_fast.reporting.slide_picture import CAPTION, EDGE, GAP, HEAD, Style, draw_slide
 from shazam_fast.reporting.slide_scores import Frame, SlideScores
-from shazam_fast.reporting.tissue import Tissue as Below
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

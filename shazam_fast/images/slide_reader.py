@@ -132,6 +132,19 @@ def resolution(slide: Any) -> float | None:
     return x if x > 0 and abs(x - y) <= SAME_RESOLUTION * x and x != float("inf") else None
 
 
+def scanned_from(slide: Any) -> tuple[int, int]:
+    """Upper left corner of the scanned area, in pixels of level 0 with the empty border.
+
+    Formats such as MRXS have that border, and openslide tells the area as bounds-x, bounds-y, bounds-width and
+    bounds-height. QuPath shows the area alone, so that its positions begin here. 0, 0 where one of the four is missing.
+    """
+    try:
+        x, y, *_ = (int(_property(slide, f"bounds-{name}")) for name in ("x", "y", "width", "height"))
+    except (TypeError, ValueError):
+        return 0, 0
+    return x, y
+
+
 def _backend() -> tuple[Any, str]:
     for name, kind in BACKENDS:
         try:

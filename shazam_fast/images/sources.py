@@ -17,12 +17,13 @@ from ..errors import ImageError, MismatchError
 from ..runtime.checks import require_path
 from ..tables.cells import clean_text
 from ..tables.reader import TABLE_SUFFIXES, Table, read_table
+from ..tables.slide_names import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from .table import ImageTable, make_table
 
 logger = logging.getLogger("shazam_fast")
 
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2"))
+SUFFIXES = frozenset((*PICTURE_SUFFIXES, *TIFF_SUFFIXES))  # of patches
 
 
 def image_folder(path: str | Path) -> ImageTable:

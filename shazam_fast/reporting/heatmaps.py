@@ -4,8 +4,11 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from ..errors import MismatchError, ShazamError
 from ..formats.geometry import Geometry
@@ -15,12 +18,15 @@ from ..runtime.jobs.locks import require_writable
 from ..runtime.progress import Progress
 from ..scoring.scores import Scores, open_scores
 from .canvas import KINDS, missing_glyphs_logged, new_page, save_figure
-from .geojson import write_geojson
 from .palette import CLASS_COLOURS, hex_colours
+from .qupath.geojson import write_geojson
+from .qupath.overlay import require_tifffile, write_overlay
 from .slide_files import file_stems
 from .slide_picture import Style, draw_slide
 from .slide_scores import SlideScores, one_slide
-from .tissue import Tissue
+
+if TYPE_CHECKING:
+    from ..images.overview import Tissue
 
 logger = logging.getLogger("shazam_fast")
 
@@ -37,6 +43,7 @@ def heatmap(
     downsample: float | None = None,
     colours: Mapping[str, str] | None = None,
     merged: bool = False,
+    overlay: bool = False,
     format: str = "png",
     patch_size: float | None = None,
     mpp: float | None = None,
@@ -56,9 +63,13 @@ def heatmap(
             area of each class in percent and, where mpp is known, in mm2. The scale bar in the first one is in
             micrometres then, else in level-0 pixels.
         tissue: what the maps lie over: a folder with a slide or an image per slide, of the slide's name, or one file.
+            Where slides are given, polygons and overlays begin at the scanned area, as QuPath shows slides whose format
+            has an empty border (MRXS).
         downsample: level-0 pixels per pixel of these images, if they are images of whole slides, such as thumbnails.
         colours: {class: "#rrggbb"}; the legend begins with these classes, in this order.
         merged: write to <slide>.geojson one annotation per class, of merged patches, in place of a tile per patch.
+        overlay: write <slide>.ome.tif too: an image with the probability of each class as a channel, from the upper
+            left corner of the slide on, NaN where no patch is.
         format: of the pictures: "png", "svg" or "pdf".
         patch_size: side of a patch in level-0 pixels, for all slides. By default the size that the features' files
             record for each slide.
@@ -96,9 +107,19 @@ def heatmap(
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no map can be drawn")
     new_page(1, 1, "heatmap")  # matplotlib is there
     _say_replaced(scores, patch_size, mpp)
-    below = None if tissue is None else Tissue(require_path("tissue", tissue), downsample, scores.slides)
+    if overlay:
+        require_tifffile()
+    below = None if tissue is None else _find_tissue(require_path("tissue", tissue), downsample, scores.slides)
     style = _style(scores, panels, colours or {}, below)
-    return _draw_all(scores, Target(out, format, style, merged), patch_size, mpp)
+    return _draw_all(scores, Target(out, format, style, merged, overlay), patch_size, mpp)
+
+
+def _find_tissue(path: Path, downsample: float | None, slides: tuple[str, ...]) -> "Tissue":
+    try:
+        from ..images.overview import Tissue
+    except ImportError as error:
+        raise ShazamError("tissue below maps needs Pillow: pip install 'shazam_fast[slides]'") from error
+    return Tissue(path, downsample, slides)
 
 
 class Target(NamedTuple):
@@ -108,9 +129,10 @@ class Target(NamedTuple):
     format: str
     style: Style
     merged: bool
+    overlay: bool
 
 
-def _style(scores: Scores, panels: Sequence[str] | None, colours: Mapping[str, str], tissue: Tissue | None) -> Style:
+def _style(scores: Scores, panels: Sequence[str] | None, colours: Mapping[str, str], tissue: "Tissue | None") -> Style:
     for name, colour in colours.items():
         if name not in scores.classes:
             raise ShazamError(f"colours: no class is called {name!r}; there are {', '.join(scores.classes)}")
@@ -157,7 +179,10 @@ def _write(slide: SlideScores, target: Target, stem: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with missing_glyphs_logged(picture):
             save_figure(draw_slide(slide, target.style), picture)
-        write_geojson(slide, out / f"{stem}.geojson", target.style.colours, target.merged)
+        for_qupath = _as_qupath_shows(slide, target.style.tissue)
+        write_geojson(for_qupath, out / f"{stem}.geojson", target.style.colours, target.merged)
+        if target.overlay:
+            write_overlay(for_qupath, out / f"{stem}.ome.tif")
     except OSError as error:
         raise ShazamError(f"{out}: slide {slide.name!r} could not be written: {error}") from error
     if slide.without_position:
@@ -169,6 +194,15 @@ def _write(slide: SlideScores, target: Target, stem: str) -> Path:
             slide.name, slide.n_repeated, len(slide.coords), *slide.coords[0],
         )  # fmt: skip
     return picture
+
+
+def _as_qupath_shows(slide: SlideScores, tissue: "Tissue | None") -> SlideScores:
+    """The slide with positions that count from the scanned area."""
+    x, y = (0, 0) if tissue is None else tissue.scanned_from(slide.name)
+    if (x, y) == (0, 0):
+        return slide
+    logger.info("slide %r: polygons and overlay begin at its scanned area, %d, %d, as in QuPath", slide.name, x, y)
+    return replace(slide, coords=slide.coords - np.array([x, y]))
 
 
 def _say_replaced(scores: Scores, patch_size: float | None, mpp: float | None) -> None:

@@ -12,11 +12,12 @@ from . import canvas
 from .painting import leading, paint
 from .palette import DIVERGING, EMPTY, INK, MUTED, RAMP, TEACHER_COLOURS, hex_colours, pick_colours, rgb
 from .slide_scores import Frame, SlideScores, frame_slide, summarise_slide
-from .tissue import Tissue
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ..images.overview import Tissue
 
 MARGIN = 0.04  # around the patches, of the longer side, where tissue is drawn
 OPACITY = 0.55  # of a map over the tissue
@@ -44,7 +45,7 @@ class Style:
     panels: tuple[str, ...]
     colours: tuple[str, ...]
     first: tuple[int, ...] = ()
-    tissue: Tissue | None = None
+    tissue: "Tissue | None" = None
 
 
 @dataclass(frozen=True)

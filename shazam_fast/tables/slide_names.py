@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2")  # of images that are no slides
+TIFF_SUFFIXES = (".tif", ".tiff")  # of both
 IMAGE_SUFFIXES = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".czi", ".bif", ".vms", ".vmu", ".svslide", ".dcm",
-    ".qptiff", ".isyntax", ".vsi", ".sdpc", ".kfb", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".jp2",
+    ".svs", *TIFF_SUFFIXES, ".ndpi", ".mrxs", ".scn", ".czi", ".bif", ".vms", ".vmu", ".svslide", ".dcm",
+    ".qptiff", ".isyntax", ".vsi", ".sdpc", ".kfb", *PICTURE_SUFFIXES,
 )  # fmt: skip
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".pt", ".pth", ".npy", ".npz", ".safetensors", ".zarr", ".txt", ".json")
 ENDS = frozenset("/. \t\n\r\v\f\x1c\x1d\x1e\x1f")  # what a clean name neither begins nor ends with, or may not

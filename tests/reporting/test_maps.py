@@ -8,10 +8,10 @@ from PIL import Image
 from scored import GRID, colours_of, make_scores
 
 import shazam_fast as sf
-from shazam_fast.reporting.regions import merge_patches
+from shazam_fast.images.overview import Tissue
+from shazam_fast.reporting.qupath.regions import merge_patches
 from shazam_fast.reporting.slide_picture import Style, draw_slide
 from shazam_fast.reporting.slide_scores import one_slide, summarise_slide
-from shazam_fast.reporting.tissue import Tissue
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra: heatmap)")
 CLASSES = ("normal", "adenoma", "carcinoma")
@@ -177,6 +177,71 @@ def test_holes_and_corners():
 
 
 def test_patches_on_no_grid_cannot_be_merged(monkeypatch):
-    monkeypatch.setattr("shazam_fast.reporting.regions.MOST_CELLS", 100)
+    monkeypatch.setattr("shazam_fast.reporting.qupath.regions.MOST_CELLS", 100)
     with pytest.raises(sf.MismatchError, match="too many to merge: write tiles"):
         merge_patches(np.random.default_rng(0).random((40, 2)), 0.1, np.ones((40, 2)))
+
+
+def test_overlay_has_the_probabilities_where_the_patches_lie(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    coords = np.array([(1000, 300), (1224, 300), (1000, 524)])
+    scores = make_scores({"s": coords}, geometry=known())
+    sf.heatmap(scores, tmp_path, panels=["classes"], overlay=True)
+    with tifffile.TiffFile(tmp_path / "s.ome.tif") as file:
+        image = file.asarray()  # [C, H, W]
+        told = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+    assert [channel["Name"] for channel in told["Channel"]] == list(CLASSES)
+    pixel = 224 / 8  # level-0 pixels
+    assert told["PhysicalSizeX"] == pytest.approx(0.5 * pixel)
+    assert image.shape == (3, 27, 52)  # 748 and 1448 level-0 pixels
+    for (x, y), probabilities in zip(coords, scores.probabilities, strict=True):
+        np.testing.assert_allclose(image[:, int((y + 112) / pixel), int((x + 112) / pixel)], probabilities)
+    assert np.isnan(image[:, 26, 51]).all()
+    assert np.isfinite(image[0]).sum() == pytest.approx(3 * 64, abs=10)
+
+
+class Scanned:
+    """A slide of 4000 x 4000 pixels of which 2000 x 2000 from 1000, 500 were scanned; the rest is transparent."""
+
+    __module__ = "openslide"  # whose name its properties have
+    dimensions, level_downsamples = (4000, 4000), (1.0,)
+    properties = {f"openslide.bounds-{k}": v for k, v in (("x", "1000"), ("y", "500"), ("width", "2000"))}  # noqa: RUF012
+
+    def read_region(self, corner, level, size):
+        x, y = np.arange(size[0]) + corner[0], np.arange(size[1])[:, None] + corner[1]
+        pixels = np.zeros((size[1], size[0], 4), np.uint8)
+        pixels[(x >= 1000) & (x < 3000) & (y >= 500) & (y < 2500)] = (200, 0, 0, 255)
+        return Image.fromarray(pixels)
+
+
+def test_polygons_and_overlay_begin_at_the_scanned_area(tmp_path, monkeypatch):
+    """QuPath shows an MRXS slide without its empty border; positions of patches count the border."""
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.setattr(Scanned, "properties", {**Scanned.properties, "openslide.bounds-height": "2000"})
+    monkeypatch.setattr("shazam_fast.images.overview.open_slide", lambda path: Scanned())
+    (tmp_path / "s.mrxs").touch()
+    scores = make_scores({"s": [(1000, 500), (1224, 724)]}, geometry=known())
+    for merged in (False, True):
+        (picture,) = sf.heatmap(
+            scores, tmp_path / "maps", panels=["tissue"], tissue=tmp_path / "s.mrxs", overlay=True, merged=merged
+        )
+        corners = [np.array(f["geometry"]["coordinates"]).reshape(-1, 2).min(axis=0).tolist()
+                   for f in json.loads((tmp_path / "maps" / "s.geojson").read_text())["features"]]  # fmt: skip
+        assert corners == [[0, 0], [224, 224]]
+    image = tifffile.imread(tmp_path / "maps" / "s.ome.tif")
+    np.testing.assert_allclose(image[:, 4, 4], scores.probabilities[0])
+    np.testing.assert_allclose(image[:, 12, 12], scores.probabilities[1])
+    assert np.isnan(image[:, 4, 12]).all()
+    colours = {tuple(c) for c in colours_of(picture).reshape(-1, 3)}
+    assert (200, 0, 0) in colours
+    assert (0, 0, 0) not in colours  # what was not scanned is white
+    tissue = Tissue(tmp_path / "s.mrxs", None, ("s",))
+    pixels = tissue.read("s", np.array([900.0, 400.0]), np.array([200.0, 200.0]), (20, 20))
+    assert pixels[15, 15].tolist() == [200, 0, 0]
+    assert pixels[5, 15].tolist() == pixels[15, 5].tolist() == [255] * 3
+
+
+def test_a_slide_without_all_bounds_has_no_border(tmp_path, monkeypatch):
+    monkeypatch.setattr("shazam_fast.images.overview.open_slide", lambda path: Scanned())
+    (tmp_path / "s.mrxs").touch()
+    assert Tissue(tmp_path, None, ("s",)).scanned_from("s") == (0, 0)

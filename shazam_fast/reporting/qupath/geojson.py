@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.files import UNFINISHED
-from .palette import rgb
+from ...runtime.files import UNFINISHED
+from ..palette import rgb
+from ..slide_scores import SlideScores
 from .regions import merge_patches
-from .slide_scores import SlideScores
 
 
 def write_geojson(slide: SlideScores, path: Path, colours: Sequence[str], merged: bool = False) -> None:

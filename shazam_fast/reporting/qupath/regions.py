@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MismatchError
+from ...errors import MismatchError
 
 MOST_CELLS = 1 << 26  # of the grid that all edges of patches make
 
@@ -33,7 +33,7 @@ def merge_patches(corners: NDArray[Any], side: float, probabilities: NDArray[Any
     """
     from scipy.ndimage import label
 
-    from .painting import paint
+    from ..painting import paint
 
     edges = [np.unique(np.concatenate([corners[:, axis], corners[:, axis] + side])) for axis in (0, 1)]
     shape = (len(edges[1]) - 1, len(edges[0]) - 1)

@@ -1,0 +1,1 @@
+"""What QuPath opens: patches and areas as polygons, probabilities as an image."""
