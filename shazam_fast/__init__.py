@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .reporting.heatmaps import heatmap as heatmap
     from .reporting.plots import plot as plot
     from .reporting.report.report import report as report
+    from .reporting.sheet import TopPatch as TopPatch
+    from .reporting.top_patches import top_patches as top_patches
     from .scoring.evaluate import evaluate as evaluate
     from .scoring.metrics import Metrics as Metrics
     from .scoring.score import score as score
@@ -137,6 +139,8 @@ _HOMES = {
     "reporting.heatmaps": ("heatmap",),
     "reporting.plots": ("plot",),
     "reporting.report.report": ("report",),
+    "reporting.sheet": ("TopPatch",),
+    "reporting.top_patches": ("top_patches",),
     "estimator": ("ShazamClassifier",),
 }
 _HOME = {name: (module, name) for module, names in _HOMES.items() for name in names}

@@ -15,7 +15,7 @@ from .extraction import extract, teachers
 from .finetuning import finetune
 from .printing import console
 from .reporting import report
-from .scoring import export, heatmap, score
+from .scoring import export, heatmap, score, top_patches
 from .slides import slides
 from .training import calibrate, evaluate, train
 
@@ -59,7 +59,7 @@ def demo(
 
 COMMANDS = (
     demo, teachers, extract, convert, inspect, verify,
-    train, evaluate, calibrate, compare, finetune, score, heatmap, report, export,
+    train, evaluate, calibrate, compare, finetune, score, heatmap, top_patches, report, export,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

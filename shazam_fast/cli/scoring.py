@@ -1,4 +1,4 @@
-"""`shazam-fast score`, `heatmap` and `export`."""
+"""`shazam-fast score`, `heatmap`, `top-patches` and `export`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,16 @@ from .kinds import require_file_place, require_kind, require_place_for
 from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, parse_pairs
 from .printing import say
 from .words import complete, optional
+
+ScoresPath = Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)]
+PatchSize = Annotated[
+    float | None,
+    optional("Side of a patch in level-0 pixels. Default: as recorded for each slide by the tool that cut it."),
+]
+Mpp = Annotated[
+    float | None,
+    optional("Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded."),
+]
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def score(
 
 # Over 40 lines: every option is declared here.
 def heatmap(
-    scores: Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)],
+    scores: ScoresPath,
     out: Annotated[Path, typer.Option(help="Directory for one picture and one GeoJSON file per slide.")],
     panel: Annotated[
         list[str] | None,
@@ -108,14 +118,8 @@ def heatmap(
         typer.Option("--overlay", help="Also write the probabilities as an OME-TIFF image, a channel per class."),
     ] = False,
     format: Annotated[str, typer.Option(help="Of the pictures: png, svg or pdf.")] = "png",
-    patch_size: Annotated[
-        float | None,
-        optional("Side of a patch in level-0 pixels. Default: as recorded for each slide by the tool that cut it."),
-    ] = None,
-    mpp: Annotated[
-        float | None,
-        optional("Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded."),
-    ] = None,
+    patch_size: PatchSize = None,
+    mpp: Mpp = None,
 ) -> None:
     """Draw the scores of every slide, and write GeoJSON for QuPath.
 
@@ -138,6 +142,23 @@ def heatmap(
         mpp=mpp,
     )
     say(f"{len(pictures):,} slides drawn: {out}")
+
+
+def top_patches(
+    scores: ScoresPath,
+    images: Annotated[Path, typer.Option(help="Folder of whole-slide images, or one image.")],
+    out: Annotated[Path, typer.Option(help="File for the sheet, .png, .svg or .pdf.")],
+    count: Annotated[int, typer.Option(help="Patches per class.")] = 8,
+    per_slide: Annotated[int, typer.Option(help="Most patches of one slide.")] = 2,
+    patch_size: PatchSize = None,
+    mpp: Mpp = None,
+) -> None:
+    """Show the most probable patches of each class, as one sheet."""
+    from ..reporting.top_patches import top_patches as run
+
+    require_kind(scores, "scores")
+    shown = run(scores, out, images=images, count=count, per_slide=per_slide, patch_size=patch_size, mpp=mpp)
+    say(f"{len(shown):,} patches of {len({patch.slide for patch in shown}):,} slides in {out}")
 
 
 def export(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..reporting.wholeslides.heatmaps import heatmap as heatmap
-    from ..reporting.wholeslides.sheet import TopPatch as TopPatch
     from ..reporting.wholeslides.sheet import top_patches as top_patches
     from ..reporting.wholeslides.survival import draw_survival as draw_survival
     from .bags import Selection as Selection
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     ".reporting.wholeslides.heatmaps": ("heatmap",),
-    ".reporting.wholeslides.sheet": ("TopPatch", "top_patches"),
+    ".reporting.wholeslides.sheet": ("top_patches",),
     ".reporting.wholeslides.survival": ("draw_survival",),
     "bags": ("Selection",),
     "comparing": ("SlideComparison", "crossvalidate"),

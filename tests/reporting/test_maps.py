@@ -245,3 +245,24 @@ def test_a_slide_without_all_bounds_has_no_border(tmp_path, monkeypatch):
     monkeypatch.setattr("shazam_fast.images.overview.open_slide", lambda path: Scanned())
     (tmp_path / "s.mrxs").touch()
     assert Tissue(tmp_path, None, ("s",)).scanned_from("s") == (0, 0)
+
+
+def test_top_patches_of_each_class(quarters, tmp_path):
+    """The most probable patches among those predicted as the class, so many per slide, from the slides given."""
+    coords = [(x, y) for y in (0, 1900, 3800) for x in (0, 1000, 3000)]  # red left above, green right, blue below
+    scores = make_scores({"s": coords, "t": coords}, geometry={n: sf.Geometry("pixels", 200) for n in "st"})
+    probabilities = np.asarray(scores.probabilities)
+    shown = sf.top_patches(scores, tmp_path / "sheet.png", images=quarters / "slides", count=3, per_slide=2)
+    assert [patch.row_title for patch in shown] == [name for name in CLASSES for _ in range(2)]
+    assert {patch.slide for patch in shown} == {"s"}  # the other has no image
+    for patch in shown:
+        row = coords.index((patch.x, patch.y))
+        assert patch.value == probabilities[row].max() == probabilities[row, CLASSES.index(patch.row_title)]
+    page = colours_of(tmp_path / "sheet.png")
+    assert {(200, 0, 0), (0, 200, 0)} <= {tuple(c) for c in page.reshape(-1, 3)}
+    with pytest.raises(sf.ImageError, match="no image of the slides"):
+        sf.top_patches(make_scores({"u": coords}), tmp_path / "x.png", images=quarters / "slides", patch_size=200)
+    with pytest.raises(sf.MismatchError, match="do not tell the size of its patches"):
+        sf.top_patches(make_scores({"s": coords}), tmp_path / "x.png", images=quarters / "slides")
+    with pytest.raises(sf.ShazamError, match="count"):
+        sf.top_patches(scores, tmp_path / "x.png", images=quarters / "slides", count=0)

@@ -77,7 +77,7 @@ def test_the_top_patches_are_the_telling_ones(place):
     of_b = [patch for patch in shown if patch.row_title == "b"]
     assert len(of_b) == 6
     assert {patch.slide for patch in of_b} == {"case-01", "case-03"}
-    assert [patch.attention for patch in of_b] == sorted((patch.attention for patch in of_b), reverse=True)
+    assert [patch.value for patch in of_b] == sorted((patch.value for patch in of_b), reverse=True)
     for patch in of_b:
         assert labels[patch.slide] == "b"
         image = np.asarray(Image.open(folder / "slides" / f"{patch.slide}.tif"))[patch.y : patch.y + PATCH]

@@ -1,52 +1,16 @@
 """The patches that weighed most for each class, as one sheet of images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import MismatchError
-from ...runtime.checks import require_count, require_number, require_path
-from ...runtime.jobs.locks import require_writable
 from ...slides.scores import SlideScores
-from .. import canvas
-from ..palette import MUTED, RULE
+from ..sheet import TopPatch, check_sheet, write_sheet
 from .patches import SlidePatches, read_slide_scores, split_by_slide
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
-
-SIDE = 256  # pixels that a patch is read with
-SHOWN = 1.3  # inches of a patch on the sheet
-EDGE, HEAD, NAME, GAP = 0.32, 0.45, 0.42, 0.12  # inches
 EXTREME = 0.25  # fraction of the slides that counts as largest, or as smallest, of a number
-
-
-@dataclass(frozen=True)
-class TopPatch:
-    """A patch of the sheet.
-
-    Attributes:
-        row_title: the class, or the end of a number, that it is shown for.
-        slide: its slide.
-        x, y: its corner in level-0 pixels.
-        size: its side in level-0 pixels.
-        attention: in units of an equal share.
-
-    >>> TopPatch("lusc", "s1", 0, 512, 256, 3.5).attention
-    3.5
-    """
-
-    row_title: str
-    slide: str
-    x: int
-    y: int
-    size: int
-    attention: float
 
 
 # Over 40 lines: every option is documented here.
@@ -85,14 +49,7 @@ def top_patches(
     ...
     shazam_fast.errors.ArchiveError: /nowhere/slides.parquet: file not found; ...
     """
-    count, per_slide = require_count("count", count), require_count("per_slide", per_slide)
-    for name, value in (("patch_size", patch_size), ("mpp", mpp)):
-        if value is not None:
-            require_number(name, value, above=0)
-    out = require_path("out", out)
-    canvas.require_kind(out)
-    require_writable(out.absolute().parent)
-    canvas.new_page(1, 1, "heatmap")  # matplotlib is there
+    out = check_sheet(out, {"count": count, "per_slide": per_slide}, {"patch_size": patch_size, "mpp": mpp})
     from ...images.overview import find_slides
 
     scores = read_slide_scores(scores)
@@ -100,10 +57,7 @@ def top_patches(
     files = find_slides(images, [slide.name for slide in slides])
     slides = [slide for slide in slides if slide.name in files]
     chosen = {title: _choose(title, slides, members, count, per_slide) for title, members in _rows(scores).items()}
-    page = _draw(chosen, files)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with canvas.missing_glyphs_logged(out):
-        canvas.save_figure(page, out)
+    write_sheet(chosen, files, "{:.1f} x", out)
     return [patch for patches in chosen.values() for patch in patches]
 
 
@@ -137,37 +91,4 @@ def _choose(
             for i in np.argsort(-slide.attention, kind="stable")[:per_slide].tolist():
                 x, y = slide.coords[i].round().astype(int).tolist()
                 found.append(TopPatch(title, slide.name, x, y, round(slide.size), float(slide.attention[i])))
-    return sorted(found, key=lambda patch: -patch.attention)[:count]
-
-
-def _draw(chosen: Mapping[str, list[TopPatch]], files: Mapping[str, Path]) -> "Figure":
-    """The sheet: a row per class, under each patch its slide and attention."""
-    from ...images.slide_reader import SlideReader
-
-    most = max(len(patches) for patches in chosen.values())
-    if not most:
-        raise MismatchError("none of the slides with an image has a patch with a position; nothing can be shown")
-    row = HEAD + SHOWN + NAME
-    page = canvas.new_page(2 * EDGE + most * (SHOWN + GAP), 2 * EDGE + len(chosen) * row, "heatmap")
-    width, reader = page.get_size_inches()[0] - 2 * EDGE, SlideReader()
-    for line, (title, patches) in enumerate(chosen.items()):
-        top = EDGE + line * row
-        head = canvas.place(page, EDGE, top, width, HEAD)
-        head.set_axis_off()
-        head.set(xlim=(0, 1), ylim=(0, 1))
-        head.axhline(0.25, color=RULE, lw=1)
-        canvas.write(head, title, (0, 0.45), fontsize=canvas.CAPTION, weight="bold")
-        if not patches:
-            canvas.write(head, "no slide", (1, 0.45), ha="right", color=MUTED)
-        for index, patch in enumerate(patches):
-            image = reader.read(files[patch.slide], patch.x, patch.y, patch.size, SIDE)
-            _draw_patch(page, EDGE + index * (SHOWN + GAP), top + HEAD, image, patch)
-    return page
-
-
-def _draw_patch(page: "Figure", left: float, top: float, image: "Image", patch: TopPatch) -> None:
-    axes = canvas.place_map(page, left, top, (SIDE, SIDE), SHOWN / SIDE)
-    axes.imshow(np.asarray(image), interpolation="antialiased")
-    name = canvas.write(axes, patch.slide, (0, 0), (0, -12), color=MUTED)
-    canvas.fit(name, 72 * SHOWN)
-    canvas.write(axes, f"{patch.attention:.1f} x", (0, 0), (0, -24), color=MUTED)
+    return sorted(found, key=lambda patch: -patch.value)[:count]
