@@ -57,6 +57,7 @@ def join(
     by_teacher = _by_teacher(sources)
     left_out: dict[str, str] = {}
     keys = _common_keys(path, by_teacher, slides, left_out if skip else None)
+    n_slides = len({slide for slide, _ in keys} | left_out.keys())
     if trees is not None:
         chosen = [files[key] for files in by_teacher.values() for key in keys]
         known = iter(trees.read(chosen, f"opening {path.name}"))
@@ -66,7 +67,7 @@ def join(
     for key, found in joined.items():
         for teacher, matrix in matrices.items():
             matrix.append(by_teacher[teacher][key], found.pieces[teacher])
-    _report_left_out(path, left_out, len(keys))
+    _report_left_out(path, left_out, n_slides)
     if sum(found.n_rows for found in joined.values()) == 0:
         why = f": {next(iter(left_out.values()))}" if left_out else ""
         raise MismatchError(f"{path}: no patches: {len(keys)} slides are empty or left out{why}")
@@ -175,10 +176,10 @@ def _is_empty(sources: Sequence[Source]) -> bool:
         return False
 
 
-def _report_left_out(path: Path, left_out: Mapping[str, str], n_keys: int) -> None:
+def _report_left_out(path: Path, left_out: Mapping[str, str], n_slides: int) -> None:
     if left_out:
         slide, why = next(iter(left_out.items()))
-        logger.warning("%s: left out %d slides of %d, %r first: %s", path, len(left_out), n_keys, slide, why)
+        logger.warning("%s: left out %d of %d slides, %r first: %s", path, len(left_out), n_slides, slide, why)
 
 
 # The archive

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .kinds import require_place_for
+from ..runtime.jobs.foreign import require_place_for
 from .options import Dtype, Features, opens_features
 from .printing import print_table, say
 

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column
 from rich.text import Text
 
-from .kinds import require_place_for
+from ..runtime.jobs.foreign import require_place_for
 from .options import Device, Features, add_options, config_options, opens_features
 from .printing import print_table, say
 from .words import optional
@@ -92,7 +92,10 @@ def _print_methods(found: "Comparison") -> None:
         Column(Text("balanced accuracy"), no_wrap=True), "weighted F1", "AUROC", "fit (s)",
     ]  # fmt: skip
     headings += ["encoders (GFLOPs per patch)", "teachers"] if found.study else []
-    title = f"{found.repeats} splits of {found.n_rows:,} patches in {found.n_groups:,} groups; 95% intervals"
+    title = (
+        f"{found.repeats} splits of {found.n_rows:,} patches, tested on {found.n_groups:,} groups (patients or "
+        "slides); 95% intervals"
+    )
     print_table(headings, rows, title)
 
 

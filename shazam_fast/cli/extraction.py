@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column
 
-from .kinds import require_place_for
+from ..runtime.jobs.foreign import require_place_for
 from .options import Dataset, DatasetSplit, Device, Dtype, add_options, config_options, parse_pairs
 from .printing import print_table, say
 from .words import complete, complete_teacher, optional

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..comparison.finetuning.config import FinetuneConfig
-from .kinds import require_place_for
+from ..runtime.jobs.foreign import require_place_for
 from .options import Dataset, DatasetSplit, add_options, config_options
 from .printing import say
 from .training import print_metrics

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..errors import ArchiveError
-from .kinds import require_kind
+from ..runtime.jobs.foreign import require_kind
 from .words import SPLIT_NAMES, complete, optional
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ArchiveError
-from .kinds import require_kind
+from ..runtime.jobs.foreign import require_kind
 from .options import Device, Features, JudgedSplit, StudentPath, opens_features, parse_pairs
 from .printing import say
 from .words import optional

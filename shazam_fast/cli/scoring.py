@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .kinds import require_file_place, require_kind, require_place_for
+from ..runtime.jobs.foreign import require_kind, require_place_for
 from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, parse_pairs
-from .printing import say
+from .printing import require_file_place, say
 from .words import complete, optional
 
 ScoresPath = Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)]

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.jobs.foreign import refuse_occupied
+from ..runtime.jobs.foreign import refuse_occupied, require_kind, require_place_for
 from ..student.config import BLOCKS
 from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, SHUFFLES, TARGETS
 from ..training.config import PRESETS, TrainConfig
-from .kinds import require_file_place, require_kind, require_place_for
 from .options import (
     AllowTrainedSlides,
     Device,
@@ -21,7 +20,7 @@ from .options import (
     config_options,
     opens_features,
 )
-from .printing import print_table, say, write_json
+from .printing import print_table, require_file_place, say, write_json
 from .words import SPLIT_NAMES, complete, optional
 
 if TYPE_CHECKING:

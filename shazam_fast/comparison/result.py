@@ -209,7 +209,7 @@ class Comparison(Plottable):
     def __repr__(self) -> str:
         what = f"study {self.study!r}" if self.study else "methods"
         words = f"Comparison({what}: {len(self.balanced_accuracy)} on {self.repeats} splits of {self.n_rows:,} patches"
-        return f"{words} in {self.n_groups:,} groups. {self.conclusion()})"
+        return f"{words}, tested on {self.n_groups:,} groups. {self.conclusion()})"
 
     def _repr_html_(self) -> str:
         """A table for notebooks, best first."""

@@ -13,7 +13,7 @@ from ..errors import ArchiveError
 from ..runtime.checks import require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, writing
-from ..runtime.jobs.foreign import CLAIM, require_same_job
+from ..runtime.jobs.foreign import CLAIM, require_kind, require_same_job
 from ..runtime.jobs.part_directory import Part, PartDirectory
 from ..scoring.metrics import compute_metrics
 from ..scoring.parts import parquet_bytes
@@ -119,6 +119,7 @@ def open_comparison(path: str | Path) -> Comparison:
     True
     """
     folder = require_path("path", path)
+    require_kind(folder, "comparison")
     if not (folder / MANIFEST).exists() and (folder / CLAIM).exists():
         raise ArchiveError(
             f"{folder}: the comparison was interrupted; run the same command again to finish it", "missing"

@@ -9,6 +9,7 @@ any other   one file per slide, all of one kind, in folders of any names
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from . import beside, tools
 from .discovery import KINDS, MAPPED_KINDS, File, Listing, kind_of, walk
 from .several import select_teacher, split_teachers
 from .unmapped import read_unmapped
+
+logger = logging.getLogger("shazam_fast")
 
 READERS: Mapping[str, Callable[[Path], Piece]] = {
     ".h5": hdf5.read_piece,
@@ -105,6 +108,10 @@ def _find_named_folders(listing: Listing) -> list[Source]:
     if homes:
         for file in others:
             listing.pass_over(file.place, "outside the teachers' folders")
+    for job in jobs:
+        for folder in sorted(job.glob(f"{FEATURES}*")):
+            if folder not in homes and folder.is_dir():
+                listing.pass_over(os.fspath(folder), "of the teachers' folders, without features")
     return _join_homes({home: _find_teacher(home, found) for home, found in sorted(homes.items())})
 
 
@@ -157,7 +164,24 @@ def _find_folder(listing: Listing) -> list[Source]:
     """One file per slide in folders of any name: one teacher, or STAMP's several, or AtlasPatch."""
     patches = [file for file in listing.files if file.folder.split("/")[0] == "patches" and file.kind == ".h5"]
     name = Path(os.path.realpath(listing.root)).name  # of the folder itself, not of a link to it
-    return _find_kind(listing.root, patches or listing.files, name)
+    sources = _find_kind(listing.root, patches or listing.files, name)
+    if len({source.teacher for source in sources}) == 1:
+        _warn_of_teachers(listing)
+    return sources
+
+
+def _warn_of_teachers(listing: Listing) -> None:
+    """Log a warning where the folders may be teachers: each has a file of every name."""
+    names: dict[str, set[str]] = {}
+    for file in listing.files:
+        first, _, inner = file.folder.partition("/")
+        names.setdefault(first, set()).add(f"{inner}/{file.name}")
+    folders = list(names)
+    if len(folders) > 1 and all(names[folder] == names[folders[0]] for folder in folders):
+        logger.warning(
+            "%s: its folders %s hold files of the same names, and are read as slides of one teacher; if each is a "
+            "teacher, open them as {teacher: path} (--teacher NAME=PATH)", listing.root, show(folders),
+        )  # fmt: skip
 
 
 def _find_kind(root: Path, files: Sequence[File], teacher: str) -> list[Source]:

@@ -107,4 +107,6 @@ def require_path(name: str, value: object) -> Path:
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str) or "\0" in text:
         raise ShazamError(f"{name}: a path expected (text without zero bytes, or a pathlib.Path), found {value!r}")
+    if not text:
+        raise ShazamError(f"{name}: a path expected, found an empty text; the directory that you are in is '.'")
     return Path(text)

@@ -167,4 +167,7 @@ def require_finite_results(archive: FeatureArchive, rows: NDArray[np.int64], res
     if bad.size:
         first = rows[bad[:SPOILT_ROWS]]
         archive.require_finite(first, archive.gather(first))
-        raise NonFiniteError(f"{archive.path}: row {first[0]} gives non-finite logits; score with student.double()")
+        raise NonFiniteError(
+            f"{archive.path}: row {first[0]} gives non-finite logits: its features are too large for the student's "
+            "dtype; scale them, or compute with student.double()"
+        )

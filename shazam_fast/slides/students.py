@@ -17,6 +17,7 @@ from ..errors import ArchiveError, MismatchError, ShazamError
 from ..runtime.checks import require_loaded, require_path
 from ..runtime.documents import Count, Json, Name, Record, Text, encode_document, read_document
 from ..runtime.files import file_checksum, write_durably
+from ..runtime.jobs.foreign import require_kind
 from ..runtime.jobs.part_directory import Part
 from ..runtime.tensors import fill_module, read_described, require_shapes, write_tensors
 from ..teachers.licences import find_licence
@@ -172,6 +173,7 @@ def load(path: str | Path) -> SlideStudent:
     Raises ArchiveError when a file is missing, truncated, corrupt, or does not belong to the others.
     """
     folder = require_path("path", path)
+    require_kind(folder, "slide student")
     config, card = read_card(folder)
     if not card.parts:
         raise ArchiveError(f"{folder / CARD}: corrupt: it names no part")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.checks import require_loaded, require_path
+from ..runtime.jobs.foreign import require_kind
 from ..runtime.tensors import fill_module
 from .config import StudentConfig
 from .ensemble import Ensemble
@@ -32,6 +33,7 @@ def load(path: str | Path) -> Student:
     ('normal', 'tumor')
     """
     path = require_path("path", path)
+    require_kind(path, "student")
     config, card = read_card(path)
     shapes = [StudentConfig(**msgspec.structs.asdict(shape)) for shape in card.members] or [config]
     with torch.device("meta"):  # shapes without memory: the files are checked before any is taken

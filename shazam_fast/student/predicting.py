@@ -141,7 +141,7 @@ def _numbers(features: Any) -> NDArray[Any]:
     array = np.asarray(features)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"found values of type {array.dtype}")
-    return array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
+    return array.astype(array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.float64)
 
 
 def _not_finite(blocks: Mapping[str, Tensor], result: NDArray[np.float32]) -> NonFiniteError:

@@ -130,7 +130,7 @@ class Table:
     @property
     def headers(self) -> str:
         """The names of all columns, for messages."""
-        return ", ".join(self.columns)
+        return ", ".join(self.columns) or "none: it is empty"
 
     def texts(self, header: str) -> NDArray[np.str_]:
         """A column [n] as text, "" where it is unknown. Raises MismatchError naming a cell that cannot be used."""

@@ -22,7 +22,7 @@ from ..errors import ArchiveError, MismatchError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.jobs.foreign import require_same_job
+from ..runtime.jobs.foreign import require_place_for, require_same_job
 from ..runtime.jobs.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..runtime.summaries import Plottable, summary_html
@@ -135,6 +135,7 @@ def train(
     folder = None if out is None else require_path("out", out)
     finished = folder is not None and _is_finished(folder)
     if folder is not None and not finished:
+        require_place_for(folder, "student")
         require_writable(folder)
     archive = open_archive(archive)
     fingerprint = archive.fingerprint

@@ -37,10 +37,10 @@ WRONG = [
     (("score", "scores", "archive", "--out", "new"), "scores holds scores, but a student expected"),
     (("heatmap", "archive", "--out", "new"), "archive holds features, but scores expected"),
     (("heatmap", "student", "--out", "new"), "student holds a student, but scores expected"),
-    (("train", "archive", "--out", "scores"), "--out scores holds scores already; choose another directory"),
-    (("train", "archive", "--out", "archive"), "--out archive holds features already"),
-    (("score", "student", "archive", "--out", "student"), "--out student holds a student already"),
-    (("convert", "archive", "--out", "scores"), "--out scores holds scores already"),
+    (("train", "archive", "--out", "scores"), "scores holds scores already; choose another directory"),
+    (("train", "archive", "--out", "archive"), "archive holds features already"),
+    (("score", "student", "archive", "--out", "student"), "student holds a student already"),
+    (("convert", "archive", "--out", "scores"), "scores holds scores already"),
 ]
 
 

@@ -264,7 +264,7 @@ def test_a_broken_slide_is_named_or_left_out_for_all_teachers(tmp_path, damage, 
     archive = sf.open(source, on_error="skip")
     assert (archive.slides, archive.n_rows) == (("a", "c"), 32)
     assert "b.h5" in archive.left_out["b"]
-    assert "left out 1 slides of" in caplog.text
+    assert "left out 1 of 3 slides" in caplog.text
     sf.convert(source, tmp_path / "out", on_error="skip")
     assert sf.open(tmp_path / "out").slides == ("a", "c")
     with pytest.raises(sf.MismatchError, match="on_error is 'raise' or 'skip', not 'ignore'"):
@@ -432,3 +432,24 @@ def test_damaged_meta_of_slide2vec_is_named(tmp_path):
     (run / "tile_embeddings" / "b.meta.json").write_text(json.dumps({"tile_size_lv0": "wide"}))
     with pytest.raises(sf.ArchiveError, match=r"b\.meta\.json: cannot be read"):
         sf.open(run)
+
+
+def test_a_teachers_folder_without_features_is_named(tmp_path, caplog):
+    for folder in ("features_uni", "features_virchow"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "features_uni" / "a.npy", np.ones((3, 8), dtype=np.float32))
+    assert list(sf.open(tmp_path).teachers) == ["uni"]
+    assert "passed over 1 of the teachers' folders, without features" in caplog.text
+    assert "features_virchow" in caplog.text
+
+
+def test_folders_that_may_be_teachers_are_named(tmp_path, caplog):
+    for place in ("uni/a", "uni/b", "virchow/a"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / f"{place}.npy", np.ones((3, 8), dtype=np.float32))
+    assert len(sf.open(tmp_path).slides) == 3
+    assert not caplog.text  # other slides in each
+    np.save(tmp_path / "virchow" / "b.npy", np.ones((3, 8), dtype=np.float32))
+    assert len(sf.open(tmp_path).slides) == 4
+    assert "'uni', 'virchow' hold files of the same names" in caplog.text
+    assert "{teacher: path}" in caplog.text

@@ -51,6 +51,10 @@ def test_float16_lists_of_rows_and_no_rows(student, whole):
     assert student.predict_proba(whole[:0]).shape == (0, 3)
 
 
+def test_the_other_byte_order(student, whole):
+    assert np.array_equal(student.predict_proba(whole.astype(">f4")), student.predict_proba(whole))
+
+
 def test_folded_students_and_ensembles_predict_too(student, whole):
     ensemble = sf.average([student, make_student(dtype=torch.float32, depth=2)])
     for one in (student, ensemble):

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ...runtime.jobs.foreign import require_kind, require_place_for
 from ...slides.options import COMPARED, MODELS, SlideConfig
-from ..kinds import require_kind, require_place_for
 from ..options import AllowTrainedSlides, Device, Features, opens_features
 from ..printing import say
 from .options import (

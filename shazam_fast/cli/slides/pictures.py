@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..kinds import require_kind
+from ...runtime.jobs.foreign import require_kind
 from ..printing import say
 from .commands import slides
 

@@ -15,6 +15,7 @@ from ...images.sources import labelled_images
 from ...images.table import ImageTable, require_groups
 from ...runtime.checks import require_path
 from ...runtime.devices import choose_device, describe_device
+from ...runtime.jobs.foreign import require_place_for
 from ...runtime.jobs.locks import DirectoryLock, require_writable
 from ...scoring.metrics import Metrics, compute_metrics
 from ...teachers.models import load_teacher
@@ -111,6 +112,7 @@ def finetune(
     device = choose_device(config.device)
     folder = None if out is None else require_path("out", out)
     if folder is not None and not is_finished(folder):
+        require_place_for(folder, "finetuned")
         require_writable(folder)
     model = _new_model(table, teacher, config, weights=weights, token=token, transform=transform)
     job = {} if folder is None else describe_job(table, rows, model, config)

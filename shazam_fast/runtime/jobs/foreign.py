@@ -41,6 +41,8 @@ NAMES = {  # a file that such a directory has -> the product, unless the file it
     "checkpoint.safetensors": "checkpoint",
     CLAIM: "job",
 }
+CHECKPOINTED = ("student", "finetuned")  # results of a training
+FOLLOWING = ("rows of a part", "rows of a tile")  # of a job, which follow from the rest of it
 STEMS = ("student", "teacher", "head", "checkpoint", "slides", "_scores")  # of their files, beside parts
 
 
@@ -53,6 +55,35 @@ def find_product(path: Path) -> str | None:
         if (path / name).is_file():
             return _named_product(path / name) or product
     return None
+
+
+def require_kind(path: Path, wanted: str) -> None:
+    """Raise ArchiveError when a directory to be read holds something else of this package than what is wanted.
+
+    Args:
+        path: as given; a path that this package did not write is left to the function that reads it,
+            and so is an unfinished job.
+        wanted: a key of PRODUCTS.
+    """
+    found = find_product(path)
+    if found not in (None, "job", wanted):
+        holds, commands = PRODUCTS[found]
+        raise ArchiveError(
+            f"{path} holds {holds}, but {PRODUCTS[wanted][0]} expected here; a command that takes it: {commands}",
+            "foreign",
+        )
+
+
+def require_place_for(out: Path, wanted: str) -> None:
+    """Raise MismatchError when a directory to be written holds something else of this package already.
+
+    Args:
+        out: as given.
+        wanted: a key of PRODUCTS. An unfinished training or job is where its result goes.
+    """
+    found = find_product(out)
+    if found not in (None, wanted, "checkpoint" if wanted in CHECKPOINTED else "job"):
+        raise MismatchError(f"{out} holds {PRODUCTS[found][0]} already; choose another directory (out=, --out)")
 
 
 def refuse_foreign(path: Path) -> None:
@@ -106,6 +137,7 @@ def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[
     different = [key for key in {**job, **found} if found.get(key) != job.get(key)]
     # what only one of them reads (the splits, where one split is chosen) follows from another difference
     different = [key for key in different if key in job and key in found] or different
+    different = [key for key in different if key not in FOLLOWING] or different
     if different:
         words = ", ".join(_difference(key, found.get(key), job.get(key)) for key in different)
         raise MismatchError(f"{path}: was written with {words}; choose another --out, or delete it")
