@@ -120,7 +120,7 @@ def test_a_directory_of_something_else(archive, tmp_path):
         compare(archive, ["best_single_balanced"], repeats=1, out=tmp_path / "out")
     with pytest.raises(sf.ArchiveError) as caught:
         sf.open_comparison(archive.path)
-    assert caught.value.kind == "missing"
+    assert caught.value.kind == "foreign"
 
 
 def test_a_damaged_part_is_noticed(archive, tmp_path):
