@@ -44,6 +44,21 @@ def describe_splits(archive: FeatureArchive) -> dict[str, dict[str, int | None]]
     return found
 
 
+def slides_by_split(archive: FeatureArchive) -> dict[str, list[str]]:
+    """Names of the slides of "train" and of "val" whose patches are in no other labelled split.
+
+    Args:
+        archive: an open archive.
+    """
+    names = ("train", "val", "test")
+    found = np.zeros((len(names), len(archive.slides)), dtype=bool)  # [split, slide]
+    for split, name in enumerate(names):
+        slides = archive.slide_index[archive.split(name)]
+        found[split, slides[slides >= 0]] = True
+    whole = found & (found.sum(axis=0) == 1)
+    return {name: [archive.slides[i] for i in np.flatnonzero(whole[split])] for split, name in enumerate(names[:2])}
+
+
 def sample_teachers(archive: FeatureArchive, seed: int = 0) -> dict[str, TeacherSample]:
     """Norms per teacher, of up to 10,000 patches.
 

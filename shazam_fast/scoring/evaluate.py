@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..annotation.seen import require_unseen
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
@@ -16,6 +15,7 @@ from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
 from ..student.config import StudentConfig
 from ..student.loading import load_student
+from ..student.saving.seen import require_unseen
 from ..student.student import Student
 from .engine import Scorer
 from .metrics import Metrics, compute_metrics

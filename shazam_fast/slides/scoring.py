@@ -12,7 +12,6 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from ..annotation.seen import require_unseen
 from ..archive.opening import ArchiveLike, open_archive
 from ..errors import MismatchError
 from ..runtime.checks import require_choice, require_path
@@ -23,6 +22,7 @@ from ..runtime.jobs.locks import require_writable
 from ..runtime.jobs.part_directory import PartDirectory
 from ..runtime.progress import Progress
 from ..scoring.parts import parquet_bytes
+from ..student.saving.seen import require_unseen
 from .bags import Bags, find_patients, make_bags, require_regions
 from .cohort.assigning import assign_targets
 from .cohort.metrics import Predictions, SlideMetrics, measure

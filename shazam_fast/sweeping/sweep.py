@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..annotation.seen import slides_by_split
 from ..archive.archive import FeatureArchive
+from ..archive.inspection import slides_by_split
 from ..archive.opening import ArchiveLike, open_archive
 from ..runtime.checks import require_count
 from ..runtime.devices import choose_device
@@ -203,7 +203,7 @@ def _finish(archive: FeatureArchive, member: Member, options: dict[str, Any], la
         "history": member.history,
         "metrics": {"val": metrics.to_dict()},
         "archive": archive.path.name,
-        "slides": slides_by_split(archive.slides, archive.slide_index, archive.splits),
+        "slides": slides_by_split(archive),
         "teachers": archive.records,
         **place,
     }

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..annotation.seen import seen_slides
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike
 from ..errors import MismatchError
@@ -21,6 +20,7 @@ from ..scoring.evaluate import open_labelled, slides_of
 from ..scoring.inference import ArchiveForm, infer, match_teachers, require_finite_results
 from ..scoring.metrics import compute_metrics
 from ..student.ensemble import Ensemble
+from ..student.saving.seen import seen_slides
 from ..student.student import Student
 
 LEAST, MOST = 0.05, 20.0  # temperatures; a best one outside says that the split is too easy, or the student guesses

@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..annotation.seen import slides_by_split
 from ..annotation.splits import require_whole_groups
 from ..archive.archive import FeatureArchive
-from ..archive.inspection import describe_splits
+from ..archive.inspection import describe_splits, slides_by_split
 from ..archive.opening import ArchiveLike, open_archive
 from ..archive.writer import write_archive
 from ..errors import ArchiveError, MismatchError
@@ -225,7 +224,7 @@ def _train(
         "intervals": {name: _intervals(m, archive, name) for name, m in metrics.items()},
         "archive": archive.path.name,
         "data": describe_splits(archive),
-        "slides": slides_by_split(archive.slides, archive.slide_index, archive.splits),
+        "slides": slides_by_split(archive),
         "teachers": archive.records,
         **circumstances(device),
         "threads": run.threads,

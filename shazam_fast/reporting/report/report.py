@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...annotation.seen import seen_slides
 from ...archive.archive import FeatureArchive
 from ...archive.opening import ArchiveLike, open_archive
 from ...comparison.result import Comparison
@@ -19,6 +18,7 @@ from ...runtime.jobs.locks import require_writable
 from ...runtime.progress import Progress
 from ...scoring.evaluate import empty_split, require_same_classes, slides_of
 from ...student.loading import load_student
+from ...student.saving.seen import seen_slides
 from ...student.student import Student
 from ...training.train import TrainResult
 from ..canvas import new_page

@@ -3,34 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..errors import MismatchError
-from ..formats.pieces import SPLITS
+from ...errors import MismatchError
 
 TRAINED = ("train", "val")  # splits that decide a student
-
-
-def slides_by_split(
-    names: Sequence[str], slide_index: NDArray[np.integer], splits: NDArray[np.uint8]
-) -> dict[str, list[str]]:
-    """The slides of "train" and of "val" whose patches are in no other labelled split.
-
-    Args:
-        names: of the slides.
-        slide_index: [n] the slide of each patch, -1 where it is unknown.
-        splits: uint8 [n], code of each patch's split.
-
-    >>> slides_by_split(["a", "b", "c"], np.array([0, 0, 1, 2, 2]), np.array([0, 0, 1, 0, 2], dtype=np.uint8))
-    {'train': ['a'], 'val': ['b']}
-    """
-    found = np.zeros((3, len(names)), dtype=bool)  # [split, slide]
-    for split, name in enumerate((*TRAINED, "test")):
-        slides = slide_index[splits == SPLITS[name]]
-        found[split, slides[slides >= 0]] = True
-    whole = found & (found.sum(axis=0) == 1)
-    return {name: [names[i] for i in np.flatnonzero(whole[split])] for split, name in enumerate(TRAINED)}
 
 
 def seen_slides(record: Mapping[str, Any], names: Iterable[str], splits: Sequence[str] = TRAINED) -> list[str]:

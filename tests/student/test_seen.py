@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import shazam_fast as sf
-from shazam_fast.annotation.seen import require_unseen, seen_slides, slides_by_split
+from shazam_fast.archive.inspection import slides_by_split
+from shazam_fast.student.saving.seen import require_unseen, seen_slides
 
 SLIDES = [f"s{i}" for i in range(12)]
 
@@ -17,9 +18,12 @@ def write(folder, splits):
     return sf.open(sf.write_archive(folder, features, labels=labels, slides=names, splits=np.repeat(splits, 10)))
 
 
-def test_slides_that_lie_in_several_splits_are_not_recorded():
-    index, splits = np.array([0, 0, 1, 2, 2, -1, 3, 3]), np.array([0, 0, 1, 0, 2, 0, 0, 255], dtype=np.uint8)
-    assert slides_by_split("abcd", index, splits) == {"train": ["a", "d"], "val": ["b"]}  # 3: no split
+def test_slides_that_lie_in_several_splits_are_not_recorded(tmp_path):
+    splits = ["train", "train", "val", "train", "test", "train", "none", "none"]
+    features = {"uni": np.ones((8, 4), dtype=np.float32)}
+    slides = ["a", "a", "b", "c", "c", "d", "d", "e"]
+    archive = sf.open(sf.write_archive(tmp_path / "a", features, labels=np.arange(8) % 2, slides=slides, splits=splits))
+    assert slides_by_split(archive) == {"train": ["a", "d"], "val": ["b"]}
 
 
 def test_members_of_an_ensemble_count():
