@@ -203,8 +203,7 @@ def _assemble(
         columns["coords"] = CoordsColumn(parts, rows, _concatenate_coords)
         if not any(isinstance(part, StoredCoords) for part in parts):  # read already; errors come while opening
             columns["coords"] = InMemory(columns["coords"]())
-    without = all(found.columns is NO_COLUMNS for found in joined.values())
-    for name in () if without else FIELDS:
+    for name in () if all(found.columns is NO_COLUMNS for found in joined.values()) else FIELDS:
         values = [found.columns[name] for found in joined.values()]
         if any(column is not None for column in values):
             known[name] = _concatenate(values, rows, name)

@@ -24,7 +24,7 @@ from ..runtime.devices import choose_device, describe_device
 from ..runtime.jobs.foreign import require_place_for, require_same_job
 from ..runtime.jobs.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from ..runtime.summaries import Plottable, summary_html
+from ..runtime.summaries import Plottable, name_some, summary_html
 from ..scoring.evaluate import evaluate, labelled_rows
 from ..scoring.intervals import bootstrap_groups, metric_intervals
 from ..scoring.metrics import FRACTIONS, Metrics
@@ -192,12 +192,8 @@ def train_arrays(
             run.train(lambda: False)
     student = run.best_student()
     student.config = replace(student.config, classes=tuple(classes))
-    student.training_record = {
-        "job": asdict(config),
-        "history": run.history,
-        **circumstances(device),
-        "threads": run.threads,
-    }
+    about = {**circumstances(device), "threads": run.threads}
+    student.training_record = {"job": asdict(config), "history": run.history, **about}
     return TrainResult(student, run.history, {})
 
 
@@ -249,14 +245,11 @@ def checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDAr
     """
     require_whole_groups(archive.splits, archive.group_index, archive.groups)
     rows = {name: labelled_rows(archive, name) for name in ("train", "val")}
-    absent = sorted(set(range(len(archive.classes))) - set(archive.labels[rows["train"]].tolist()))
-    if absent:
-        names = ", ".join(repr(archive.classes[c]) for c in absent[:CLASSES_NAMED])
-        if len(absent) > CLASSES_NAMED:
-            names += f" and {len(absent) - CLASSES_NAMED} more ({len(absent)} of {len(archive.classes)} classes)"
+    if absent := sorted(set(range(len(archive.classes))) - set(archive.labels[rows["train"]].tolist())):
+        names = name_some([repr(archive.classes[c]) for c in absent], CLASSES_NAMED)
         raise MismatchError(
-            f"{archive.path}: no training patch has class {names}; put slides of it into 'train', or leave the class "
-            "out with classes="
+            f"{archive.path}: no training patch has class {names}; put slides of it into 'train', or "
+            "leave the class out with classes="
         )
     if config.batch_size > len(rows["train"]):
         raise MismatchError(
