@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ...ops.projection import linear
 from .pooling import PatchCodes, PatchEncoder, SlideModel
 
+BLOCK_ROWS = 4096  # patches that are scored at once on a CPU: what lies between the products stays in its cache
+
 
 class AttentionScore(nn.Module):
     """The score from which a patch's attention is computed. [P, D] -> [P].
@@ -33,6 +35,11 @@ class AttentionScore(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scores [P] of values [P, D]."""
+        if values.is_cuda:
+            return self._score(values)
+        return torch.cat([self._score(block) for block in values.split(BLOCK_ROWS)])
+
+    def _score(self, values: Tensor) -> Tensor:
         if self.U is None:
             hidden = linear(values, self.V.weight.T, self.V.bias).tanh()
         else:

@@ -17,6 +17,7 @@ from .regions import Regions
 HEADS = 8
 KERNEL = 15  # width of the position term, of the released code
 SLOTS = 3  # G: summaries of each region, of the released code
+HIDDEN = 128  # rows of V of the last attention at most, of the released code
 DROPOUT = 0.1  # after each attention's last map
 LOGITS = 1 << 25  # that are held at once outside training
 
@@ -174,7 +175,7 @@ class FuseCPath(SlideModel):
         self.local = nn.ModuleList([LocalLayer(D, top_k) for _ in range(depth)])
         self.across = CrossLayer(D, top_k)
         self.norm = nn.LayerNorm(D)
-        self.attention = AttentionScore(D, D, gated=False)
+        self.attention = AttentionScore(D, min(D, HIDDEN), gated=False)
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`; the scores, which need the other patches, are made by `mix`."""

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...errors import NonFiniteError
 from ..bags import Bags
+from .packs import round_up
 from .pooling import PatchCodes, SlideModel, SlideOutput, Slides
 from .regions import Regions, measure_room, tabulate
 
 CHUNK_ROWS = 2048  # patches that are encoded at once
+STEP_ROWS = 256  # multiples of which are encoded, with zeros at the end: oneDNN compiles its products for each number
 GROUP_ROWS = 8192  # patches of slides that are pooled at once, more where one slide has more
 
 
@@ -71,13 +74,20 @@ def _encode(
         return [model.encode(torch.empty(len(rows), 0, device=device)) for model in models]
     chunks: list[list[PatchCodes]] = [[] for _ in models]
     for batch in bags.archive.stream(rows, CHUNK_ROWS):
-        features = torch.from_numpy(batch.features).to(device)
+        features, count = torch.from_numpy(batch.features).to(device), len(batch.rows)
+        if spare := round_up(count, STEP_ROWS) - count:
+            features = F.pad(features, (0, 0, 0, spare))
         for model, codes in zip(models, chunks, strict=True):
-            codes.append(model.encode(features))
+            codes.append(_first(model.encode(features), count))
         if not torch.isfinite(chunks[0][-1].values).all():
             bags.archive.require_finite(batch.rows, batch.features)
             raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
     return [_join(codes) for codes in chunks]
+
+
+def _first(codes: PatchCodes, count: int) -> PatchCodes:
+    shares = None if codes.shares is None else codes.shares[:count]
+    return PatchCodes(codes.values[:count], codes.scores[:count], shares)
 
 
 def predict(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], device: torch.device) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..bags import Bags
 from .regions import Regions, Room, measure_room, tabulate
 
+LENGTHS = 16  # numbers of patches with which packs are computed on a CPU: for each new one oneDNN compiles its products
 SPARE_PLACES = 2  # a pack has places for this many times the slides that it is meant for
 
 
@@ -39,9 +40,10 @@ class Pack(NamedTuple):
     regions: Regions | None
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor, Regions | None]:
-        """Features, segments and regions on a device; on a CPU, where sizes need not be equal, of its patches alone."""
+        """Features, segments and regions on a device; on a CPU, where sizes need not be equal, with little padding."""
         if device.type == "cpu" and self.regions is None:
-            return self.features[: len(self.rows)], self.segments[: len(self.rows)], None
+            stop = round_up(len(self.rows), math.ceil(len(self.segments) / LENGTHS))
+            return self.features[:stop], self.segments[:stop], None
         regions = None if self.regions is None else self.regions.to(device)
         return self.features.to(device), self.segments.to(device), regions
 
@@ -135,6 +137,15 @@ class Packs:
             codes = [self._bags.regions_of(bag, drawn[bag]) for bag in members]
             regions = tabulate(codes, self.size, self.places + 1, self._room)
         return Pack(features, segments, bags, rows, regions)
+
+
+def round_up(count: int, step: int) -> int:
+    """The smallest multiple of `step` that is no smaller than `count`.
+
+    >>> round_up(5, 4), round_up(8, 4)
+    (8, 8)
+    """
+    return math.ceil(count / step) * step
 
 
 def _capacity(sizes: NDArray[np.int64], batch_size: int) -> int:
