@@ -149,10 +149,18 @@ MAX_TEACHERS: int
 AMD_AVX512: bool
 """This is a processor of AMD's with AVX-512, which Intel's MKL does not use there."""
 
-def attention_forward(qkv: Floats, present: Present, attention: Floats, out: Floats, threads: int = 1) -> None:
+def attention_forward(
+    qkv: Floats,
+    present: Present,
+    attention: Floats,
+    out: Floats,
+    threads: int = 1,
+    keys: Floats | None = None,
+) -> None:
     """P = softmax(Q K^T / sqrt(D)) over the present teachers, and P V.
 
-    qkv: [B * N, 3 * D], query, key and value side by side.
+    qkv: [B * N, 3 * D], query, key and value side by side; with `keys`, query and value [B * N, 2 * D].
+    keys: [B, N, D], the keys where they lie by themselves.
     attention: P [B, N, N]; patches may be any distance apart, as in a slice over layers.
     out: P V [B, N, D], or [B, D] for its mean over the present teachers.
     """
@@ -164,8 +172,13 @@ def attention_backward(
     d_out: Floats,
     d_qkv: Floats,
     threads: int = 1,
+    keys: Floats | None = None,
+    d_keys: Floats | None = None,
 ) -> None:
-    """Writes d_qkv [B * N, 3 * D], given what `attention_forward` wrote and the gradient of `out`."""
+    """Writes d_qkv, and d_keys of keys by themselves, given what `attention_forward` wrote and the gradient of `out`.
+
+    d_qkv and d_keys have the shapes of qkv and keys.
+    """
 
 def distillation(
     fused: Floats,

@@ -59,7 +59,7 @@ void check_map(const py::array& attention) {
 
 /// `tokens` is [B, N, D], or [B, D] for the pooled last layer.
 Attention layer_of(const py::array& qkv, const py::array& attention, const OptionalArray& present,
-                   const py::array& tokens) {
+                   const py::array& tokens, const OptionalArray& keys) {
   check_map(attention);
   require(tokens.ndim() == 2 || tokens.ndim() == 3, "tokens", "[B, N, D] or [B, D]");
   Attention layer{};
@@ -68,7 +68,8 @@ Attention layer_of(const py::array& qkv, const py::array& attention, const Optio
   layer.D = tokens.shape(tokens.ndim() - 1);
   check_width(layer.D, "tokens");
   layer.pooled = tokens.ndim() == 2;
-  layer.qkv = input(qkv, {layer.B * layer.N, 3 * layer.D}, "qkv");
+  layer.qkv = input(qkv, {layer.B * layer.N, (keys ? 2 : 3) * layer.D}, "qkv");
+  layer.keys = keys ? input(*keys, {layer.B, layer.N, layer.D}, "keys") : nullptr;
   layer.present = mask(present, {layer.B, layer.N});
   layer.map_stride = attention.strides(0) / static_cast<int64_t>(sizeof(float));
   return layer;
@@ -80,8 +81,8 @@ const float* input_tokens(const py::array& array, const Attention& layer, const 
 }
 
 void forward(const py::array& qkv, const OptionalArray& present, py::array attention,
-             py::array out, int threads) {
-  const Attention layer = layer_of(qkv, attention, present, out);
+             py::array out, int threads, const OptionalArray& keys) {
+  const Attention layer = layer_of(qkv, attention, present, out, keys);
   input_tokens(out, layer, "out");
   check_writable(attention, "attention");
   check_writable(out, "out");
@@ -93,14 +94,18 @@ void forward(const py::array& qkv, const OptionalArray& present, py::array atten
 }
 
 void backward(const py::array& qkv, const OptionalArray& present, const py::array& attention,
-              const py::array& d_out, py::array d_qkv, int threads) {
-  const Attention layer = layer_of(qkv, attention, present, d_out);
+              const py::array& d_out, py::array d_qkv, int threads, const OptionalArray& keys,
+              OptionalArray d_keys) {
+  const Attention layer = layer_of(qkv, attention, present, d_out, keys);
   const float* d_T = input_tokens(d_out, layer, "d_out");
-  float* d = output(d_qkv, {layer.B * layer.N, 3 * layer.D}, "d_qkv");
+  require(!keys == !d_keys, "d_keys", "given exactly with keys");
+  const AttentionGradient gradient{
+      output(d_qkv, {layer.B * layer.N, (keys ? 2 : 3) * layer.D}, "d_qkv"),
+      output(d_keys, {layer.B, layer.N, layer.D}, "d_keys")};
   const auto* P = static_cast<const float*>(attention.data());
   checked_threads(threads);
   const Unlocked unlocked;
-  attention_backward(layer, P, d_T, d, threads);
+  attention_backward(layer, P, d_T, gradient, threads);
 }
 
 void distil(const py::array& fused, const py::array& targets, const OptionalArray& present,
@@ -238,9 +243,10 @@ void bind_student(py::module_& module) {
       .def("forward", &run_student, arg("features"), arg("starts"), arg("logits"), arg("shares"),
            arg("pooled"), arg("withheld").none(true) = py::none());
   module.def("attention_forward", &forward, arg("qkv"), arg("present").none(true),
-             arg("attention"), arg("out"), arg("threads") = 1);
+             arg("attention"), arg("out"), arg("threads") = 1, arg("keys").none(true) = py::none());
   module.def("attention_backward", &backward, arg("qkv"), arg("present").none(true),
-             arg("attention"), arg("d_out"), arg("d_qkv"), arg("threads") = 1);
+             arg("attention"), arg("d_out"), arg("d_qkv"), arg("threads") = 1,
+             arg("keys").none(true) = py::none(), arg("d_keys").none(true) = py::none());
   module.def("distillation", &distil, arg("fused"), arg("targets"), arg("present").none(true),
              arg("lam"), arg("delta"), arg("elementwise"), arg("total"), arg("cosine"),
              arg("huber"), arg("d_fused").none(true), arg("d_targets").none(true),

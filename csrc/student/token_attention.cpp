@@ -14,9 +14,11 @@ class Patch {
  public:
   Patch(const Attention& layer, int64_t patch) : layer_(layer), patch_(patch) {}
 
-  ConstRows query() const { return part(0); }
-  ConstRows key() const { return part(1); }
-  ConstRows value() const { return part(2); }
+  ConstRows query() const { return part(layer_.qkv, 0); }
+  ConstRows key() const {
+    return layer_.keys == nullptr ? part(layer_.qkv, 1) : rows(layer_.keys);
+  }
+  ConstRows value() const { return part(layer_.qkv, parts() - 1); }
   const uint8_t* present() const {
     return layer_.present == nullptr ? nullptr : layer_.present + patch_ * layer_.N;
   }
@@ -30,14 +32,23 @@ class Patch {
   T* map(T* base) const {
     return base + patch_ * layer_.map_stride;
   }
-  MutableRows gradient(float* d_qkv, int64_t part) const {
-    return {d_qkv + patch_ * layer_.N * 3 * layer_.D + part * layer_.D, layer_.N, 3 * layer_.D};
+  MutableRows d_query(const AttentionGradient& to) const { return part(to.qkv, 0); }
+  MutableRows d_key(const AttentionGradient& to) const {
+    return layer_.keys == nullptr ? part(to.qkv, 1) : rows(to.keys);
   }
+  MutableRows d_value(const AttentionGradient& to) const { return part(to.qkv, parts() - 1); }
 
  private:
-  ConstRows part(int64_t index) const {
-    const float* base = layer_.qkv + patch_ * layer_.N * 3 * layer_.D;
-    return {base + index * layer_.D, layer_.N, 3 * layer_.D};
+  /// What lies side by side in a row of qkv.
+  int64_t parts() const { return layer_.keys == nullptr ? 3 : 2; }
+  template <typename T>
+  Rows<T> part(T* base, int64_t index) const {
+    const int64_t stride = parts() * layer_.D;
+    return {base + patch_ * layer_.N * stride + index * layer_.D, layer_.N, stride};
+  }
+  template <typename T>
+  Rows<T> rows(T* base) const {
+    return {base + patch_ * layer_.N * layer_.D, layer_.N, layer_.D};
   }
 
   const Attention& layer_;
@@ -93,13 +104,13 @@ void value_gradient(const Attention& layer, const Patch& patch, const float* P, 
 }
 
 void backward_patch(const Attention& layer, const Patch& patch, const float* P, ConstRows d_T,
-                    float* d_qkv, const RowKernels& kernels) {
+                    const AttentionGradient& to, const RowKernels& kernels) {
   const int64_t N = layer.N, D = layer.D;
   float dS[kMaxTeachers * kMaxTeachers];
-  value_gradient(layer, patch, P, d_T, dS, patch.gradient(d_qkv, 2), kernels);
+  value_gradient(layer, patch, P, d_T, dS, patch.d_value(to), kernels);
   softmax_gradient(P, N, 1.0f / std::sqrt(static_cast<float>(D)), dS);
-  kernels.combine({dS, N, 1}, patch.key(), D, patch.gradient(d_qkv, 0));
-  kernels.combine({dS, 1, N}, patch.query(), D, patch.gradient(d_qkv, 1));
+  kernels.combine({dS, N, 1}, patch.key(), D, patch.d_query(to));
+  kernels.combine({dS, 1, N}, patch.query(), D, patch.d_key(to));
 }
 
 }  // namespace
@@ -138,13 +149,14 @@ void attention_forward(const Attention& layer, float* P, float* T, int threads,
   });
 }
 
-void attention_backward(const Attention& layer, const float* P, const float* d_T, float* d_qkv,
-                        int threads, const RowKernels& kernels) {
+void attention_backward(const Attention& layer, const float* P, const float* d_T,
+                        const AttentionGradient& gradient, int threads,
+                        const RowKernels& kernels) {
   const int64_t bytes = layer.N * layer.D * 7 * static_cast<int64_t>(sizeof(float));
   for_patches(layer.B, bytes, threads, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const Patch patch(layer, b);
-      backward_patch(layer, patch, patch.map(P), patch.tokens(d_T), d_qkv, kernels);
+      backward_patch(layer, patch, patch.map(P), patch.tokens(d_T), gradient, kernels);
     }
   });
 }

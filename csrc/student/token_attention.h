@@ -21,18 +21,26 @@ struct Attention {
   int64_t B;
   int64_t N;  // at most kMaxTeachers
   int64_t D;
-  const float* qkv;        // [B, N, 3D]: query, key and value side by side
+  const float* qkv;        // [B, N, 3D]: query, key and value side by side; [B, N, 2D] with keys
   const uint8_t* present;  // [B, N], or null when every patch has all teachers
   bool pooled;             // T is averaged over the present teachers: [B, D] instead of [B, N, D]
   int64_t map_stride;      // values from one patch's P [N, N] to the next one's
+  const float* keys = nullptr;  // [B, N, D]; null: they are in qkv
 };
 
 /// Writes P and T.
 void attention_forward(const Attention& layer, float* P, float* T, int threads,
                        const RowKernels& kernels = row_kernels().front());
 
-/// Writes d_qkv [B, N, 3D], given P and d_T of T's shape.
-void attention_backward(const Attention& layer, const float* P, const float* d_T, float* d_qkv,
-                        int threads, const RowKernels& kernels = row_kernels().front());
+/// Where `attention_backward` writes.
+struct AttentionGradient {
+  float* qkv;             // of the shape of qkv
+  float* keys = nullptr;  // [B, N, D], exactly where the layer has keys
+};
+
+/// Writes the gradient, given P and d_T of T's shape.
+void attention_backward(const Attention& layer, const float* P, const float* d_T,
+                        const AttentionGradient& gradient, int threads,
+                        const RowKernels& kernels = row_kernels().front());
 
 }  // namespace shazam

@@ -4,6 +4,8 @@ On the CPU one product per block of patches and one call of the compiled core; o
 `kernels/reference.py` defines the result.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,34 @@ from .._core import folded_scores
 from ..runtime.products import product
 from .masks import hide_missing, mask_array
 
+WORTH = 8  # tokens per column of the maps, from which on it pays to fold them for one batch
 FOLDED_BYTES = 2 << 20  # intermediate values of folded scoring per thread at a time; they fit its cache
+
+
+def fold_maps(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply out the maps of the bare layers, in float64.
+
+    Args:
+        qkv: query, key and value maps side by side, [K, D, 3D].
+
+    Returns all B_l side by side [D, K*D] in its dtype, and C_K [D, D] in float64.
+    """
+    D = qkv.shape[1]
+    C = torch.eye(D, dtype=torch.float64, device=qkv.device)
+    maps = []
+    for layer in qkv:
+        wq, wk, wv = layer.double().split(D, dim=1)
+        maps.append((C @ wq @ (C @ wk).T / math.sqrt(D)).to(qkv.dtype))
+        C = C @ wv
+    return torch.cat(maps, dim=1), C
+
+
+@torch.no_grad()
+def bare_stack_folded(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`bare_stack` by maps folded for this batch alone. tokens [B, N, D], qkv [K, D, 3D] -> fused [B, D], w [B, N]."""
+    score_maps, value_map = fold_maps(qkv)
+    pooled, w = folded_stack_cpu(tokens, score_maps, present)
+    return product(pooled, value_map.to(pooled.dtype)), w
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels.reference import TokenMaps
-from ..runtime.products import product
+from ..runtime.products import product, weight_gradient, write_weight_gradient
 from .masks import wants_gradient
 
 BLOCK_ROWS = 512  # rows that are standardised at a time where no gradient is wanted
@@ -73,11 +73,6 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def weight_gradient(x: Tensor, d: Tensor) -> Tensor:
-    """x^T d, so that the narrower of the two is transposed: oneDNN copies what is. [R, E], [R, O] -> [E, O]."""
-    return product(d.T, x).T if x.shape[1] > d.shape[1] else product(x.T, d)
-
-
 def _project_in_blocks(
     features: Tensor, standard: tuple[Tensor, Tensor], maps: TokenMaps, present: Tensor | None
 ) -> Tensor:
@@ -125,7 +120,7 @@ class _Project(torch.autograd.Function):
         if wants_weight:
             d_weight = torch.empty_like(weight)  # filled part by part: large temporaries cost page faults
             for part, x, d in zip(d_weight.split([x.shape[1] for x in columns]), columns, d_rows, strict=True):
-                part.copy_(weight_gradient(x, d))
+                write_weight_gradient(x, d, part)
         d_features = None
         if wants_features:
             maps = weight.split([x.shape[1] for x in columns])

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from .._core import attention_backward, attention_forward
 from ..kernels import reference
 from ..kernels.reference import ResidualMaps
-from ..runtime.products import product
+from ..runtime.products import product, write_weight_gradient
+from . import folding, merged
 from .limits import is_small
 from .masks import hide_missing, mask_array, wants_gradient
 
@@ -24,10 +25,15 @@ NORM_EPSILON = 1e-5  # of PyTorch's LayerNorm
 
 
 def bare_stack_cpu(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-    """K bare attention layers and the mean; `attention` carries no gradient.
+    """K bare attention layers and the mean, by the maps that take the fewest products for so many tokens.
 
-    tokens [B, N, D], qkv [K, D, 3D], present bool [B, N] or None -> fused [B, D], attention [B, K, N, N].
+    tokens [B, N, D], qkv [K, D, 3D], present bool [B, N] or None -> fused [B, D], and attention [B, K, N, N] or, where
+    the maps are folded, the teacher shares [B, N]; neither carries a gradient.
     """
+    if merged.is_worth(tokens, folding.WORTH) and not wants_gradient(tokens, qkv):
+        return folding.bare_stack_folded(tokens, qkv, present)
+    if merged.is_worth(tokens, merged.BARE_WORTH):
+        return merged.merged_bare_stack(hide_missing(tokens, present), qkv, present)
     if wants_gradient(tokens, qkv):
         fused, attention = _BareStack.apply(tokens, qkv, present)
         return fused, attention
@@ -54,6 +60,8 @@ def bare_stack_triton(tokens: Tensor, qkv: Tensor, present: Tensor | None, preci
 def residual_stack_cpu(tokens: Tensor, maps: ResidualMaps, present: Tensor | None) -> Tensor:
     """K residual attention layers and the mean; see the definition. tokens [B, N, D] -> fused [B, D]."""
     tokens = hide_missing(tokens, present)
+    if merged.is_worth(tokens, merged.RESIDUAL_WORTH):
+        return reference.mean_pool(merged.merged_residual_stack(tokens, maps, present), present)
     return reference.mean_pool(_ResidualStack.apply(tokens, present, *maps), present)
 
 
@@ -95,7 +103,7 @@ class _BareStack(torch.autograd.Function):
             x, projected = saved[2 * layer : 2 * layer + 2]
             attention_backward(projected.numpy(), mask, P[:, layer], d_output.numpy(), d_projected.numpy(), threads)
             if d_qkv is not None:
-                d_qkv[layer] = product(x.flatten(0, 1).T, d_projected)
+                write_weight_gradient(x.flatten(0, 1), d_projected, d_qkv[layer])
             if layer or wants_tokens:
                 d_output = product(d_projected, qkv[layer].T).view_as(x)
         return hide_missing(d_output, present) if wants_tokens else None, d_qkv, None
@@ -155,10 +163,10 @@ class _ResidualStack(torch.autograd.Function):
             d_rows = d_r.view(-1, D)
             d_attended, d_projected = product(d_rows, out.T).view_as(x), torch.empty_like(projected)
             attention_backward(projected.numpy(), mask, P.numpy(), d_attended.numpy(), d_projected.numpy(), threads)
-            d_weight = product(x.view(-1, D).T, d_projected)
-            d_out = product(attended.view(-1, D).T, d_rows)
-            found = (d_weight, d_projected.sum(0), d_out, d_rows.sum(0), d_gain, d_shift)
-            for whole, part in zip(d_maps, found, strict=True):
+            write_weight_gradient(x.view(-1, D), d_projected, d_maps[0][layer])
+            write_weight_gradient(attended.view(-1, D), d_rows, d_maps[2][layer])
+            sums = (d_projected.sum(0), d_rows.sum(0), d_gain, d_shift)
+            for whole, part in zip((d_maps[1], *d_maps[3:]), sums, strict=True):
                 whole[layer] = part
             d_x = product(d_projected, weight.T).view_as(x).add_(d_r)
         return d_x, None, *d_maps

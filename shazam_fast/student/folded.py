@@ -1,6 +1,5 @@
 """The folded student: a trained bare student with all linear maps multiplied out, for scoring."""
 
-import math
 from copy import deepcopy
 
 import torch
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 from .. import _core
 from ..errors import ShazamError
 from ..ops import dispatch as ops
+from ..ops.folding import fold_maps
 from .config import StudentConfig
 from .influence import withhold
 from .layers import TEACHERS_SAY, Projection, TeacherHeads
@@ -71,7 +71,7 @@ class FoldedStudent(Predictor):
         with torch.no_grad():
             mean, scale = standard
             weight = projection.weight.double() / scale.double()[:, None]
-            score_maps, value_map = _fold_attention(qkv)
+            score_maps, value_map = fold_maps(qkv)
             folded_head = _fold_head(head, value_map, 1.0 if teacher_heads is None else 1.0 - TEACHERS_SAY)
         tensors = {"shift": mean, "unit": torch.ones_like(mean), "weight": weight, "bias": projection.bias}
         tensors |= {"score_maps": score_maps, "value_map": value_map, **folded_head}
@@ -117,18 +117,6 @@ class FoldedStudent(Predictor):
         tensors = [getattr(self, name).contiguous().numpy() for name in (*names, "shift")]
         votes = () if self.votes is None else (self.votes.weight, self.votes.bias)
         return _core.FoldedStudent(self.dims, *tensors, *(values.contiguous().numpy() for values in votes))
-
-
-def _fold_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """qkv [K, D, 3D] -> all B_l side by side [D, K*D] in its dtype, C_K [D, D] in float64."""
-    D = qkv.shape[1]
-    C = torch.eye(D, dtype=torch.float64, device=qkv.device)
-    maps = []
-    for layer in qkv:
-        wq, wk, wv = layer.double().split(D, dim=1)
-        maps.append((C @ wq @ (C @ wk).T / math.sqrt(D)).to(qkv.dtype))
-        C = C @ wv
-    return torch.cat(maps, dim=1), C
 
 
 def _fold_head(head: nn.Sequential, value_map: Tensor, say: float) -> dict[str, Tensor]:

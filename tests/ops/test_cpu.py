@@ -130,7 +130,7 @@ class TestEveryShape:
 
 
 @pytest.mark.parametrize("onednn", [False, True])
-@pytest.mark.parametrize(("B", "D", "dims"), [(1, 3, [2]), (64, 33, [70, 5, 300]), (64, 128, [1280, 1024, 1536])])
+@pytest.mark.parametrize(("B", "D", "dims"), [(1, 3, [2]), (300, 33, [70, 5, 300]), (64, 128, [1280, 1024, 1536])])
 def test_project(B, D, dims, onednn, masked, monkeypatch):
     monkeypatch.setattr(products, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
     monkeypatch.setattr(products, "ONEDNN_WORTH", 0)
@@ -187,6 +187,29 @@ def test_residual_stack(B, N, D, masked):
     # The key bias moves no score: its gradient is rounding alone, as large as that of the other biases lets it be.
     sizes = [truth.norm() for truth in results[2]]
     assert_as_accurate(*results, sizes)
+
+
+@pytest.mark.parametrize(("B", "N", "D"), [(9, 4, 16), (40, 4, 16), (700, 3, 33)])
+def test_stacks_without_gradients(B, N, D, masked):
+    """Merged or folded maps, in one block or in several."""
+    g = generator(B, N, D)
+
+    def normal(*shape, spread=1.0):
+        return spread * torch.randn(*shape, generator=g)
+
+    tokens, qkv, out = normal(B, N, D), normal(3, D, 3 * D, spread=D**-0.5), normal(3, D, D, spread=D**-0.5)
+    maps = qkv, normal(3, 3 * D), out, normal(3, D), 1 + normal(3, D, spread=0.1), normal(3, D)
+    present = make_present(B, N, g) if masked else None
+
+    def results(module, dtype):
+        x, cast = tokens.to(dtype), [m.to(dtype) for m in maps]
+        fused, attention = module.bare_stack(x, cast[0], present)
+        shares = attention if attention.ndim == 2 else reference.teacher_shares(attention, present)
+        return fused, shares, module.residual_stack(x, ResidualMaps(*cast), present)
+
+    assert_as_accurate(
+        results(cpu_ops, torch.float32), results(reference, torch.float32), results(reference, torch.float64)
+    )
 
 
 @pytest.mark.parametrize("onednn", [False, True])

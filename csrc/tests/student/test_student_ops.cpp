@@ -90,10 +90,10 @@ void attend(const Size& size, const uint8_t* present, int threads, const RowKern
   results.pooled = poisoned(B * D);
   results.d_qkv = poisoned(qkv.size()), results.d_pooled_qkv = poisoned(qkv.size());
   attention_forward(layer, results.P.data(), results.T.data(), threads, kernels);
-  attention_backward(layer, results.P.data(), d_T.data(), results.d_qkv.data(), threads, kernels);
+  attention_backward(layer, results.P.data(), d_T.data(), {results.d_qkv.data()}, threads, kernels);
   layer.pooled = true;
   attention_forward(layer, results.P.data(), results.pooled.data(), threads, kernels);
-  attention_backward(layer, results.P.data(), d_T.data(), results.d_pooled_qkv.data(), threads,
+  attention_backward(layer, results.P.data(), d_T.data(), {results.d_pooled_qkv.data()}, threads,
                      kernels);
 }
 
@@ -223,6 +223,36 @@ TEST(softmax_of_large_scores) {
   CHECK((scores == Values{1, 0, 0, 0, 1, 0, 0.5f, 0.5f, 0}));
 }
 
+TEST(attention_with_keys_by_themselves_gives_the_same_bits) {
+  constexpr int64_t B = 3, N = 4, D = 33;
+  const Values qkv = normal(B * N * 3 * D, 1), d_T = normal(B * N * D, 2);
+  const auto mask = some_present(B, N);
+  // Cuts rows of query, key and value into rows of query and value, and keys.
+  const auto cut = [](const Values& whole) {
+    std::pair<Values, Values> found;
+    for (size_t at = 0; at < whole.size(); at += D) {
+      Values& to = at / D % 3 == 1 ? found.second : found.first;
+      to.insert(to.end(), whole.begin() + at, whole.begin() + at + D);
+    }
+    return found;
+  };
+  const auto [queries, keys] = cut(qkv);
+  for (const bool pooled : {false, true}) {
+    Values P = poisoned(B * N * N), T = poisoned(pooled ? B * D : B * N * D);
+    Values other_P = P, other_T = T, d_qkv = poisoned(qkv.size());
+    Values d_queries = poisoned(queries.size()), d_keys = poisoned(keys.size());
+    const Attention layer{B, N, D, qkv.data(), mask.data(), pooled, N * N};
+    const Attention other{B, N, D, queries.data(), mask.data(), pooled, N * N, keys.data()};
+    attention_forward(layer, P.data(), T.data(), 1);
+    attention_forward(other, other_P.data(), other_T.data(), 1);
+    CHECK(P == other_P);
+    CHECK(T == other_T);
+    attention_backward(layer, P.data(), d_T.data(), {d_qkv.data()}, 1);
+    attention_backward(other, P.data(), d_T.data(), {d_queries.data(), d_keys.data()}, 1);
+    CHECK((cut(d_qkv) == std::pair<Values, Values>{d_queries, d_keys}));
+  }
+}
+
 TEST(attention_of_a_hand_made_patch) {
   // D = 1, N = 2: scores q_i k_j, q = (0, ln 3), k = (1, 0), v = (8, 4).
   const float ln3 = std::log(3.0f);
@@ -234,7 +264,7 @@ TEST(attention_of_a_hand_made_patch) {
     CHECK(all_close(P, {0.5f, 0.5f, 0.75f, 0.25f}, 1.0));
     CHECK(all_close(T, {6, 7}, 1.0));
     const Values d_T = {1, 0};  // d_P = (8, 4; 0, 0), d_S = (1, -1; 0, 0)
-    attention_backward(layer, P.data(), d_T.data(), d_qkv.data(), 1, kernels);
+    attention_backward(layer, P.data(), d_T.data(), {d_qkv.data()}, 1, kernels);
     CHECK(all_close(d_qkv, {1, 0, 0.5f, 0, 0, 0.5f}, 1.0));
   }
 }
