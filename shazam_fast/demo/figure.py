@@ -76,7 +76,8 @@ def _mean_scores(cells: Sequence[Cell], patches: Patches, teachers: tuple[str, .
     """Of every patch the mean prediction of those splits in which it was a test patch; others are left out."""
     total = np.zeros((len(patches.labels), len(CLASSES)))
     for cell in cells:
-        total[cell.rows] += cell.probabilities
+        if cell.probabilities is not None:
+            total[cell.rows] += cell.probabilities
     tested = total.any(axis=1)
     mean = (total[tested] / total[tested].sum(axis=1, keepdims=True)).astype(np.float32)
     coords = patches.coords[tested].astype(float)

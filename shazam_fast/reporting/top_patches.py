@@ -55,8 +55,9 @@ def top_patches(
     chosen: dict[str, list[TopPatch]] = {name: [] for name in scores.classes}
     for name in files:
         slide = one_slide(scores, name, patch_size, mpp)
-        for code, title in enumerate(scores.classes if slide else ()):
-            chosen[title] += _choose(slide, code, per_slide)
+        if slide is not None:
+            for code, title in enumerate(scores.classes):
+                chosen[title] += _choose(slide, code, per_slide)
     rows = {title: sorted(found, key=lambda patch: -patch.value)[:count] for title, found in chosen.items()}
     write_sheet(rows, files, "{:.1%}", out)
     return [patch for found in rows.values() for patch in found]

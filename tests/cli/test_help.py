@@ -11,7 +11,7 @@ import shazam_fast as sf
 from shazam_fast.cli import app
 from shazam_fast.cli.comparison import STUDIES
 
-COMMANDS = [command.__name__ for command in app.COMMANDS]
+COMMANDS = [command.__name__.replace("_", "-") for command in app.COMMANDS]
 FEATURE_OPTIONS = ("labels", "splits", "groups", "label-column", "classes", "teacher", "slides", "on-error", "val",
                    "test", "seed")  # fmt: skip
 

@@ -116,8 +116,8 @@ def _results(record: Mapping[str, Any]) -> list[str]:
 def _with_limits(metrics: Mapping[str, Any], limits: Mapping[str, Any], name: str) -> str:
     """A metric, with its interval where that is recorded."""
     pair = limits.get(name)
-    known = isinstance(pair, list) and len(pair) == 2
-    return _number(metrics.get(name)) + (f" ({_number(pair[0])} to {_number(pair[1])})" if known else "")
+    known = f" ({_number(pair[0])} to {_number(pair[1])})" if isinstance(pair, list) and len(pair) == 2 else ""
+    return _number(metrics.get(name)) + known
 
 
 def _about_intervals(limits: Mapping[str, Any]) -> str:
