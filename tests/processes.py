@@ -93,7 +93,9 @@ def _server() -> socket.socket:
     door, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, __file__, str(theirs.fileno())]
-        subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    atexit.register(server.wait)
+    atexit.register(door.close)  # first: the last one registered is called first
     return door
 
 

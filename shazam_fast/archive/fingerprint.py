@@ -11,7 +11,7 @@ import xxhash
 from ..errors import ArchiveError
 from ..formats.geometry import describe_geometry
 from ..formats.native import MANIFEST, StoredColumn
-from ..formats.pieces import Contents, FileStamp
+from ..formats.pieces import Contents, stamp_file
 from ..runtime.files import file_checksum
 
 STORED = b"as stored"  # digest input for columns stored in the parts, whose checksums cover them
@@ -89,7 +89,7 @@ def require_unchanged(contents: Contents) -> None:
     if stamp is None:
         return
     try:
-        now = FileStamp.of(stamp.path)
+        now = stamp_file(stamp.path)
     except OSError:  # gone or moved: parts that are open stay readable, others are missed by name
         return
     if now != stamp:

@@ -12,7 +12,7 @@ from rich.table import Column
 from ..runtime.jobs.foreign import require_place_for
 from .options import Dataset, DatasetSplit, Device, Dtype, add_options, config_options, parse_pairs
 from .printing import print_table, say
-from .words import complete, complete_teacher, optional
+from .words import complete_teacher, one_of, optional, teacher_name
 
 if TYPE_CHECKING:
     from ..teachers.spec import TeacherSpec
@@ -28,17 +28,11 @@ class ExtractOptions:
     coords: Annotated[Path | None, optional("Patch coordinates written by TRIDENT or CLAM (file or folder).")] = None
     transform: Annotated[
         str,
-        typer.Option(
-            help="own: each teacher's; imagenet: the same for all, as in the authors' scripts.",
-            autocompletion=complete(("own", "imagenet")),
-        ),
+        one_of("own: each teacher's; imagenet: the same for all, as in the authors' scripts.", ("own", "imagenet")),
     ] = "own"
-    unreadable: Annotated[
-        str,
-        typer.Option(
-            help="At an image that cannot be read: stop or exclude.", autocompletion=complete(("stop", "exclude"))
-        ),
-    ] = "stop"
+    unreadable: Annotated[str, one_of("At an image that cannot be read: stop or exclude.", ("stop", "exclude"))] = (
+        "stop"
+    )
     dtype: Dtype = "float16"
     batch_size: Annotated[
         int | None, optional("Images per forward pass. Default: 64 on a GPU, 8 on the CPU.", least=1)
@@ -61,12 +55,7 @@ def extract(
     options: dict[str, Any],
     out: Annotated[Path, typer.Option(help="Archive to write. Run the command again to resume it.")],
     teacher: Annotated[
-        list[str],
-        typer.Option(
-            help="Name of a teacher (shazam-fast teachers lists them); repeat for more.",
-            metavar="NAME",
-            autocompletion=complete_teacher,
-        ),
+        list[str], teacher_name("Name of a teacher (shazam-fast teachers lists them); repeat for more.")
     ],
     dataset: Dataset = None,
     split: DatasetSplit = "by_slide",

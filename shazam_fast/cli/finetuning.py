@@ -10,7 +10,7 @@ from ..runtime.jobs.foreign import require_place_for
 from .options import Dataset, DatasetSplit, add_options, config_options
 from .printing import say
 from .training import print_metrics
-from .words import complete_teacher
+from .words import teacher_name
 
 HELP = {
     "epochs": "Passes over the training images, at most.",
@@ -38,14 +38,7 @@ def finetune(
             show_default=False,
         ),
     ],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="Name of the teacher (shazam-fast teachers lists them).",
-            metavar="NAME",
-            autocompletion=complete_teacher,
-        ),
-    ],
+    teacher: Annotated[str, teacher_name("Name of the teacher (shazam-fast teachers lists them).")],
     options: dict[str, Any],
     out: Annotated[
         Path, typer.Option(help="Directory for the fine-tuned teacher. Run the command again to resume it.")

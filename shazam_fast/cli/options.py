@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ArchiveError
 from ..runtime.jobs.foreign import require_kind
-from .words import SPLIT_NAMES, complete, optional
+from .words import SPLIT_NAMES, complete, one_of, optional
 
 if TYPE_CHECKING:
     from ..archive.archive import FeatureArchive
@@ -25,16 +25,9 @@ Dataset = Annotated[
     str | None,
     optional("unitopatho or huncrc: SOURCE is that dataset as published.", words=("unitopatho", "huncrc")),
 ]
-Dtype = Annotated[str, typer.Option(help="float16 or float32.", autocompletion=complete(("float16", "float32")))]
-DatasetSplit = Annotated[
-    str,
-    typer.Option(
-        help="With --dataset: by_slide or as_published.", autocompletion=complete(("by_slide", "as_published"))
-    ),
-]
-JudgedSplit = Annotated[
-    str, typer.Option(help="Patches to judge by: train, val, test or none.", autocompletion=complete(SPLIT_NAMES))
-]
+Dtype = Annotated[str, one_of("float16 or float32.", ("float16", "float32"))]
+DatasetSplit = Annotated[str, one_of("With --dataset: by_slide or as_published.", ("by_slide", "as_published"))]
+JudgedSplit = Annotated[str, one_of("Patches to judge by: train, val, test or none.", SPLIT_NAMES)]
 AllowTrainedSlides = Annotated[
     bool,
     typer.Option("--allow-trained-slides", help="Take slides that the student was trained on for new ones."),

@@ -9,7 +9,7 @@ import typer
 from ..runtime.jobs.foreign import require_kind, require_place_for
 from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, parse_pairs
 from .printing import require_file_place, say
-from .words import complete, optional
+from .words import one_of, optional
 
 ScoresPath = Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)]
 PatchSize = Annotated[
@@ -38,9 +38,9 @@ class ScoreOptions:
     ] = False
     dtype: Annotated[
         str,
-        typer.Option(
-            help="Of probabilities, shares and influence as stored: float32, or float16 in half the bytes.",
-            autocompletion=complete(("float32", "float16")),
+        one_of(
+            "Of probabilities, shares and influence as stored: float32, or float16 in half the bytes.",
+            ("float32", "float16"),
         ),
     ] = "float32"
     allow_missing_teachers: Annotated[

@@ -21,7 +21,7 @@ from .options import (
     opens_features,
 )
 from .printing import print_table, require_file_place, say, write_json
-from .words import SPLIT_NAMES, complete, optional
+from .words import SPLIT_NAMES, one_of, optional
 
 if TYPE_CHECKING:
     from ..archive.archive import FeatureArchive
@@ -154,9 +154,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Directory for the calibrated student.")],
     split: Annotated[
         str,
-        typer.Option(
-            help="Labelled patches that the student was not trained on.", autocompletion=complete(SPLIT_NAMES)
-        ),
+        one_of("Labelled patches that the student was not trained on.", SPLIT_NAMES),
     ] = "val",
     device: Device = None,
 ) -> None:

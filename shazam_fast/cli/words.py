@@ -33,6 +33,21 @@ def complete_teacher(incomplete: str) -> list[str]:
     return complete([spec.name for spec in list_teachers()])(incomplete)
 
 
+def one_of(help: str, words: Sequence[str]) -> Any:
+    """An option whose value is one of some words, which a shell completes.
+
+    Args:
+        help: what it means.
+        words: what the value can be.
+    """
+    return typer.Option(help=help, autocompletion=complete(words))
+
+
+def teacher_name(help: str) -> Any:
+    """An option whose value is the name of a teacher, which a shell completes; `help` says what it means."""
+    return typer.Option(help=help, metavar="NAME", autocompletion=complete_teacher)
+
+
 def optional(help: str, metavar: str | None = None, words: Sequence[str] = (), least: int | None = None) -> Any:
     """An option of which the help says what is done without it; its default None is not printed.
 

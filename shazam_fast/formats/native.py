@@ -17,7 +17,7 @@ from ..errors import ArchiveError
 from ..runtime.documents import Count, Json, Name, Record, Text, read_document
 from ..runtime.jobs.part_directory import Part
 from .geometry import Geometry
-from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents, FileStamp
+from .pieces import COLUMNS, ITEM_BYTES, UNKNOWN, Contents, DTypeName, Extents, FileStamp, stamp_file
 from .records import teacher_records
 from .safetensors import read_header
 from .tensors import StoredTensor
@@ -126,7 +126,7 @@ def read_contents(path: Path) -> Contents:
 
 def _stamp(manifest: Path) -> FileStamp | None:
     try:
-        return FileStamp.of(os.path.abspath(manifest))
+        return stamp_file(os.path.abspath(manifest))
     except OSError:
         return None  # reading it says why
 

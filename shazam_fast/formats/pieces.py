@@ -181,11 +181,11 @@ class FileStamp:
     time: int
     inode: int
 
-    @classmethod
-    def of(cls, path: str) -> "FileStamp":
-        """The stamp of a file as it is now. Raises OSError when it is gone."""
-        status = os.stat(path)
-        return cls(path, status.st_mtime_ns, status.st_ino)
+
+def stamp_file(path: str) -> FileStamp:
+    """The stamp of a file as it is now. Raises OSError when it is gone."""
+    state = FileState.of(path)
+    return FileStamp(path, state.modified, state.inode)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_results_and_gradients_are_those_of_the_definition(block, B, N, D, K, mi
 @pytest.mark.parametrize("rows", [4, 8, 16])
 def test_any_number_of_rows_per_program(block, rows, device, monkeypatch):
     """Two teachers: 2, 4 or 8 patches per program, the last one not full. Small batches above take the fewest."""
-    inputs, present = make_inputs(block, 9, 2, 16, 1, device, missing=True)
+    inputs, present = make_inputs(block, 9, 2, 16, 2, device, missing=True)
     monkeypatch.setattr(launch, "choose_rows", lambda *_: rows)
     for found, wanted in both(block, inputs, present):
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
