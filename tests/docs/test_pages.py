@@ -50,3 +50,10 @@ def test_every_public_name_is_in_the_reference():
     text = "\n".join(page.read_text(encoding="utf-8") for page in (PAGES / "reference" / "api").glob("*.md"))
     found = sorted(re.findall(r"^::: shazam_fast\.(.+)$", text, re.MULTILINE))
     assert found == sorted([*(set(sf.__all__) - {"slides"}), *(f"slides.{name}" for name in sf.slides.__all__)])
+
+
+def test_the_slurm_example_is_spelt_right():
+    text = (ROOT / "docs" / "slurm.sbatch").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("shazam-fast ")]
+    assert len(lines) == 3
+    assert set(re.findall(r" (--[a-z-]+)", " ".join(lines))) <= known_options()
