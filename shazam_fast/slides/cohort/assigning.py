@@ -172,7 +172,8 @@ def _check_marks(table: Table, header: str, marks: NDArray[np.str_], observed: s
     if len(values) > 2 or observed.lower() not in values:
         raise MismatchError(
             f"{table.where}, column {header!r}: two values expected, one of them observed={observed!r}; "
-            f"found {show(values)}"
+            f"found {show(values)}. Give as observed= the value that means that the event was observed; without an "
+            "observed event there is nothing to learn"
         )
     inverted = (CENSORED.search(header) and observed.lower() in YES) or (
         not CENSORED.search(header) and EVENT.search(header) and observed.lower() in NO
