@@ -64,8 +64,8 @@ def rewrite():
 
 kinds, done = set(), False
 threading.Thread(target=rewrite, daemon=True).start()
-until = time.time() + 1.5
-while time.time() < until:
+begun = time.time()
+while time.time() < begun + (0.3 if kinds else 3.0):
     try:
         read()
     except _core.StoreError as error:
