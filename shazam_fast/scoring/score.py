@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,7 +208,7 @@ def _score_to_disk(parts: ScoreParts, missing: Sequence[int], work: Work, progre
 
     with _scorer(job, work) as scorer, ThreadPoolExecutor(1) as writer:
         try:
-            for part, following in zip(missing, [*missing[1:], None], strict=True):
+            for part, following in zip_longest(missing, missing[1:]):
                 rows = job.rows_of(archive, part)
                 then = NO_ROWS if following is None else job.rows_of(archive, following)
                 scores = scorer.score(rows, then) if len(rows) else None
