@@ -1,4 +1,4 @@
-"""What selecting one slide's patches costs, by their number: three teachers of 768, 2,560 and 1,536 columns, 50 clusters.
+"""What selecting the patches of one slide costs, by their number: teachers of 768, 2,560 and 1,536 columns, 50 clusters.
 
     python benchmarks/slides_selection.py > benchmarks/results/slides_selection.csv
 
@@ -38,10 +38,7 @@ def cost(method, patches):
     views, before, started = Views(TEACHERS, 0), peak(), time.process_time()
     points = project_rows(views, (block * (1 + 0.01 * i) for i in range(patches // len(block))), patches)
     projected = time.process_time()
-    if method == "kmeans":
-        found = cluster(points, CLUSTERS, 0)
-    else:
-        found = cluster_spectral(points, views.widths, CLUSTERS, 0)
+    found = cluster(points, CLUSTERS, 0) if method == "kmeans" else cluster_spectral(points, views.widths, CLUSTERS, 0)
     return projected - started, time.process_time() - projected, peak() - before, len(np.unique(found))
 
 
