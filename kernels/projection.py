@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .adamw import update
 from .launch import DTYPES, mask_arguments, require_mask, require_rows
 from .precision import PRECISIONS, require_precision
 from .reference import TokenMaps
-from .step.adamw import update
 
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 

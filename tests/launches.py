@@ -10,6 +10,7 @@ NOTHING = {
     "view", "detach", "slice", "select", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze", "split",
     "alias", "split_with_sizes", "unbind", "as_strided", "_unsafe_view", "_reshape_alias", "empty", "empty_like",
     "new_empty", "empty_strided", "new_empty_strided", "resize_", "set_", "lift_fresh",
+    "_record_function_enter_new", "_record_function_exit",
 }  # fmt: skip
 
 

@@ -9,8 +9,8 @@ Programs own tiles of the weights. What a program reads of another's tile is rea
 import triton
 import triton.language as tl
 
+from ..adamw import update
 from ..row_tiles import times_map
-from .adamw import update
 
 
 @triton.jit

@@ -67,7 +67,7 @@ def residual_stack_cpu(tokens: Tensor, maps: ResidualMaps, present: Tensor | Non
 
 def residual_stack_triton(tokens: Tensor, maps: ResidualMaps, present: Tensor | None, precision: str) -> Tensor:
     """The same by Triton kernels. -> fused [B, D]."""
-    from ..kernels.residual_stack import residual_stack
+    from ..kernels.student_stack import residual_stack
     from ..kernels.token_attention import token_attention
 
     if is_small(tokens):

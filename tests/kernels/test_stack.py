@@ -4,8 +4,7 @@ import pytest
 import torch
 from compiled import skip_float64_products
 from shazam_fast.kernels import launch, reference
-from shazam_fast.kernels.residual_stack import residual_stack
-from shazam_fast.kernels.student_stack import bare_stack
+from shazam_fast.kernels.student_stack import bare_stack, residual_stack
 
 # B, N, D, K: tiles of one patch and of many, whole and not; every slicing of D that runs in seconds
 SHAPES = [

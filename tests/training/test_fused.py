@@ -74,8 +74,8 @@ def test_what_kernels_do_not_have_is_left_to_autograd(archive, options):
 @pytest.mark.parametrize(
     ("options", "most"),
     [
-        ({"teacher_dropout": 0.3, "schedule": "one_cycle", "balance": 0.7}, 9), ({"block": "residual"}, 93),
-        (EVERYTHING, 119),
+        ({"teacher_dropout": 0.3, "schedule": "one_cycle", "balance": 0.7}, 9), ({"block": "residual"}, 91),
+        (EVERYTHING, 117),
     ],
     ids=["bare", "residual", "everything"],
 )  # fmt: skip
