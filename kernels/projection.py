@@ -12,7 +12,7 @@ keep 4 bytes a value from forward. Features get no gradient.
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,13 +40,19 @@ def _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, 
 
 
 @triton.jit
-def _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype: tl.constexpr):
-    """(features - mean) / scale of a tile, 0 outside of it. [BLOCK_B, BLOCK_C]."""
+def _standardised(
+    features_ptr, stride_features, mean_ptr, scale_ptr, kept_ptr, kept_part, o_row, m_row, o_c, m_c,
+    dtype: tl.constexpr,
+):  # fmt: skip
+    """(features - mean) / scale of a tile, 0 outside of it and in columns left out. [BLOCK_B, BLOCK_C]."""
     m_x = m_row[:, None] & m_c[None, :]
     b_x = tl.load(features_ptr + o_row[:, None] * stride_features + o_c[None, :], mask=m_x, other=0.0).to(dtype)
     if mean_ptr is not None:
         b_mean = tl.load(mean_ptr + o_c, mask=m_c, other=0.0)
         b_scale = tl.load(scale_ptr + o_c, mask=m_c, other=1.0)
+        if kept_ptr is not None:
+            m_x &= (tl.load(kept_ptr + o_c, mask=m_c, other=0) != 0)[None, :]
+            b_scale *= kept_part
         b_x = tl.where(m_x, (b_x - b_mean[None, :]) / b_scale[None, :], 0.0)
     return b_x
 
@@ -55,8 +61,8 @@ def _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_r
 @triton.jit(do_not_specialize=["B"])
 def projection_forward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    starts_ptr, weight_ptr, bias_ptr, tokens_ptr, B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    kept_ptr, stride_kept, mask_ptr, kept_part, starts_ptr, weight_ptr, bias_ptr, tokens_ptr,
+    B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_B patches, one teacher and BLOCK_D columns of its token."""
@@ -68,11 +74,15 @@ def projection_forward(
     o_row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
     start = tl.multiple_of(tl.load(starts_ptr + teacher), ALIGN)
     stop = tl.multiple_of(tl.load(starts_ptr + teacher + 1), ALIGN)
+    if kept_ptr is not None:
+        kept_ptr += tl.load(mask_ptr) * stride_kept
     b_tokens = tl.zeros([BLOCK_B, BLOCK_D], dtype)
     for c in tl.range(start, stop, BLOCK_C, num_stages=4):
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < stop
-        b_x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype)
+        b_x = _standardised(
+            features_ptr, stride_features, mean_ptr, scale_ptr, kept_ptr, kept_part, o_row, m_row, o_c, m_c, dtype
+        )
         b_w = tl.load(weight_ptr + o_c[:, None] * D + o_d[None, :], mask=m_c[:, None] & m_d[None, :], other=0.0)
         b_tokens = tl.dot(b_x.to(OPERAND), b_w.to(OPERAND), b_tokens, input_precision=PRECISION, out_dtype=dtype)
     b_tokens += tl.load(bias_ptr + teacher * D + o_d, mask=m_d, other=0.0)[None, :]
@@ -84,14 +94,15 @@ def projection_forward(
 @triton.jit(do_not_specialize=["B"])
 def projection_backward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    starts_ptr, d_tokens_ptr, weight_ptr, bias_ptr,
+    kept_ptr, stride_kept, mask_ptr, kept_part, starts_ptr, d_tokens_ptr, weight_ptr, bias_ptr,
     factors_ptr, weight_mean_ptr, weight_square_ptr, bias_mean_ptr, bias_square_ptr,
-    B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, MIXED: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_C columns of one teacher's features and BLOCK_D of its token, and goes over all patches.
 
     Gradients go to `weight_ptr` and `bias_ptr`; with `factors_ptr` these are the parameters, and AdamW moves them.
+    MIXED: tokens were mixed with those of the patch at the same distance from the batch's other end.
     """
     dtype: tl.constexpr = d_tokens_ptr.dtype.element_ty
     teacher = tl.program_id(1)
@@ -101,6 +112,8 @@ def projection_backward(
     o_c = first + tl.arange(0, BLOCK_C)
     o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_c, m_d = o_c < stop, o_d < D
+    if kept_ptr is not None:
+        kept_ptr += tl.load(mask_ptr) * stride_kept
     if first < stop:  # the grid is made for the widest teacher
         b_dw = tl.zeros([BLOCK_C, BLOCK_D], dtype)
         b_db = tl.zeros([BLOCK_B, BLOCK_D], dtype)
@@ -108,9 +121,15 @@ def projection_backward(
             o_b = b + tl.arange(0, BLOCK_B)
             m_b = o_b < B
             o_row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
-            b_x = _standardised(features_ptr, stride_features, mean_ptr, scale_ptr, o_row, m_row, o_c, m_c, dtype)
+            b_x = _standardised(
+                features_ptr, stride_features, mean_ptr, scale_ptr, kept_ptr, kept_part, o_row, m_row, o_c, m_c, dtype
+            )
             o_tokens = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
             b_dt = tl.load(d_tokens_ptr + o_tokens, mask=m_b[:, None] & m_d[None, :], other=0.0)
+            if MIXED:
+                o_other = ((B - 1 - o_b).to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
+                b_other = tl.load(d_tokens_ptr + o_other, mask=m_b[:, None] & m_d[None, :], other=0.0)
+                b_dt = tl.load(factors_ptr + 3) * b_dt + tl.load(factors_ptr + 4) * b_other
             b_db += b_dt
             b_x = tl.trans(b_x.to(OPERAND))
             b_dw = tl.dot(b_x, b_dt.to(OPERAND), b_dw, input_precision=PRECISION, out_dtype=dtype)
@@ -153,16 +172,35 @@ def _starts(dims: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([sum(dims[:i]) for i in range(len(dims) + 1)], dtype=torch.int32, device=device)
 
 
-class Inputs:
-    """What both kernels read, in the order of their first arguments; arguments as for `project`."""
+class Kept(NamedTuple):
+    """The feature columns that a step keeps."""
 
-    def __init__(self, features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None) -> None:
+    masks: Tensor  # bool [masks, sum of dims]
+    mask: Tensor  # which of them is the step's, int64 [1]
+    part: float  # of the columns, about: scales are multiplied by it
+
+
+class Inputs:
+    """What both kernels read, in the order of their first arguments; arguments as for `project`.
+
+    kept: the columns that are not left out; None: all.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        rows: Tensor | None,
+        maps: TokenMaps,
+        present: Tensor | None,
+        kept: Kept | None = None,
+    ) -> None:
         mean, scale = maps.standard or (None, None)
         self.batch = len(features if rows is None else rows)
         self.dims = tuple(maps.dims)
         self.align = alignment(self.dims, features.stride(0))
         starts = _starts(self.dims, features.device)
-        self.arguments = features, features.stride(0), rows, *mask_arguments(present), mean, scale, starts
+        columns = (None, 0, None, 1.0) if kept is None else (kept.masks.view(torch.uint8), sum(self.dims), *kept[1:])
+        self.arguments = features, features.stride(0), rows, *mask_arguments(present), mean, scale, *columns, starts
 
 
 def launch_forward(inputs: Inputs, weight: Tensor, bias: Tensor, tokens: Tensor, precision: str) -> None:
@@ -174,13 +212,15 @@ def launch_forward(inputs: Inputs, weight: Tensor, bias: Tensor, tokens: Tensor,
         projection_forward[grid](*inputs.arguments, weight, bias, tokens, B, N, D, inputs.align, **options)
 
 
-def launch_backward(inputs: Inputs, d_tokens: Tensor, outputs: Sequence[Tensor | None], precision: str) -> None:
-    """Take the gradients of d_tokens [B, N, D], contiguous; `outputs`: from `weight_ptr` on, see the kernel."""
+def launch_backward(
+    inputs: Inputs, d_tokens: Tensor, outputs: Sequence[Tensor | None], precision: str, mixed: bool = False
+) -> None:
+    """Take the gradients of d_tokens [B, N, D], contiguous; `outputs` from `weight_ptr` on, see the kernel."""
     B, N, D = d_tokens.shape
     options = blocks(B, D, precision, d_tokens.dtype)
     grid = (triton.cdiv(max(inputs.dims), options["BLOCK_C"]), N, triton.cdiv(D, options["BLOCK_D"]))
     with torch.cuda.device_of(d_tokens):
-        projection_backward[grid](*inputs.arguments, d_tokens, *outputs, B, N, D, inputs.align, **options)
+        projection_backward[grid](*inputs.arguments, d_tokens, *outputs, B, N, D, inputs.align, mixed, **options)
 
 
 class _Projection(torch.autograd.Function):

@@ -128,3 +128,11 @@ def standardise_rows(b_x):
     b_x -= (tl.sum(b_x, axis=1) / D)[:, None]
     b_rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / D + NORM_EPS)
     return b_x * b_rstd[:, None], b_rstd
+
+
+@triton.jit
+def standardise_back(b_d, b_normal, b_rstd):
+    """The gradient of x for that of its standardised rows `b_normal`."""
+    D: tl.constexpr = b_d.shape[1]
+    b_along = tl.sum(b_d * b_normal, axis=1) / D
+    return (b_d - (tl.sum(b_d, axis=1) / D)[:, None] - b_normal * b_along[:, None]) * b_rstd[:, None]

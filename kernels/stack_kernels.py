@@ -29,6 +29,7 @@ from .row_tiles import (
     mix_rows,
     program_rows,
     row_softmax,
+    standardise_back,
     standardise_rows,
     store_patch_sums,
     times_map,
@@ -40,11 +41,15 @@ from .row_tiles import (
 @triton.jit(do_not_specialize=["B", "K"])
 def stack_forward(
     tokens_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, offsets_ptr, gain_ptr, shift_ptr,
-    fused_ptr, shares_ptr, saved_ptr, attention_ptr,
+    factors_ptr, fused_ptr, shares_ptr, saved_ptr, attention_ptr,
     B, K, N: tl.constexpr, D: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Fused feature and teacher shares of a program's patches; T and P of every layer where they are kept."""
+    """Fused feature and teacher shares of a program's patches; T and P of every layer where they are kept.
+
+    `factors_ptr`: with it, a patch's token is factors[3] of its own and factors[4] of that of the patch at the same
+    distance from the batch's other end.
+    """
     o_b, o_row, m_row, m_present, m_mean = program_rows(
         present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
     )
@@ -52,6 +57,10 @@ def stack_forward(
     o_d = tl.arange(0, D)
     o_x = o_row[:, None] * D + o_d[None, :]
     b_x = tl.load(tokens_ptr + o_x, mask=(m_row & m_present)[:, None], other=0.0)  # T, [R, D]
+    if factors_ptr is not None:
+        o_other = (o_row + (B - 1 - 2 * o_b) * N)[:, None] * D + o_d[None, :]
+        b_other = tl.load(tokens_ptr + o_other, mask=(m_row & m_present)[:, None], other=0.0)
+        b_x = tl.load(factors_ptr + 3) * b_x + tl.load(factors_ptr + 4) * b_other
     b_share = mean_share(m_present, m_mean, b_x.dtype)
     m_identity, m_visible = identity_and_visible(m_present, m_mean, BLOCK_R)
     b_m = tl.where(m_identity, 1.0, 0.0).to(b_x.dtype)  # P_l ... P_1, [R, R]
@@ -121,8 +130,7 @@ def stack_backward(
             tl.store(d_norm_ptr + o_norm, tl.sum(b_dx * b_normal, axis=0))
             tl.store(d_norm_ptr + o_norm + D, tl.sum(b_dx, axis=0))
             b_dz *= tl.load(gain_ptr + layer * D + o_d)[None, :]
-            b_along = tl.sum(b_dz * b_normal, axis=1) / D
-            b_dz = (b_dz - (tl.sum(b_dz, axis=1) / D)[:, None] - b_normal * b_along[:, None]) * b_rstd[:, None]
+            b_dz = standardise_back(b_dz, b_normal, b_rstd)
         o_products = (o_layer + o_row[:, None]) * 2 * D + o_d[None, :]
         b_dv = mix_rows(tl.trans(b_p), b_dz, PRECISION)
         tl.store(d_products_ptr + o_products + D, b_dv, mask=m_row[:, None])

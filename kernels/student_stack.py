@@ -34,7 +34,7 @@ def _launch_forward(
     programs, blocks = row_launch(tokens, precision)
     with torch.cuda.device_of(tokens):
         stack_forward[(programs,)](
-            tokens, *mask_arguments(present), *maps, fused, shares, saved, attention, B, K, **blocks
+            tokens, *mask_arguments(present), *maps, None, fused, shares, saved, attention, B, K, **blocks
         )
     return fused, shares, saved, attention
 

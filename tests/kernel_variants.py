@@ -16,16 +16,18 @@ TEACHERS = 4
 CLASSES = 9
 POINTERS = {
     "present_ptr": "*u8", "batch_present_ptr": "*u8", "features_ptr": "*fp16", "starts_ptr": "*i32",
-    "settings_ptr": "*fp64",
+    "kept_ptr": "*u8", "settings_ptr": "*fp64",
 }  # fmt: skip
 POINTERS |= {
     f"{name}_ptr": "*i64"
-    for name in ("rows", "order", "cursor", "labels", "batch_labels", "index", "steps", "positions")
+    for name in ("rows", "order", "cursor", "labels", "batch_labels", "index", "steps", "positions", "mask")
 }
 ALWAYS_FLOAT32 = ("attention_ptr", "d_attention_ptr", "losses_ptr", "kept_ptr", "d_cosine_ptr", "d_huber_ptr")
-FLOATS = {"lam": "fp32", "delta": "fp32", "delta_squared": "fp32"}
+FLOATS = dict.fromkeys(("lam", "delta", "delta_squared", "say", "kept_part"), "fp32")
 ANY_STRIDE = ("stride_present_b", "stride_present_n", "stride_d_cosine", "stride_d_huber")  # not always 16 k
-OF_UPDATES = tuple(f"{name}_ptr" for name in ("factors", "weight_mean", "weight_square", "bias_mean", "bias_square"))
+OF_STEP = tuple(
+    f"{name}_ptr" for name in ("kept", "mask", "factors", "weight_mean", "weight_square", "bias_mean", "bias_square")
+)
 OF_RESIDUAL = ("offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr")
 
 
@@ -68,7 +70,7 @@ def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64, rows=R
     """A kernel that takes a whole stack in programs of so many rows."""
     constexprs = row_blocks(N, D, precision, itemsize=4, rows=rows)
     num_warps = constexprs.pop("num_warps")
-    absent = {None: (), True: ("shares_ptr",), False: OF_RESIDUAL}[residual]
+    absent = {None: (), True: ("shares_ptr", "factors_ptr", "d_targets_ptr"), False: OF_RESIDUAL}[residual]
     short = "" if rows == ROWS else f" rows={rows}"
     return Variant(
         f"{name} N={N} D={D} {precision}{short}", kernel, {**constexprs, **dict.fromkeys(absent)}, num_warps, B,
@@ -83,7 +85,8 @@ def of_projection(name, kernel, B, D, precision, align=16, updating=False) -> Va
     odd = "" if align == 16 else f" align={align}"
     return Variant(
         f"{name} D={D} B={B} {precision}{odd}", kernel,
-        {**constexprs, "N": TEACHERS, "D": D, "ALIGN": align, **({} if updating else dict.fromkeys(OF_UPDATES))},
+        {**constexprs, "N": TEACHERS, "D": D, "ALIGN": align, "MIXED": updating,
+         **({} if updating else dict.fromkeys(OF_STEP))},
         num_warps, B, precision,
     )  # fmt: skip
 
@@ -95,10 +98,12 @@ def of_step(D, precision) -> Iterator[Variant]:
     for name, kernel, constexprs, num_warps in (
         ("start", start.start_step, {"N": TEACHERS, "BLOCK_N": TEACHERS, "BLOCK_B": 128}, 1),
         ("maps", start.fold_maps, {**blocks, "BLOCK_R": 16}, warps),
-        ("head and losses", head.head_and_losses, {**blocks, "N": TEACHERS, "C": CLASSES, "NORM": True,
+        ("head and losses", head.head_and_losses, {**blocks, "N": TEACHERS, "C": CLASSES, "TERMS": 14, "NORM": True, "LEARNED": True,
                                                    "BLOCK_R": fused.PATCHES, "BLOCK_K": 16}, warps),
         ("stack weights", weights.update_stack, {**blocks, "BLOCK_I": 16, "BLOCK_R": 16}, warps),
-        ("head weights", weights.update_head, {**blocks, "N": TEACHERS, "C": CLASSES, "BLOCK_I": 16, "BLOCK_R": 16,
+        ("votes", weights.update_votes, {**blocks, "N": TEACHERS, "C": CLASSES, "BLOCK_I": 16, "BLOCK_R": 16,
+                                         "BLOCK_K": 16}, 4),
+        ("head weights", weights.update_head, {**blocks, "C": CLASSES, "TERMS": 14, "BLOCK_I": 16, "BLOCK_R": 16,
                                                "BLOCK_K": 16, "BLOCK_L": 16}, 4),
     ):  # fmt: skip
         yield Variant(f"{name} D={D} {precision}", kernel, constexprs, num_warps, precision=precision)

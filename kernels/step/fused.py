@@ -5,7 +5,7 @@
     stack_forward
     head_and_losses                     forward and backward
     stack_backward
-    update_stack, update_head | projection_backward    gradients, and AdamW in their last lines
+    update_stack, update_head (update_votes) | projection_backward    gradients, and AdamW in their last lines
 What stands beside one another runs in two branches on a GPU. No gradient of a weight is ever written to memory, and
 no kernel adds to what another one wrote: the same bits every time. The definition is the step through autograd and
 `torch.optim.AdamW`, to which tests hold it.
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..launch import mask_arguments, row_blocks, row_launch
 from ..precision import PRECISIONS
-from ..projection import Inputs, launch_backward, launch_forward
+from ..projection import Inputs, Kept, launch_backward, launch_forward
 from ..reference import TokenMaps
 from ..stack_kernels import stack_backward, stack_forward
 from .head import head_and_losses
-from .parts import Parameters, Settings, Source
+from .parts import Parameters, Settings, Source, Trained
 from .start import fold_maps, start_step
-from .weights import update_head, update_stack
+from .weights import update_head, update_stack, update_votes
 
 PATCHES = 4  # of a program of `head_and_losses`
 TILE = 16  # rows of a weight that a program updates
@@ -41,7 +41,7 @@ class _Buffers:
         (N, D), K, C = parameters.projection_bias.value.shape, len(like), len(parameters.last_bias.value)
         self.positions, self.labels = (like.new_empty(B, dtype=torch.int64) for _ in range(2))
         self.present = like.new_empty(B, N, dtype=torch.bool)
-        self.factors = like.new_empty(3)
+        self.factors, self.mask = like.new_empty(5), like.new_empty(1, dtype=torch.int64)
         self.maps = like.new_empty(K, D, 2 * D, dtype=PRECISIONS[precision].operand or like.dtype)
         self.old = like.new_empty(K, D, 2 * D)
         self.tokens, self.d_tokens, self.d_targets = (like.new_empty(B, N, D) for _ in range(3))
@@ -49,7 +49,8 @@ class _Buffers:
         self.d_products = like.new_empty(K, B * N, 2 * D)
         self.fused, self.d_fused, self.normal, self.d_normed, self.d_hidden = (like.new_empty(B, D) for _ in range(5))
         self.d_logits = like.new_empty(B, C)
-        self.losses = like.new_empty(triton.cdiv(B, PATCHES), 2 + 2 * N)
+        self.d_votes = None if parameters.votes is None else like.new_empty(B, N, C)
+        self.losses = like.new_empty(triton.cdiv(B, PATCHES), 2 + (2 if parameters.votes is None else 3) * N)
 
 
 class FusedStep:
@@ -63,7 +64,7 @@ class FusedStep:
     def __init__(self, parameters: Parameters, settings: Settings) -> None:
         self._parameters, self._settings = parameters, settings
         qkv = parameters.qkv.value
-        addresses = [trained.step.data_ptr() for trained in parameters]
+        addresses = [trained.step.data_ptr() for trained in parameters if trained is not None]
         self._counters = torch.tensor(addresses, dtype=torch.int64, device=qkv.device)
         self._stream = torch.cuda.Stream(qkv.device) if qkv.is_cuda else None
         self._buffers: dict[int, _Buffers] = {}
@@ -79,20 +80,24 @@ class FusedStep:
             present = None if source.present is None else b.present
             maps = TokenMaps(self._parameters.projection.value, self._parameters.projection_bias.value, source.dims)
             rows = b.positions if source.batch.resident else None
-            inputs = Inputs(source.batch.features, rows, maps._replace(standard=source.standard), present)
+            kept = None if source.kept is None else Kept(source.kept, b.mask, self._settings.kept_part)
+            inputs = Inputs(source.batch.features, rows, maps._replace(standard=source.standard), present, kept)
+            mixed = source.mixtures is not None
             with self._beside():
                 self._fold(b)
             launch_forward(inputs, maps.weight, maps.bias, b.tokens, self._settings.precision)
             self._join()
-            self._attend(b, present)
-            self._lose(size, b, present)
+            self._attend(b, present, mixed)
+            self._lose(size, b, present, mixed)
             self._attend_back(b, present)
             with self._beside():
                 self._update_stack(b)
+                if b.d_votes is not None:
+                    self._update_votes(b)
                 self._update_head(size, source, b)
             weight, bias = self._parameters[:2]
             outputs = weight.value, bias.value, b.factors, weight.mean, weight.square, bias.mean, bias.square
-            launch_backward(inputs, b.d_tokens, outputs, self._settings.precision)
+            launch_backward(inputs, b.d_tokens, outputs, self._settings.precision, mixed)
             self._join()
 
     @contextmanager
@@ -113,10 +118,12 @@ class FusedStep:
         present = None if source.present is None else source.present.view(torch.uint8)
         N = len(source.dims)
         start_step[(1,)](
-            source.batch.order, source.batch.cursor, source.batch.labels, present, source.rates, source.index,
-            self._settings.optimizer, self._counters,
-            b.positions, b.labels, b.present.view(torch.uint8), source.rate, b.factors,
-            size, len(self._counters), N, triton.next_power_of_2(N), 128, num_warps=1,
+            source.batch.order, source.batch.cursor, source.batch.labels, present, source.rates, source.mixtures,
+            source.index, self._settings.optimizer, self._counters,
+            b.positions, b.labels, b.present.view(torch.uint8), source.rate,
+            None if source.kept is None else b.mask, b.factors,
+            size, len(self._counters), 1 if source.kept is None else len(source.kept),
+            N, triton.next_power_of_2(N), 128, num_warps=1,
         )  # fmt: skip
 
     def _fold(self, b: _Buffers) -> None:
@@ -124,21 +131,23 @@ class FusedStep:
         grid = (qkv.shape[1] // TILE, len(qkv))
         fold_maps[grid](qkv, b.maps, b.old, BLOCK_R=TILE, **self._maps)
 
-    def _attend(self, b: _Buffers, present: Tensor | None) -> None:
+    def _attend(self, b: _Buffers, present: Tensor | None, mixed: bool) -> None:
         programs, blocks = row_launch(b.tokens, self._settings.precision)
         stack_forward[(programs,)](
-            b.tokens, *mask_arguments(present), b.maps, None, None, None, b.fused, None, b.saved, b.attention,
+            b.tokens, *mask_arguments(present), b.maps, None, None, None,
+            b.factors if mixed else None, b.fused, None, b.saved, b.attention,
             len(b.tokens), len(b.maps), **blocks,
         )  # fmt: skip
 
-    def _lose(self, size: int, b: _Buffers, present: Tensor | None) -> None:
+    def _lose(self, size: int, b: _Buffers, present: Tensor | None, mixed: bool) -> None:
         head, settings = self._parameters[3:], self._settings
         C, N = b.d_logits.shape[1], b.tokens.shape[1]
         head_and_losses[(len(b.losses),)](
-            b.fused, b.tokens, mask_arguments(present)[0], b.labels, settings.offsets, settings.class_weights,
-            *(trained.value for trained in head),
-            b.normal, b.d_normed, b.d_hidden, b.d_logits, b.d_fused, self._d_targets(b), b.losses,
-            size, settings.lam, settings.delta, settings.delta**2, N, C=C, NORM=settings.norm,
+            b.fused, b.saved, mask_arguments(present)[0], b.labels, settings.offsets, settings.class_weights,
+            b.factors if mixed else None, *(None if trained is None else trained.value for trained in head),
+            b.normal, b.d_normed, b.d_hidden, b.d_logits, b.d_votes, b.d_fused, self._d_targets(b), b.losses,
+            size, settings.lam, settings.delta, settings.delta**2, settings.votes / N,
+            N, C=C, TERMS=b.losses.shape[1], NORM=settings.norm, LEARNED=settings.learned_targets,
             BLOCK_R=PATCHES, BLOCK_K=triton.next_power_of_2(C), **self._maps,
         )  # fmt: skip
 
@@ -150,7 +159,7 @@ class FusedStep:
         )  # fmt: skip
 
     def _d_targets(self, b: _Buffers) -> Tensor | None:
-        return b.d_targets if self._settings.learned_targets else None
+        return b.d_targets if self._settings.learned_targets or b.d_votes is not None else None
 
     def _update_stack(self, b: _Buffers) -> None:
         qkv = self._parameters.qkv
@@ -161,14 +170,28 @@ class FusedStep:
         )  # fmt: skip
 
     def _update_head(self, size: int, source: Source, b: _Buffers) -> None:
-        C, N, D = b.d_logits.shape[1], b.tokens.shape[1], b.fused.shape[1]
-        head = [tensor for value, _, *moments in self._parameters[3:] for tensor in (value, *moments)]
+        C, D, terms = b.d_logits.shape[1], b.fused.shape[1], b.losses.shape[1]
+        head = [tensor for trained in self._parameters[3:9] for tensor in _moved(trained)]
         update_head[(D // TILE,)](
             b.fused, b.normal, b.d_normed, b.d_hidden, b.d_logits, b.losses, b.factors, *head,
-            source.losses, source.index, size, len(b.losses), N, D, C,
-            TILE, TILE, max(TILE, triton.next_power_of_2(C)), triton.next_power_of_2(2 + 2 * N),
+            source.losses, source.index, size, len(b.losses), D, C, terms,
+            TILE, TILE, max(TILE, triton.next_power_of_2(C)), triton.next_power_of_2(terms),
             self._maps["PRECISION"], num_warps=4,
         )  # fmt: skip
+
+    def _update_votes(self, b: _Buffers) -> None:
+        B, N, D = b.tokens.shape
+        C = b.d_logits.shape[1]
+        votes = [tensor for trained in self._parameters[9:] for tensor in _moved(trained)]
+        update_votes[(D // TILE, N)](
+            b.saved, b.d_votes, b.factors, *votes, B, N, D, C,
+            TILE, TILE, max(TILE, triton.next_power_of_2(C)), self._maps["PRECISION"], num_warps=4,
+        )  # fmt: skip
+
+
+def _moved(trained: Trained | None) -> tuple[Tensor, ...]:
+    assert trained is not None
+    return trained.value, trained.mean, trained.square
 
 
 def map_blocks(D: int, precision: str, itemsize: int) -> dict[str, Any]:

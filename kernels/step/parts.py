@@ -27,6 +27,8 @@ class Parameters(NamedTuple):
     shift: Trained
     last: Trained  # [C, D], as of nn.Linear
     last_bias: Trained
+    votes: Trained | None = None  # heads of the teachers, [N, D, C]
+    votes_bias: Trained | None = None  # [N, C]
 
 
 class Settings(NamedTuple):
@@ -39,6 +41,8 @@ class Settings(NamedTuple):
     learned_targets: bool  # whether targets get a gradient
     offsets: Tensor | None  # of the logits [C]
     class_weights: Tensor | None  # [C]
+    votes: float  # weight of the mean cross-entropy of the teachers' heads
+    kept_part: float  # of the columns that feature dropout keeps
     precision: str
 
 
@@ -60,6 +64,8 @@ class Source(NamedTuple):
     standard: tuple[Tensor, Tensor]  # mean and scale [width]
     present: Tensor | None  # bool [n, N]
     rates: Tensor | None  # learning rate of each step
+    kept: Tensor | None  # bool [masks, sum of dims], taken in turns by the steps
+    mixtures: Tensor | None  # of each step, what a patch keeps of its own features
     rate: Tensor | None  # the optimizer's, set to the step's
     index: Tensor  # the step, int64 [1], moved on
-    losses: Tensor  # [steps, 2 + 2N]: total, cross-entropy, cosine and Huber per teacher; row `index` is filled
+    losses: Tensor  # [steps, terms]: total, cross-entropy, cosine, Huber (and head) per teacher; row `index` is filled

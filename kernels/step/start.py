@@ -20,15 +20,18 @@ def _one_minus_power(base, exponent):
     return 1.0 - power
 
 
-@triton.jit(do_not_specialize=["B", "TENSORS"])
+@triton.jit(do_not_specialize=["B", "TENSORS", "MASKS"])
 def start_step(
-    order_ptr, cursor_ptr, labels_ptr, present_ptr, rates_ptr, index_ptr, settings_ptr, steps_ptr,
-    positions_ptr, batch_labels_ptr, batch_present_ptr, rate_ptr, factors_ptr,
-    B, TENSORS, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
+    order_ptr, cursor_ptr, labels_ptr, present_ptr, rates_ptr, mixtures_ptr, index_ptr, settings_ptr, steps_ptr,
+    positions_ptr, batch_labels_ptr, batch_present_ptr, rate_ptr, mask_ptr, factors_ptr,
+    B, TENSORS, MASKS, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """The batch's positions, labels and teachers; the optimizer's step counters, learning rate and factors.
 
-    `settings_ptr`: learning rate, weight decay and both betas, float64. `steps_ptr`: addresses of the step counters.
+    `factors_ptr`: three of AdamW, see `adamw`; what a patch keeps of its own features, and what it takes of another's.
+    `mask_ptr`: which of so many masks of columns is this step's. `settings_ptr`: learning rate, weight decay and both
+    betas, float64. `steps_ptr`: addresses of the step counters.
+
     One program of one warp, so that the cursor is read before it is moved on.
     """
     cursor = tl.load(cursor_ptr)
@@ -62,6 +65,13 @@ def start_step(
     tl.store(factors_ptr + 1 + o_1, (rate / _one_minus_power(tl.load(settings_ptr + 2 + o_1), taken)).to(dtype))
     bias = tl.sqrt(_one_minus_power(tl.load(settings_ptr + 3 + o_1), taken))
     tl.store(factors_ptr + 2 + o_1, bias.to(dtype))
+    index = tl.load(index_ptr)
+    if mask_ptr is not None:
+        tl.store(mask_ptr, index % MASKS)
+    if mixtures_ptr is not None:
+        own = tl.load(mixtures_ptr + index + o_1)
+        tl.store(factors_ptr + 3 + o_1, own.to(dtype))
+        tl.store(factors_ptr + 4 + o_1, (1.0 - own).to(dtype))
 
 
 # A = Wq Wk^T, E = Wv: what the stack's kernels read; and Wq and Wk as they are, for a later kernel

@@ -63,7 +63,7 @@ def update_head(
     first_ptr, first_mean_ptr, first_square_ptr, first_bias_ptr, first_bias_mean_ptr, first_bias_square_ptr,
     gain_ptr, gain_mean_ptr, gain_square_ptr, shift_ptr, shift_mean_ptr, shift_square_ptr,
     last_ptr, last_mean_ptr, last_square_ptr, last_bias_ptr, last_bias_mean_ptr, last_bias_square_ptr,
-    losses_ptr, index_ptr, B, programs, N: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+    losses_ptr, index_ptr, B, programs, D: tl.constexpr, C: tl.constexpr, TERMS: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_I hidden units; the first one also the last bias and the row of losses."""
@@ -100,7 +100,35 @@ def update_head(
     update(last_ptr, last_mean_ptr, last_square_ptr, factors_ptr, o_last, b_last, m_k[:, None])
     if tl.program_id(0) == 0:
         update(last_bias_ptr, last_bias_mean_ptr, last_bias_square_ptr, factors_ptr, o_k, b_last_bias, m_k)
-        _end_step(partial_losses_ptr, losses_ptr, index_ptr, programs, 2 + 2 * N, BLOCK_L)
+        _end_step(partial_losses_ptr, losses_ptr, index_ptr, programs, TERMS, BLOCK_L)
+
+
+# dW = T_n^T dz_n, db = sum of dz_n
+@triton.jit(do_not_specialize=["B"])
+def update_votes(
+    tokens_ptr, d_votes_ptr, factors_ptr, votes_ptr, mean_ptr, square_ptr, bias_ptr, bias_mean_ptr, bias_square_ptr,
+    B, N: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program has BLOCK_I rows of one teacher's head; the first one also its bias."""
+    dtype: tl.constexpr = tokens_ptr.dtype.element_ty
+    teacher = tl.program_id(1)
+    o_i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    o_k = tl.arange(0, BLOCK_K)
+    m_k = o_k < C
+    b_votes, b_bias = tl.zeros([BLOCK_I, BLOCK_K], dtype), tl.zeros([BLOCK_K], dtype)
+    for r in range(0, B, BLOCK_R):
+        o_r = r + tl.arange(0, BLOCK_R)
+        m_r = o_r < B
+        o_row = o_r.to(tl.int64) * N + teacher
+        b_x = tl.load(tokens_ptr + o_row[None, :] * D + o_i[:, None], mask=m_r[None, :], other=0.0)
+        b_dz = tl.load(d_votes_ptr + o_row[:, None] * C + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+        b_votes = tl.dot(b_x, b_dz, b_votes, input_precision=PRECISION, out_dtype=dtype)
+        b_bias += tl.sum(b_dz, axis=0)
+    o_votes = (teacher * D + o_i[:, None]) * C + o_k[None, :]
+    update(votes_ptr, mean_ptr, square_ptr, factors_ptr, o_votes, b_votes, m_k[None, :])
+    m_first = m_k & (tl.program_id(0) == 0)
+    update(bias_ptr, bias_mean_ptr, bias_square_ptr, factors_ptr, teacher * C + o_k, b_bias, m_first)
 
 
 @triton.jit

@@ -10,8 +10,6 @@ from ..student.student import Student
 from .feed import TrainingFeed
 from .objective import Objective
 
-PLANNED = {"present", "rates"}  # what a plan may have beside the order
-
 
 def make_fused_step(
     student: Student,
@@ -21,6 +19,7 @@ def make_fused_step(
     losses: Tensor,
     index: Tensor,
     plan: Mapping[str, Tensor],
+    kept_part: float,
 ) -> Callable[[int], None] | None:
     """A function that takes a step over the next so many patches; None where only autograd can.
 
@@ -30,9 +29,10 @@ def make_fused_step(
         student, optimizer, objective, feed, losses: as for `TrainingStep`.
         index: the step, int64 [1], which a step moves on.
         plan: tensors of the epoch's plan on the device, by name.
+        kept_part: 1 minus the fraction of columns that the plan leaves out.
     """
     precision = step_precision(student.qkv, len(student.dims), student.config.dim)
-    if precision is None or not _applies(student, optimizer, objective) or not plan.keys() <= PLANNED:
+    if precision is None or not _applies(student, optimizer, objective):
         return None
     (group,) = optimizer.param_groups
     values = [float(group["lr"]), group["weight_decay"], *group["betas"]]
@@ -47,23 +47,26 @@ def make_fused_step(
         objective.targets == "projected",
         offsets,
         class_weights,
+        float(objective.teacher_heads),
+        kept_part,
         precision,
     )
     parameters = Parameters(*(_with_moments(optimizer, parameter) for parameter in _trained(student)))
     take = make_step(parameters, settings)
-    standard, rates = (student.feature_mean, student.feature_scale), plan.get("rates")
-    rate = None if rates is None else group["lr"]
+    present, rates, kept, mixtures = (plan.get(name) for name in ("present", "rates", "kept", "mixtures"))
+    planned = present, rates, kept, mixtures, None if rates is None else group["lr"]
+    standard = student.feature_mean, student.feature_scale
 
     def step(size: int) -> None:
-        batch = feed.next_batch(size)
-        take(size, Source(batch, student.dims, standard, plan.get("present"), rates, rate, index, losses))
+        take(size, Source(feed.next_batch(size), student.dims, standard, *planned, index, losses))
 
     return step
 
 
 def _applies(student: Student, optimizer: torch.optim.Optimizer, objective: Objective) -> bool:
     """Whether the kernels have everything that this training has."""
-    if student.config.block != "bare" or student.teacher_heads is not None or objective.targets == "frozen":
+    heads = (student.teacher_heads is not None) == (objective.teacher_heads > 0)
+    if student.config.block != "bare" or objective.targets == "frozen" or not heads:
         return False
     groups = optimizer.param_groups
     usual = len(groups) == 1 and all(groups[0][name] == value for name, value in OPTIMIZER.items())
@@ -73,7 +76,8 @@ def _applies(student: Student, optimizer: torch.optim.Optimizer, objective: Obje
 def _trained(student: Student) -> list[torch.nn.Parameter]:
     """The parameters of a bare student in the order of `Parameters`."""
     first, _, norm, last = student.head
-    return [*student.projection.parameters(), student.qkv, *first.parameters(), *norm.parameters(), *last.parameters()]
+    layers = [first, norm, last, *([] if student.teacher_heads is None else [student.teacher_heads])]
+    return [*student.projection.parameters(), student.qkv, *(p for layer in layers for p in layer.parameters())]
 
 
 def _with_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Trained:

@@ -1,6 +1,6 @@
 """One step of training: batch, forward, losses, gradients, AdamW; on a GPU one CUDA graph.
 
-A step of the student is nine kernels where `fused` applies, else some fifty to hundred small operations; the GPU
+A step of the student is ten kernels where `fused` applies, else some fifty to hundred small operations; the GPU
 finishes them sooner than Python can launch them. Captured once, it is replayed with a single launch and asks nothing of
 the host: rows come from the epoch's order by a counter on the device, losses go to a row of a table there.
 """
@@ -86,7 +86,7 @@ class TrainingStep:
     def _compute(self, size: int) -> None:
         if self._step is None:
             parts = self._student, self._optimizer, self._objective, self._feed, self._losses, self._index, self._plan
-            self._step = make_fused_step(*parts) or self._differentiate
+            self._step = make_fused_step(*parts, self._kept_fraction) or self._differentiate
         self._step(size)
 
     def _differentiate(self, size: int) -> None:

@@ -8,7 +8,7 @@ from shazam_fast.kernels.step.fused import FusedStep
 from shazam_fast.kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from torch.nn import functional as F
 
-LAM, DELTA, DECAY, RATE = 0.75, 2.0, 0.125, 2.0**-7
+LAM, DELTA, DECAY, RATE, VOTES = 0.75, 2.0, 0.125, 2.0**-7, 2.0
 
 
 class Case:
@@ -30,6 +30,7 @@ class Case:
             randn(D, D, scale=D**-0.5), randn(D), 1 + randn(D, scale=0.3), randn(D), randn(C, D, scale=D**-0.5),
             randn(C),
         ]  # fmt: skip
+        values += [randn(N, D, C, scale=D**-0.5), randn(N, C)] if options.get("votes") else []
         self.values = [value.requires_grad_() for value in values]
         self.order = torch.randperm(rows, generator=g).to(device)
         self.labels = torch.randint(C, (rows,), generator=g).to(device)
@@ -41,31 +42,54 @@ class Case:
         self.offsets = randn(C) if options.get("balance") else None
         self.class_weights = randn(C).abs() if options.get("balance") else None
         self.rates = (RATE * torch.rand(4, generator=g)).to(device) if options.get("rates") else None
+        self.mixtures = torch.tensor([0.75, 0.375, 0.5, 1.0], device=device) if options.get("mixed") else None
+        self.kept = (torch.rand(3, width, generator=g) < 0.5).to(device) if options.get("columns") else None
         self.optimizer = torch.optim.AdamW(self.values, lr=RATE, weight_decay=DECAY)
-        self.losses = torch.zeros(4, 2 + 2 * N, device=device, dtype=dtype)
+        self.losses = torch.zeros(4, 2 + (3 if options.get("votes") else 2) * N, device=device, dtype=dtype)
 
     def plain_step(self, step, start, size):
         """By autograd and PyTorch's optimizer."""
-        weight, bias, qkv, first, first_bias, gain, shift, last, last_bias = self.values
+        weight, bias, qkv, first, first_bias, gain, shift, last, last_bias, *votes = self.values
         rows = self.order[start : start + size]
         present = None if self.present is None else self.present[rows]
-        maps = reference.TokenMaps(weight, bias, self.dims, self.standard)
-        tokens = reference.project(self.features, rows, maps, present)
+        mean, scale = self.standard
+        if self.kept is not None:
+            scale = torch.where(self.kept[step % len(self.kept)], 0.5 * scale, torch.inf)
+        tokens = reference.project(
+            self.features, rows, reference.TokenMaps(weight, bias, self.dims, (mean, scale)), present
+        )
+        if self.mixtures is not None:
+            tokens = self.mixtures[step] * tokens + (1 - self.mixtures[step]) * tokens.flip(0)
         fused, _ = reference.bare_stack(tokens, qkv, present)
         hidden = F.layer_norm(F.linear(fused, first, first_bias).relu(), gain.shape, gain, shift)
         logits = F.linear(hidden, last, last_bias)
-        logits = logits if self.offsets is None else logits + self.offsets
-        cross_entropy = F.cross_entropy(logits, self.labels[rows], self.class_weights, reduction="none").mean()
+        cross_entropy = self.cross_entropies(logits, rows, step).mean()
         targets = tokens.detach() if self.options.get("detached") else tokens
         huber = self.options.get("huber", "norm")
         distilled, *terms = reference.distillation_loss(fused, targets, LAM, DELTA, huber, present)
         total = cross_entropy + distilled
+        if votes:
+            each = [
+                self.cross_entropies(tokens[:, n] @ votes[0][n] + votes[1][n], rows, step) for n in range(len(bias))
+            ]
+            heads = torch.stack(each)
+            terms.append((heads if present is None else torch.where(present.T, heads, 0.0)).mean(dim=1))
+            total = total + VOTES * terms[-1].mean()
         self.optimizer.zero_grad()
         total.backward()
         if self.rates is not None:
             self.optimizer.param_groups[0]["lr"] = float(self.rates[step])
         self.optimizer.step()
         self.losses[step] = torch.cat([total[None], cross_entropy[None], *terms]).detach()
+
+    def cross_entropies(self, logits, rows, step):
+        """Of every patch [B]."""
+        logits = logits if self.offsets is None else logits + self.offsets
+        own, other = (
+            F.cross_entropy(logits, labels, self.class_weights, reduction="none")
+            for labels in (self.labels[rows], self.labels[rows].flip(0))
+        )
+        return own if self.mixtures is None else self.mixtures[step] * own + (1 - self.mixtures[step]) * other
 
     def fused_steps(self, sizes, precision="ieee", resident=True):
         """All steps by the kernels, on copies; losses, parameters and moments."""
@@ -77,12 +101,12 @@ class Case:
         settings = Settings(
             torch.tensor([RATE, DECAY, 0.9, 0.999], dtype=torch.float64, device=device), LAM, DELTA,
             self.options.get("huber", "norm") == "norm", not self.options.get("detached"), self.offsets,
-            self.class_weights, precision,
+            self.class_weights, VOTES, 0.5, precision,
         )  # fmt: skip
         fused = FusedStep(Parameters(*trained), settings)
         batch = Batch(self.features, resident, self.order, torch.zeros_like(self.order[:1]), self.labels)
         source = Source(
-            batch, self.dims, self.standard, self.present, self.rates,
+            batch, self.dims, self.standard, self.present, self.rates, self.kept, self.mixtures,
             None if self.rates is None else torch.zeros((), device=device), torch.zeros_like(self.order[:1]),
             torch.zeros_like(like),
         )  # fmt: skip
@@ -110,6 +134,8 @@ class Case:
 
 CASES = [
     {}, {"missing": False, "detached": True}, {"huber": "elementwise", "rates": True}, {"balance": True, "C": 9},
+    {"columns": True, "mixed": True, "votes": True, "balance": True, "rates": True, "B": 7},
+    {"votes": True, "detached": True}, {"mixed": True, "missing": False, "C": 2},
     {"B": 1, "dims": (5,), "C": 2, "missing": False}, {"dims": (4, 33, 6), "D": 32, "K": 1},
 ]  # fmt: skip
 
