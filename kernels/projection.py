@@ -25,6 +25,8 @@ from .launch import DTYPES, mask_arguments, require_mask, require_rows
 from .precision import PRECISIONS, require_precision
 from .reference import TokenMaps
 
+WIDE = 1024  # patches from which on a batch has programs enough
+PART_COLUMNS = 256  # of a part of a teacher's columns; a multiple of what a program takes at a time
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
@@ -41,7 +43,7 @@ def _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, 
 
 @triton.jit
 def _standardised(
-    features_ptr, stride_features, mean_ptr, scale_ptr, kept_ptr, kept_part, o_row, m_row, o_c, m_c,
+    features_ptr, stride_features, mean_ptr, scale_ptr, columns_ptr, kept_part, o_row, m_row, o_c, m_c,
     dtype: tl.constexpr,
 ):  # fmt: skip
     """(features - mean) / scale of a tile, 0 outside of it and in columns left out. [BLOCK_B, BLOCK_C]."""
@@ -50,8 +52,8 @@ def _standardised(
     if mean_ptr is not None:
         b_mean = tl.load(mean_ptr + o_c, mask=m_c, other=0.0)
         b_scale = tl.load(scale_ptr + o_c, mask=m_c, other=1.0)
-        if kept_ptr is not None:
-            m_x &= (tl.load(kept_ptr + o_c, mask=m_c, other=0) != 0)[None, :]
+        if columns_ptr is not None:
+            m_x &= (tl.load(columns_ptr + o_c, mask=m_c, other=0) != 0)[None, :]
             b_scale *= kept_part
         b_x = tl.where(m_x, (b_x - b_mean[None, :]) / b_scale[None, :], 0.0)
     return b_x
@@ -61,32 +63,39 @@ def _standardised(
 @triton.jit(do_not_specialize=["B"])
 def projection_forward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    kept_ptr, stride_kept, mask_ptr, kept_part, starts_ptr, weight_ptr, bias_ptr, tokens_ptr,
+    columns_ptr, stride_columns, mask_ptr, kept_part, starts_ptr, teachers_ptr, weight_ptr, bias_ptr, tokens_ptr,
     B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A program has BLOCK_B patches, one teacher and BLOCK_D columns of its token."""
+    """A program has BLOCK_B patches, one teacher and BLOCK_D columns of its token.
+
+    `teachers_ptr`: with it, a program has one of N parts of the columns, of this teacher, and leaves out the bias.
+    """
     dtype: tl.constexpr = tokens_ptr.dtype.element_ty
-    teacher = tl.program_id(1)
+    part = tl.program_id(1)
+    teacher = part
+    if teachers_ptr is not None:
+        teacher = tl.load(teachers_ptr + part)
     o_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_b, m_d = o_b < B, o_d < D
     o_row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
-    start = tl.multiple_of(tl.load(starts_ptr + teacher), ALIGN)
-    stop = tl.multiple_of(tl.load(starts_ptr + teacher + 1), ALIGN)
-    if kept_ptr is not None:
-        kept_ptr += tl.load(mask_ptr) * stride_kept
+    start = tl.multiple_of(tl.load(starts_ptr + part), ALIGN)
+    stop = tl.multiple_of(tl.load(starts_ptr + part + 1), ALIGN)
+    if columns_ptr is not None:
+        columns_ptr += tl.load(mask_ptr) * stride_columns
     b_tokens = tl.zeros([BLOCK_B, BLOCK_D], dtype)
     for c in tl.range(start, stop, BLOCK_C, num_stages=4):
         o_c = c + tl.arange(0, BLOCK_C)
         m_c = o_c < stop
         b_x = _standardised(
-            features_ptr, stride_features, mean_ptr, scale_ptr, kept_ptr, kept_part, o_row, m_row, o_c, m_c, dtype
+            features_ptr, stride_features, mean_ptr, scale_ptr, columns_ptr, kept_part, o_row, m_row, o_c, m_c, dtype
         )
         b_w = tl.load(weight_ptr + o_c[:, None] * D + o_d[None, :], mask=m_c[:, None] & m_d[None, :], other=0.0)
         b_tokens = tl.dot(b_x.to(OPERAND), b_w.to(OPERAND), b_tokens, input_precision=PRECISION, out_dtype=dtype)
-    b_tokens += tl.load(bias_ptr + teacher * D + o_d, mask=m_d, other=0.0)[None, :]
-    o_tokens = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
+    if teachers_ptr is None:
+        b_tokens += tl.load(bias_ptr + teacher * D + o_d, mask=m_d, other=0.0)[None, :]
+    o_tokens = (o_b.to(tl.int64) * N + part)[:, None] * D + o_d[None, :]
     tl.store(tokens_ptr + o_tokens, b_tokens, mask=m_b[:, None] & m_d[None, :])
 
 
@@ -94,7 +103,7 @@ def projection_forward(
 @triton.jit(do_not_specialize=["B"])
 def projection_backward(
     features_ptr, stride_features, rows_ptr, present_ptr, stride_present_b, stride_present_n, mean_ptr, scale_ptr,
-    kept_ptr, stride_kept, mask_ptr, kept_part, starts_ptr, d_tokens_ptr, weight_ptr, bias_ptr,
+    columns_ptr, stride_columns, mask_ptr, kept_part, starts_ptr, d_tokens_ptr, weight_ptr, bias_ptr,
     factors_ptr, weight_mean_ptr, weight_square_ptr, bias_mean_ptr, bias_square_ptr,
     B, N: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, MIXED: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -112,8 +121,8 @@ def projection_backward(
     o_c = first + tl.arange(0, BLOCK_C)
     o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_c, m_d = o_c < stop, o_d < D
-    if kept_ptr is not None:
-        kept_ptr += tl.load(mask_ptr) * stride_kept
+    if columns_ptr is not None:
+        columns_ptr += tl.load(mask_ptr) * stride_columns
     if first < stop:  # the grid is made for the widest teacher
         b_dw = tl.zeros([BLOCK_C, BLOCK_D], dtype)
         b_db = tl.zeros([BLOCK_B, BLOCK_D], dtype)
@@ -122,7 +131,17 @@ def projection_backward(
             m_b = o_b < B
             o_row, m_row = _batch_rows(rows_ptr, present_ptr, stride_present_b, stride_present_n, o_b, m_b, teacher)
             b_x = _standardised(
-                features_ptr, stride_features, mean_ptr, scale_ptr, kept_ptr, kept_part, o_row, m_row, o_c, m_c, dtype
+                features_ptr,
+                stride_features,
+                mean_ptr,
+                scale_ptr,
+                columns_ptr,
+                kept_part,
+                o_row,
+                m_row,
+                o_c,
+                m_c,
+                dtype,
             )
             o_tokens = (o_b.to(tl.int64) * N + teacher)[:, None] * D + o_d[None, :]
             b_dt = tl.load(d_tokens_ptr + o_tokens, mask=m_b[:, None] & m_d[None, :], other=0.0)
@@ -145,7 +164,7 @@ def projection_backward(
 
 def blocks(B: int, D: int, precision: str, dtype: torch.dtype) -> dict[str, Any]:
     """Constexprs and warps for B patches and width D: many small programs for a training batch, larger ones beyond."""
-    wide = B >= 1024 and dtype != torch.float64
+    wide = B >= WIDE and dtype != torch.float64
     operand, dot = PRECISIONS[precision]
     return {
         "BLOCK_B": 64 if wide else 16,
@@ -170,6 +189,27 @@ def alignment(dims: tuple[int, ...], stride: int) -> int:
 def _starts(dims: tuple[int, ...], device: torch.device) -> Tensor:
     """First column of every teacher, and the end."""
     return torch.tensor([sum(dims[:i]) for i in range(len(dims) + 1)], dtype=torch.int32, device=device)
+
+
+class Parts(NamedTuple):
+    """Teachers' columns cut into parts, so that a small batch has more programs; their sums are the tokens."""
+
+    starts: Tensor  # first column of every part, and the end, int32
+    teachers: Tensor  # of every part
+    firsts: Tensor  # first part of every teacher, and the end
+    most: int  # parts of a teacher
+
+
+@cache
+def cut_columns(dims: tuple[int, ...], device: torch.device) -> Parts:
+    """Parts of PART_COLUMNS columns; the last of a teacher has what is left."""
+    counts = [-(-dim // PART_COLUMNS) for dim in dims]
+    teachers = [teacher for teacher, count in enumerate(counts) for _ in range(count)]
+    offsets = [part * PART_COLUMNS for count in counts for part in range(count)]
+    starts = [sum(dims[:teacher]) + offset for teacher, offset in zip(teachers, offsets, strict=True)]
+    firsts = [sum(counts[:teacher]) for teacher in range(len(dims) + 1)]
+    numbers = ([*starts, sum(dims)], teachers, firsts)
+    return Parts(*(torch.tensor(x, dtype=torch.int32, device=device) for x in numbers), max(counts))
 
 
 class Kept(NamedTuple):
@@ -203,13 +243,16 @@ class Inputs:
         self.arguments = features, features.stride(0), rows, *mask_arguments(present), mean, scale, *columns, starts
 
 
-def launch_forward(inputs: Inputs, weight: Tensor, bias: Tensor, tokens: Tensor, precision: str) -> None:
-    """Fill tokens [B, N, D] by the maps, contiguous."""
+def launch_forward(
+    inputs: Inputs, weight: Tensor, bias: Tensor, tokens: Tensor, precision: str, parts: Parts | None = None
+) -> None:
+    """Fill tokens [B, N, D] by the maps, contiguous; with `parts` their sums over each part's columns, without bias."""
     B, N, D = tokens.shape
+    arguments = (*inputs.arguments, None) if parts is None else (*inputs.arguments[:-1], parts.starts, parts.teachers)
     options = blocks(B, D, precision, weight.dtype)
     grid = (triton.cdiv(B, options["BLOCK_B"]), N, triton.cdiv(D, options["BLOCK_D"]))
     with torch.cuda.device_of(weight):
-        projection_forward[grid](*inputs.arguments, weight, bias, tokens, B, N, D, inputs.align, **options)
+        projection_forward[grid](*arguments, weight, bias, tokens, B, N, D, inputs.align, **options)
 
 
 def launch_backward(

@@ -36,19 +36,43 @@ from .row_tiles import (
 )
 
 
+@triton.jit
+def load_tokens(
+    tokens_ptr, parts_ptr, bias_ptr, o_b, o_n, m_x,
+    PARTS: tl.constexpr, MOST: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Tokens of teachers `o_n` of patches `o_b`, 0 where `m_x` says so. [R, D].
+
+    `parts_ptr`: the first part of each teacher, and the end; then a token is its teacher's bias and the sum of its
+    parts, at most MOST of PARTS.
+    """
+    o_d = tl.arange(0, D)[None, :]
+    if parts_ptr is None:
+        b_x = tl.load(tokens_ptr + (o_b * N + o_n)[:, None] * D + o_d, mask=m_x[:, None], other=0.0)
+    else:
+        b_x = tl.load(bias_ptr + o_n[:, None] * D + o_d, mask=m_x[:, None], other=0.0)
+        o_part = tl.load(parts_ptr + o_n, mask=m_x, other=0)
+        o_end = tl.load(parts_ptr + o_n + 1, mask=m_x, other=0)
+        for _ in range(0, MOST):
+            o_tokens = (o_b * PARTS + o_part)[:, None] * D + o_d
+            b_x += tl.load(tokens_ptr + o_tokens, mask=(m_x & (o_part < o_end))[:, None], other=0.0)
+            o_part += 1
+    return b_x
+
+
 # T_0 = tokens; P_l = softmax((T A + a) T^T / sqrt(D)); T_l = (P_l T) E, residual LN(T + (P_l T) E + e)
 # fused t = mean T_K; shares w = mean P_K ... P_1 (bare)
 @triton.jit(do_not_specialize=["B", "K"])
 def stack_forward(
     tokens_ptr, present_ptr, stride_present_b, stride_present_n, maps_ptr, offsets_ptr, gain_ptr, shift_ptr,
-    factors_ptr, fused_ptr, shares_ptr, saved_ptr, attention_ptr,
-    B, K, N: tl.constexpr, D: tl.constexpr,
+    factors_ptr, parts_ptr, bias_ptr, fused_ptr, shares_ptr, saved_ptr, attention_ptr,
+    B, K, PARTS: tl.constexpr, MOST: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Fused feature and teacher shares of a program's patches; T and P of every layer where they are kept.
 
     `factors_ptr`: with it, a patch's token is factors[3] of its own and factors[4] of that of the patch at the same
-    distance from the batch's other end.
+    distance from the batch's other end. `parts_ptr`: with it, tokens come in PARTS parts, see `load_tokens`.
     """
     o_b, o_row, m_row, m_present, m_mean = program_rows(
         present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
@@ -56,10 +80,11 @@ def stack_forward(
     o_r = tl.arange(0, BLOCK_R)
     o_d = tl.arange(0, D)
     o_x = o_row[:, None] * D + o_d[None, :]
-    b_x = tl.load(tokens_ptr + o_x, mask=(m_row & m_present)[:, None], other=0.0)  # T, [R, D]
+    o_n = o_row - o_b * N
+    m_x = m_row & m_present
+    b_x = load_tokens(tokens_ptr, parts_ptr, bias_ptr, o_b, o_n, m_x, PARTS, MOST, N, D)  # T, [R, D]
     if factors_ptr is not None:
-        o_other = (o_row + (B - 1 - 2 * o_b) * N)[:, None] * D + o_d[None, :]
-        b_other = tl.load(tokens_ptr + o_other, mask=(m_row & m_present)[:, None], other=0.0)
+        b_other = load_tokens(tokens_ptr, parts_ptr, bias_ptr, B - 1 - o_b, o_n, m_x, PARTS, MOST, N, D)
         b_x = tl.load(factors_ptr + 3) * b_x + tl.load(factors_ptr + 4) * b_other
     b_share = mean_share(m_present, m_mean, b_x.dtype)
     m_identity, m_visible = identity_and_visible(m_present, m_mean, BLOCK_R)

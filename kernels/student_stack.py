@@ -34,7 +34,21 @@ def _launch_forward(
     programs, blocks = row_launch(tokens, precision)
     with torch.cuda.device_of(tokens):
         stack_forward[(programs,)](
-            tokens, *mask_arguments(present), *maps, None, fused, shares, saved, attention, B, K, **blocks
+            tokens,
+            *mask_arguments(present),
+            *maps,
+            None,
+            None,
+            None,
+            fused,
+            shares,
+            saved,
+            attention,
+            B,
+            K,
+            1,
+            1,
+            **blocks,
         )
     return fused, shares, saved, attention
 

@@ -16,7 +16,7 @@ TEACHERS = 4
 CLASSES = 9
 POINTERS = {
     "present_ptr": "*u8", "batch_present_ptr": "*u8", "features_ptr": "*fp16", "starts_ptr": "*i32",
-    "kept_ptr": "*u8", "settings_ptr": "*fp64",
+    "teachers_ptr": "*i32", "parts_ptr": "*i32", "columns_ptr": "*u8", "settings_ptr": "*fp64",
 }  # fmt: skip
 POINTERS |= {
     f"{name}_ptr": "*i64"
@@ -26,7 +26,8 @@ ALWAYS_FLOAT32 = ("attention_ptr", "d_attention_ptr", "losses_ptr", "kept_ptr", 
 FLOATS = dict.fromkeys(("lam", "delta", "delta_squared", "say", "kept_part"), "fp32")
 ANY_STRIDE = ("stride_present_b", "stride_present_n", "stride_d_cosine", "stride_d_huber")  # not always 16 k
 OF_STEP = tuple(
-    f"{name}_ptr" for name in ("kept", "mask", "factors", "weight_mean", "weight_square", "bias_mean", "bias_square")
+    f"{name}_ptr"
+    for name in ("columns", "mask", "teachers", "factors", "weight_mean", "weight_square", "bias_mean", "bias_square")
 )
 OF_RESIDUAL = ("offsets_ptr", "gain_ptr", "shift_ptr", "d_norm_ptr")
 
@@ -70,7 +71,12 @@ def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64, rows=R
     """A kernel that takes a whole stack in programs of so many rows."""
     constexprs = row_blocks(N, D, precision, itemsize=4, rows=rows)
     num_warps = constexprs.pop("num_warps")
-    absent = {None: (), True: ("shares_ptr", "factors_ptr", "d_targets_ptr"), False: OF_RESIDUAL}[residual]
+    constexprs |= {"PARTS": 19, "MOST": 6}
+    absent = {
+        None: (),
+        True: ("shares_ptr", "factors_ptr", "parts_ptr", "bias_ptr", "d_targets_ptr"),
+        False: OF_RESIDUAL,
+    }[residual]
     short = "" if rows == ROWS else f" rows={rows}"
     return Variant(
         f"{name} N={N} D={D} {precision}{short}", kernel, {**constexprs, **dict.fromkeys(absent)}, num_warps, B,
@@ -98,8 +104,8 @@ def of_step(D, precision) -> Iterator[Variant]:
     for name, kernel, constexprs, num_warps in (
         ("start", start.start_step, {"N": TEACHERS, "BLOCK_N": TEACHERS, "BLOCK_B": 128}, 1),
         ("maps", start.fold_maps, {**blocks, "BLOCK_R": 16}, warps),
-        ("head and losses", head.head_and_losses, {**blocks, "N": TEACHERS, "C": CLASSES, "TERMS": 14, "NORM": True, "LEARNED": True,
-                                                   "BLOCK_R": fused.PATCHES, "BLOCK_K": 16}, warps),
+        ("head and losses", head.head_and_losses, {**blocks, "N": TEACHERS, "C": CLASSES, "TERMS": 14, "NORM": True,
+                                                   "LEARNED": True, "BLOCK_R": fused.PATCHES, "BLOCK_K": 16}, warps),
         ("stack weights", weights.update_stack, {**blocks, "BLOCK_I": 16, "BLOCK_R": 16}, warps),
         ("votes", weights.update_votes, {**blocks, "N": TEACHERS, "C": CLASSES, "BLOCK_I": 16, "BLOCK_R": 16,
                                          "BLOCK_K": 16}, 4),
@@ -107,6 +113,7 @@ def of_step(D, precision) -> Iterator[Variant]:
                                                "BLOCK_K": 16, "BLOCK_L": 16}, 4),
     ):  # fmt: skip
         yield Variant(f"{name} D={D} {precision}", kernel, constexprs, num_warps, precision=precision)
+    yield of_projection("projection of parts", projection.projection_forward, 64, D, precision, updating=True)
     yield of_projection("projection weights", projection.projection_backward, 64, D, precision, updating=True)
 
 

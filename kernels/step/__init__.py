@@ -1,1 +1,1 @@
-"""One step of training the bare student in nine kernels and no other operation: see `fused`."""
+"""One step of training the bare student in nine kernels, ten with heads of teachers, and nothing else: see `fused`."""

@@ -1,4 +1,4 @@
-"""One step of training the bare student: nine kernels, which read and move on whatever a step needs.
+"""One step of training the bare student: nine or ten kernels, which read and move on whatever a step needs.
 
     start_step                          which patches, labels, teachers; learning rate; the optimizer's counters
     fold_maps       | projection_forward    the maps of the stack beside the tokens
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..launch import mask_arguments, row_blocks, row_launch
 from ..precision import PRECISIONS
-from ..projection import Inputs, Kept, launch_backward, launch_forward
+from ..projection import WIDE, Inputs, Kept, cut_columns, launch_backward, launch_forward
 from ..reference import TokenMaps
 from ..stack_kernels import stack_backward, stack_forward
 from .head import head_and_losses
@@ -36,7 +36,7 @@ TILE = 16  # rows of a weight that a program updates
 class _Buffers:
     """What the kernels of a step hand to one another, for batches of one size."""
 
-    def __init__(self, B: int, parameters: Parameters, precision: str) -> None:
+    def __init__(self, B: int, parameters: Parameters, dims: tuple[int, ...], precision: str) -> None:
         like = parameters.qkv.value
         (N, D), K, C = parameters.projection_bias.value.shape, len(like), len(parameters.last_bias.value)
         self.positions, self.labels = (like.new_empty(B, dtype=torch.int64) for _ in range(2))
@@ -44,7 +44,9 @@ class _Buffers:
         self.factors, self.mask = like.new_empty(5), like.new_empty(1, dtype=torch.int64)
         self.maps = like.new_empty(K, D, 2 * D, dtype=PRECISIONS[precision].operand or like.dtype)
         self.old = like.new_empty(K, D, 2 * D)
-        self.tokens, self.d_tokens, self.d_targets = (like.new_empty(B, N, D) for _ in range(3))
+        self.parts = cut_columns(dims, like.device) if B < WIDE else None
+        self.tokens = like.new_empty(B, N if self.parts is None else len(self.parts.teachers), D)
+        self.d_tokens, self.d_targets = (like.new_empty(B, N, D) for _ in range(2))
         self.saved, self.attention = like.new_empty(K, B * N, D), like.new_empty(K, B, N, N)
         self.d_products = like.new_empty(K, B * N, 2 * D)
         self.fused, self.d_fused, self.normal, self.d_normed, self.d_hidden = (like.new_empty(B, D) for _ in range(5))
@@ -73,7 +75,7 @@ class FusedStep:
     def __call__(self, size: int, source: Source) -> None:
         """Train on the next `size` patches."""
         if size not in self._buffers:
-            self._buffers[size] = _Buffers(size, self._parameters, self._settings.precision)
+            self._buffers[size] = _Buffers(size, self._parameters, tuple(source.dims), self._settings.precision)
         b = self._buffers[size]
         with torch.cuda.device_of(source.batch.order):
             self._start(size, source, b)
@@ -85,7 +87,7 @@ class FusedStep:
             mixed = source.mixtures is not None
             with self._beside():
                 self._fold(b)
-            launch_forward(inputs, maps.weight, maps.bias, b.tokens, self._settings.precision)
+            launch_forward(inputs, maps.weight, maps.bias, b.tokens, self._settings.precision, b.parts)
             self._join()
             self._attend(b, present, mixed)
             self._lose(size, b, present, mixed)
@@ -132,16 +134,17 @@ class FusedStep:
         fold_maps[grid](qkv, b.maps, b.old, BLOCK_R=TILE, **self._maps)
 
     def _attend(self, b: _Buffers, present: Tensor | None, mixed: bool) -> None:
-        programs, blocks = row_launch(b.tokens, self._settings.precision)
+        firsts, most = (None, 1) if b.parts is None else (b.parts.firsts, b.parts.most)
+        programs, blocks = row_launch(b.d_tokens, self._settings.precision)
         stack_forward[(programs,)](
             b.tokens, *mask_arguments(present), b.maps, None, None, None,
-            b.factors if mixed else None, b.fused, None, b.saved, b.attention,
-            len(b.tokens), len(b.maps), **blocks,
+            b.factors if mixed else None, firsts, self._parameters.projection_bias.value,
+            b.fused, None, b.saved, b.attention, len(b.tokens), len(b.maps), b.tokens.shape[1], most, **blocks,
         )  # fmt: skip
 
     def _lose(self, size: int, b: _Buffers, present: Tensor | None, mixed: bool) -> None:
         head, settings = self._parameters[3:], self._settings
-        C, N = b.d_logits.shape[1], b.tokens.shape[1]
+        C, N = b.d_logits.shape[1], b.d_tokens.shape[1]
         head_and_losses[(len(b.losses),)](
             b.fused, b.saved, mask_arguments(present)[0], b.labels, settings.offsets, settings.class_weights,
             b.factors if mixed else None, *(None if trained is None else trained.value for trained in head),
@@ -152,7 +155,7 @@ class FusedStep:
         )  # fmt: skip
 
     def _attend_back(self, b: _Buffers, present: Tensor | None) -> None:
-        programs, blocks = row_launch(b.tokens, self._settings.precision)
+        programs, blocks = row_launch(b.d_tokens, self._settings.precision)
         stack_backward[(programs,)](
             b.d_fused, self._d_targets(b), b.saved, b.attention, *mask_arguments(present), b.maps, None, None,
             b.d_tokens, b.d_products, None, len(b.tokens), len(b.maps), **blocks,
@@ -180,7 +183,7 @@ class FusedStep:
         )  # fmt: skip
 
     def _update_votes(self, b: _Buffers) -> None:
-        B, N, D = b.tokens.shape
+        B, N, D = b.d_tokens.shape
         C = b.d_logits.shape[1]
         votes = [tensor for trained in self._parameters[9:] for tensor in _moved(trained)]
         update_votes[(D // TILE, N)](

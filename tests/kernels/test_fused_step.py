@@ -3,8 +3,8 @@
 import pytest
 import torch
 from compiled import skip_float64_products
-from shazam_fast.kernels import reference
-from shazam_fast.kernels.step.fused import FusedStep
+from shazam_fast.kernels import projection, reference
+from shazam_fast.kernels.step import fused
 from shazam_fast.kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from torch.nn import functional as F
 
@@ -103,7 +103,7 @@ class Case:
             self.options.get("huber", "norm") == "norm", not self.options.get("detached"), self.offsets,
             self.class_weights, VOTES, 0.5, precision,
         )  # fmt: skip
-        fused = FusedStep(Parameters(*trained), settings)
+        step = fused.FusedStep(Parameters(*trained), settings)
         batch = Batch(self.features, resident, self.order, torch.zeros_like(self.order[:1]), self.labels)
         source = Source(
             batch, self.dims, self.standard, self.present, self.rates, self.kept, self.mixtures,
@@ -114,7 +114,7 @@ class Case:
         for size in sizes:
             if not resident:
                 batch = batch._replace(features=self.features[self.order[start : start + size]])
-            fused(size, source._replace(batch=batch))
+            step(size, source._replace(batch=batch))
             start += size
         assert source.index.item() == len(sizes)
         assert batch.cursor.item() == start
@@ -135,13 +135,15 @@ class Case:
 CASES = [
     {}, {"missing": False, "detached": True}, {"huber": "elementwise", "rates": True}, {"balance": True, "C": 9},
     {"columns": True, "mixed": True, "votes": True, "balance": True, "rates": True, "B": 7},
-    {"votes": True, "detached": True}, {"mixed": True, "missing": False, "C": 2},
+    {"votes": True, "detached": True}, {"mixed": True, "missing": False, "C": 2, "wide": True},
     {"B": 1, "dims": (5,), "C": 2, "missing": False}, {"dims": (4, 33, 6), "D": 32, "K": 1},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", CASES, ids=lambda options: " ".join(map(str, options)) or "plain")
-def test_steps_are_those_of_the_definition(options, device):
+def test_steps_are_those_of_the_definition(options, device, monkeypatch):
+    monkeypatch.setattr(projection, "PART_COLUMNS", 32)  # a teacher of 33 columns has two parts
+    monkeypatch.setattr(fused, "WIDE", 1 if "wide" in options else 1024)
     case = Case(device, **options)
     sizes = [case.B, 3]  # the last batch is short, or longer than the other
     for found, wanted in zip(case.fused_steps(sizes), case.plain_steps(sizes), strict=True):
