@@ -4,14 +4,15 @@
 
 Another Triton: `pip install --no-deps --target FOLDER triton==3.6.0`, then PYTHONPATH=tests:FOLDER.
 
-Registers per thread, bytes spilled per thread and shared memory per block, for K = 5 layers and 4,864 float16 columns
-of features in all. Bytes count every input read once and every output written once, FLOPs count matrix products, two
-per multiply-add. The floor is the larger of bytes over the memory's rate and FLOPs over the products' rate, from the
-data sheets; a batch of 64 fits the second-level cache, so what it really takes from memory is less. No GPU is needed.
+Registers per thread, bytes spilled per thread and shared memory per block, for K = 5 layers, 4,864 float16 columns of
+features in all and 9 classes. Bytes count every input read once and every output written once, FLOPs count matrix
+products, two per multiply-add. The floor is the larger of bytes over the memory's rate and FLOPs over the products'
+rate, from the data sheets; a batch of 64 fits the second-level cache, so what it really takes from memory is less. No
+GPU is needed.
 """
 
 import triton
-from kernel_variants import Variant, variants
+from kernel_variants import CLASSES, TEACHERS, Variant, variants
 
 LAYERS = 5
 COLUMNS = 4864  # of Virchow, UNI, Phikon-v2 and GigaPath
@@ -24,6 +25,33 @@ GPUS = {
 
 def work(variant: Variant) -> tuple[int, int]:
     """FLOPs and bytes of one launch."""
+    found = step_work(variant)
+    return found[variant.kernel.fn.__name__] if variant.kernel.fn.__name__ in found else operation_work(variant)
+
+
+def step_work(variant: Variant) -> dict[str, tuple[int, int]]:
+    """FLOPs and bytes of the kernels that only the step of the bare student has, where the variant is one of them."""
+    B, K, D, N, C = variant.B, LAYERS, variant.constexprs.get("D", 0), TEACHERS, CLASSES
+    row, square, moving = 4 * B * D, 4 * D * D, 6  # a parameter and its two moments are read and written
+    votes = N * D * C
+    found = {
+        "start_step": (0, B * (4 * 8 + 2 * N)),
+        "fold_maps": (K * 2 * D**3, K * square * 7),
+        "head_and_losses": (4 * B * D * (D + C + N * C), (2 + 2 * N + 3) * row + square + 4 * votes),
+        "update_stack": (K * (6 * B * N * D * D + 4 * D**3), K * (3 * N * row + (2 + 3 * moving) * square)),
+        "update_head": (2 * B * D * (D + C), 4 * row + moving * square),
+        "update_votes": (2 * B * votes, N * row + moving * 4 * votes),
+    }
+    weights = 4 * COLUMNS * D
+    if variant.constexprs.get("MIXED"):
+        features = 2 * B * COLUMNS
+        found["projection_forward"] = (2 * B * COLUMNS * D, features + weights + variant.constexprs["N"] * row)
+        found["projection_backward"] = (2 * B * COLUMNS * D, features + moving * weights + N * row)
+    return found
+
+
+def operation_work(variant: Variant) -> tuple[int, int]:
+    """FLOPs and bytes of one launch of a kernel that any training or scoring may take."""
     B, N, D = variant.B, variant.constexprs["N"], variant.constexprs["D"]
     K, operand = LAYERS, 2 if variant.precision == "bf16" else 4
     row, scores = B * D * {"fp32": 4, "bf16": 2}[variant.tokens], 4 * B * N * N

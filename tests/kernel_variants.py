@@ -14,6 +14,7 @@ from shazam_fast.kernels.step import fused, head, start, weights
 
 TEACHERS = 4
 CLASSES = 9
+PARTS = 19  # of 4,864 columns
 POINTERS = {
     "present_ptr": "*u8", "batch_present_ptr": "*u8", "features_ptr": "*fp16", "starts_ptr": "*i32",
     "teachers_ptr": "*i32", "parts_ptr": "*i32", "columns_ptr": "*u8", "settings_ptr": "*fp64",
@@ -71,7 +72,7 @@ def of_stack(name, kernel, D, precision, residual=None, N=TEACHERS, B=64, rows=R
     """A kernel that takes a whole stack in programs of so many rows."""
     constexprs = row_blocks(N, D, precision, itemsize=4, rows=rows)
     num_warps = constexprs.pop("num_warps")
-    constexprs |= {"PARTS": 19, "MOST": 6}
+    constexprs |= {"PARTS": PARTS, "MOST": 6}
     absent = {
         None: (),
         True: ("shares_ptr", "factors_ptr", "parts_ptr", "bias_ptr", "d_targets_ptr"),
@@ -113,7 +114,8 @@ def of_step(D, precision) -> Iterator[Variant]:
                                                "BLOCK_K": 16, "BLOCK_L": 16}, 4),
     ):  # fmt: skip
         yield Variant(f"{name} D={D} {precision}", kernel, constexprs, num_warps, precision=precision)
-    yield of_projection("projection of parts", projection.projection_forward, 64, D, precision, updating=True)
+    parts = of_projection("projection of parts", projection.projection_forward, 64, D, precision, updating=True)
+    yield parts._replace(constexprs={**parts.constexprs, "N": PARTS})
     yield of_projection("projection weights", projection.projection_backward, 64, D, precision, updating=True)
 
 
