@@ -18,37 +18,60 @@ logger = logging.getLogger("shazam_fast")
 RESIDENT_SHARE = 0.6  # fraction of the free device memory that the features of a split may take
 WINDOWS_HELD = 2  # one that batches are taken from, one that is read
 LOADED_ROWS = 16384  # rows that are copied to the device at a time
+SUMMED_ROWS = 4096  # rows of a resident table that are widened to float64 at a time
 
 
-def feature_statistics(archive: FeatureArchive, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def feature_statistics(
+    archive: FeatureArchive, rows: NDArray[np.int64], table: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every column over the given rows, float32 [width] each.
 
     Args:
         archive: where the features are.
         rows: int64 [n], at least one.
+        table: their features [n, width] where a GPU has them already, all finite; then it takes the sums.
 
     Accumulated in float64 around the first batch's mean; a constant column gets scale 1.
     Raises NonFiniteError naming the teacher and the row of the first NaN or infinity.
     """
-    total = torch.zeros(archive.width, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    shift: Tensor | None = None
+    if table is not None:
+        sums = _Sums(table[:1])
+        for part in table.split(SUMMED_ROWS):
+            sums.add(part.double())
+        return sums.statistics(len(table))
+    sums = _Sums(torch.empty(1, archive.width))
     with Progress("reading features", len(rows), "patches") as progress:
         for batch in archive.stream(rows):
-            x = torch.from_numpy(batch.features).double()
-            shift = x.mean(dim=0) if shift is None else shift
-            x -= shift
-            total += x.sum(dim=0)
-            if not torch.isfinite(total).all():
+            sums.add(torch.from_numpy(batch.features).double())
+            if not torch.isfinite(sums.total).all():
                 archive.require_finite(batch.rows, batch.features)
-            squares += x.square_().sum(dim=0)
             progress.advance(len(batch.rows))
-    assert shift is not None
-    mean = total / len(rows)
-    scale = (squares / len(rows) - mean.square()).clamp_min(0.0).sqrt()
-    mean += shift
-    constant = scale <= 1e-12 * mean.abs()  # what rounding leaves of a constant column
-    return mean.float(), torch.where(constant, 1.0, scale).float()
+    return sums.statistics(len(rows))
+
+
+class _Sums:
+    """Sums over rows like those of `like` [1, width], in float64, on its device."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.total = like.new_zeros(like.shape[1], dtype=torch.float64)
+        self._squares = torch.zeros_like(self.total)
+        self._shift: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Rows [n, width] in float64, which are overwritten."""
+        self._shift = x.mean(dim=0) if self._shift is None else self._shift
+        x -= self._shift
+        self.total += x.sum(dim=0)
+        self._squares += x.square_().sum(dim=0)
+
+    def statistics(self, n: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation over n rows, float32 [width] each."""
+        assert self._shift is not None
+        mean = self.total / n
+        scale = (self._squares / n - mean.square()).clamp_min(0.0).sqrt()
+        mean += self._shift
+        constant = scale <= 1e-12 * mean.abs()  # what rounding leaves of a constant column
+        return mean.float(), torch.where(constant, 1.0, scale).float()
 
 
 class TrainingFeed:
@@ -69,6 +92,11 @@ class TrainingFeed:
             self._features = torch.zeros(batch_size, archive.width, device=device)
             self._batches: Iterator[Tensor] = iter(())
             self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    @property
+    def table(self) -> Tensor | None:
+        """The features of the split [n, width] where they are resident."""
+        return self._table
 
     @property
     def state(self) -> list[Tensor]:

@@ -64,13 +64,14 @@ class TrainingRun:
         self._patches = len(train_rows)
         self._steps = math.ceil(self._patches / config.batch_size)
         self._state = _new_state(archive, config, device, self._steps)
-        if not checkpoint.load(self._state):
+        resumed = checkpoint.load(self._state)
+        feed = TrainingFeed(archive, train_rows, device, config.batch_size)
+        if not resumed:
             with use_threads(self.threads):
-                mean, scale = feature_statistics(archive, train_rows)
+                mean, scale = feature_statistics(archive, train_rows, feed.table)
             if config.standardize:
                 self._state.student.feature_mean.copy_(mean)
                 self._state.student.feature_scale.copy_(scale)
-        feed = TrainingFeed(archive, train_rows, device, config.batch_size)
         counts = np.bincount(archive.labels[train_rows], minlength=len(archive.classes))
         objective = config.objective(torch.from_numpy(counts).to(device))
         if class_weights is not None:

@@ -88,6 +88,20 @@ def test_room_on_a_gpu_is_reckoned_in_the_dtype_of_the_table(tmp_path, monkeypat
     assert "they are streamed" in caplog.text
 
 
+def test_statistics_of_a_resident_table_are_those_of_the_archive(archive, monkeypatch):
+    rows = archive.split("train")
+    table = torch.from_numpy(archive.gather(rows)).half()
+    table[:, 3] = 7.0
+    monkeypatch.setattr(feeds, "SUMMED_ROWS", 13)
+    mean, scale = feeds.feature_statistics(archive, rows, table.to(DEVICE))
+    exact = table.double()
+    torch.testing.assert_close(mean.cpu(), exact.mean(0).float())
+    wanted = exact.std(0, correction=0).float()
+    assert (wanted[3], scale[3]) == (0.0, 1.0)
+    wanted[3] = 1.0
+    torch.testing.assert_close(scale.cpu(), wanted)
+
+
 @needs_gpu
 def test_streamed_and_resident_features_train_alike(archive, monkeypatch, caplog):
     resident = Loop(archive)
