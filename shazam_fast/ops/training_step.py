@@ -1,4 +1,4 @@
-"""A whole step of training the bare student as nine Triton kernels: where it applies, and what it takes."""
+"""A whole step of training the bare student as nine or ten Triton kernels: where it applies, and what it takes."""
 
 from collections.abc import Callable
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16")  # in which scores are stored
 logger = logging.getLogger("shazam_fast")
 
+WRITERS = {"cpu": 1, "cuda": 3}  # parts written at a time; a GPU scores several while one is written
+
 
 # Over 40 lines: every option is documented here.
 def score(
@@ -198,24 +200,25 @@ def _score_in_memory(job: ScoreJob, work: Work, progress: Progress) -> tuple[lis
 
 
 def _score_to_disk(parts: ScoreParts, missing: Sequence[int], work: Work, progress: Progress) -> None:
-    """Part after part, each written while the next one is computed."""
-    job, archive = parts.scored, work.archive
+    """Part after part, each written while the next ones are computed."""
+    job, archive, writers = parts.scored, work.archive, WRITERS[work.device.type]
     writing: list[Future[int]] = []
 
-    def settle() -> None:
-        while writing:
-            progress.advance(writing.pop().result())
+    def settle(most: int) -> None:
+        """Wait until at most so many parts are being written."""
+        while len(writing) > most:
+            progress.advance(writing.pop(0).result())
 
-    with _scorer(job, work) as scorer, ThreadPoolExecutor(1) as writer:
+    with _scorer(job, work) as scorer, ThreadPoolExecutor(writers) as pool:
         try:
             for part, following in zip_longest(missing, missing[1:]):
                 rows = job.rows_of(archive, part)
                 then = NO_ROWS if following is None else job.rows_of(archive, following)
                 scores = scorer.score(rows, then) if len(rows) else None
-                settle()
-                writing.append(writer.submit(parts.write, part, archive, rows, scores))
+                settle(writers - 1)
+                writing.append(pool.submit(parts.write, part, archive, rows, scores))
         finally:
-            settle()
+            settle(0)
 
 
 def _scorer(job: ScoreJob, work: Work) -> Scorer:

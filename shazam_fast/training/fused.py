@@ -1,4 +1,4 @@
-"""The step of the bare student as nine kernels: for which trainings it applies, and what its kernels are given."""
+"""The step of the bare student as nine or ten kernels: for which trainings it applies, and what they are given."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,6 +1,7 @@
 """Scores on disk: whatever happens while they are written, the same call finishes them, byte for byte."""
 
 import errno
+import importlib
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from shazam_fast.runtime.jobs.locks import DirectoryLock
 from shazam_fast.scoring import engine as scorer
 from shazam_fast.scoring import parts as score_parts
 from shazam_fast.scoring.manifest import read_manifest
+
+scoring = importlib.import_module("shazam_fast.scoring.score")  # the package has a function of that name
 
 
 @pytest.fixture(autouse=True)
@@ -71,19 +74,23 @@ def test_a_split_in_parts_some_of_which_are_empty(trained, tmp_path):
     assert contents(tmp_path / "out").keys() == {"_scores.parquet", *(part.file for part in manifest.parts)}
 
 
-def test_bytes_do_not_depend_on_threads(trained, tmp_path):
+def test_bytes_do_not_depend_on_threads(trained, tmp_path, monkeypatch):
+    """Neither on those that compute nor on those that write."""
     student, archive = trained
     before = torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
+        monkeypatch.setitem(scoring.WRITERS, "cpu", threads)
         sf.score(student, archive, tmp_path / str(threads))
     assert torch.get_num_threads() == 3, "scoring leaves PyTorch's threads as they were"
     torch.set_num_threads(before)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
-def test_ctrl_c_and_the_same_call_again(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("writers", [1, 3])
+def test_ctrl_c_and_the_same_call_again(trained, tmp_path, monkeypatch, writers):
     student, archive = trained
+    monkeypatch.setitem(scoring.WRITERS, "cpu", writers)
     sf.score(student, archive, tmp_path / "undisturbed")
     with pytest.raises(KeyboardInterrupt):
         score_until(7, monkeypatch, student, archive, tmp_path / "out")
