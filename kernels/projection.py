@@ -208,8 +208,9 @@ def cut_columns(dims: tuple[int, ...], device: torch.device) -> Parts:
     offsets = [part * PART_COLUMNS for count in counts for part in range(count)]
     starts = [sum(dims[:teacher]) + offset for teacher, offset in zip(teachers, offsets, strict=True)]
     firsts = [sum(counts[:teacher]) for teacher in range(len(dims) + 1)]
-    numbers = ([*starts, sum(dims)], teachers, firsts)
-    return Parts(*(torch.tensor(x, dtype=torch.int32, device=device) for x in numbers), max(counts))
+    numbers = [*starts, sum(dims)], teachers, firsts
+    first, second, third = (torch.tensor(x, dtype=torch.int32, device=device) for x in numbers)
+    return Parts(first, second, third, max(counts))
 
 
 class Kept(NamedTuple):

@@ -121,7 +121,7 @@ class FusedStep:
         N = len(source.dims)
         start_step[(1,)](
             source.batch.order, source.batch.cursor, source.batch.labels, present, source.rates, source.mixtures,
-            source.index, self._settings.optimizer, self._counters,
+            source.step, self._settings.optimizer, self._counters,
             b.positions, b.labels, b.present.view(torch.uint8), source.rate,
             None if source.kept is None else b.mask, b.factors,
             size, len(self._counters), 1 if source.kept is None else len(source.kept),
@@ -177,7 +177,7 @@ class FusedStep:
         head = [tensor for trained in self._parameters[3:9] for tensor in _moved(trained)]
         update_head[(D // TILE,)](
             b.fused, b.normal, b.d_normed, b.d_hidden, b.d_logits, b.losses, b.factors, *head,
-            source.losses, source.index, size, len(b.losses), D, C, terms,
+            source.losses, source.step, size, len(b.losses), D, C, terms,
             TILE, TILE, max(TILE, triton.next_power_of_2(C)), triton.next_power_of_2(terms),
             self._maps["PRECISION"], num_warps=4,
         )  # fmt: skip

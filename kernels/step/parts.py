@@ -67,5 +67,5 @@ class Source(NamedTuple):
     kept: Tensor | None  # bool [masks, sum of dims], taken in turns by the steps
     mixtures: Tensor | None  # of each step, what a patch keeps of its own features
     rate: Tensor | None  # the optimizer's, set to the step's
-    index: Tensor  # the step, int64 [1], moved on
-    losses: Tensor  # [steps, terms]: total, cross-entropy, cosine, Huber (and head) per teacher; row `index` is filled
+    step: Tensor  # its number in the epoch, int64 [1], moved on
+    losses: Tensor  # [steps, terms]: total, cross-entropy, cosine, Huber (and head) per teacher; row `step` is filled

@@ -116,7 +116,7 @@ class Case:
                 batch = batch._replace(features=self.features[self.order[start : start + size]])
             step(size, source._replace(batch=batch))
             start += size
-        assert source.index.item() == len(sizes)
+        assert source.step.item() == len(sizes)
         assert batch.cursor.item() == start
         assert all(t.step.item() == len(sizes) for t in trained)
         return [source.losses, *(t.value for t in trained), *(t.mean for t in trained), *(t.square for t in trained)]
