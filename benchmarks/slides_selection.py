@@ -1,4 +1,4 @@
-"""What selecting the patches of one slide costs, by their number: teachers of 768, 2,560 and 1,536 columns, 50 clusters.
+"""What selecting patches of a slide costs, by their number: teachers of 768, 2,560 and 1,536 columns, 50 clusters.
 
     python benchmarks/slides_selection.py > benchmarks/results/slides_selection.csv
 
