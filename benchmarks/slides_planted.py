@@ -34,7 +34,7 @@ from shazam_fast.slides.cohort.targets import SurvivalTargets
 FUSED = "shazam_abmil"
 SIDE_BY_SIDE = ("mean", "max", "abmil", "gated_abmil")
 OPTIONS = {"folds": 3, "epochs": 40, "patience": 40, "dim": 32, "device": "cpu"}
-STRENGTHS = (4.0, 6.0)
+STRENGTHS = (4.0,)
 SLIDES = 120
 
 
