@@ -5,8 +5,11 @@ the last axis to the lanes of a warp and the axis before it to the warps, so the
 thread's registers, where sums over teachers need no exchange. `token_tile` chooses its sides.
 
 Kernels of a whole stack take BLOCK_R rows, see `row_tiles`. `row_blocks` chooses their blocks.
+
+The projection takes a table whose columns are the teachers', one teacher after another.
 """
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -20,6 +23,7 @@ MAX_TEACHERS = 32  # of a patch, for kernels that take a tile of tokens
 ROWS = 16  # most rows of a program of a stack kernel, so the most teachers of a patch there
 FEWEST_ROWS = 4
 WIDTHS = (16, 32, 64, 128, 256)  # D that stack kernels take
+PART_COLUMNS = 256  # of a part of a teacher's columns; a multiple of what a program takes at a time
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # Shared memory that one block may ask for, KiB per compute capability (CUDA C++ Programming Guide, "Compute
@@ -158,3 +162,40 @@ def mask_arguments(present: Tensor | None) -> tuple[Tensor | None, int, int]:
     if present is None:
         return None, 0, 0
     return present.view(torch.uint8), present.stride(0), present.stride(1)
+
+
+def alignment(dims: tuple[int, ...], stride: int) -> int:
+    """What every teacher's first column and the table's row stride can be divided by, at most 16.
+
+    The kernels cannot see it in `starts`, which they read from memory. Without it they would read float16 features two
+    bytes at a time instead of sixteen, and wait for each.
+    """
+    return math.gcd(16, stride, *dims)
+
+
+@cache
+def first_columns(dims: tuple[int, ...], device: torch.device) -> Tensor:
+    """First column of every teacher, and the end."""
+    return torch.tensor([sum(dims[:i]) for i in range(len(dims) + 1)], dtype=torch.int32, device=device)
+
+
+class Parts(NamedTuple):
+    """Teachers' columns cut into parts, so that a small batch has more programs; their sums are the tokens."""
+
+    starts: Tensor  # first column of every part, and the end, int32
+    teachers: Tensor  # of every part
+    firsts: Tensor  # first part of every teacher, and the end
+    most: int  # parts of a teacher
+
+
+@cache
+def cut_columns(dims: tuple[int, ...], device: torch.device) -> Parts:
+    """Parts of PART_COLUMNS columns; the last of a teacher has what is left."""
+    counts = [-(-dim // PART_COLUMNS) for dim in dims]
+    teachers = [teacher for teacher, count in enumerate(counts) for _ in range(count)]
+    offsets = [part * PART_COLUMNS for count in counts for part in range(count)]
+    starts = [sum(dims[:teacher]) + offset for teacher, offset in zip(teachers, offsets, strict=True)]
+    firsts = [sum(counts[:teacher]) for teacher in range(len(dims) + 1)]
+    numbers = [*starts, sum(dims)], teachers, firsts
+    first, second, third = (torch.tensor(x, dtype=torch.int32, device=device) for x in numbers)
+    return Parts(first, second, third, max(counts))

@@ -9,9 +9,7 @@ keep 4 bytes a value from forward. Features get no gradient.
 # Kernels carry no Python types.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .adamw import update
-from .launch import DTYPES, mask_arguments, require_mask, require_rows
+from .launch import DTYPES, Parts, alignment, first_columns, mask_arguments, require_mask, require_rows
 from .precision import PRECISIONS, require_precision
 from .reference import TokenMaps
 
 WIDE = 1024  # patches from which on a batch has programs enough
-PART_COLUMNS = 256  # of a part of a teacher's columns; a multiple of what a program takes at a time
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
@@ -176,43 +173,6 @@ def blocks(B: int, D: int, precision: str, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def alignment(dims: tuple[int, ...], stride: int) -> int:
-    """What every teacher's first column and the table's row stride can be divided by, at most 16.
-
-    The kernels cannot see it in `starts`, which they read from memory. Without it they would read float16 features two
-    bytes at a time instead of sixteen, and wait for each.
-    """
-    return math.gcd(16, stride, *dims)
-
-
-@cache
-def _starts(dims: tuple[int, ...], device: torch.device) -> Tensor:
-    """First column of every teacher, and the end."""
-    return torch.tensor([sum(dims[:i]) for i in range(len(dims) + 1)], dtype=torch.int32, device=device)
-
-
-class Parts(NamedTuple):
-    """Teachers' columns cut into parts, so that a small batch has more programs; their sums are the tokens."""
-
-    starts: Tensor  # first column of every part, and the end, int32
-    teachers: Tensor  # of every part
-    firsts: Tensor  # first part of every teacher, and the end
-    most: int  # parts of a teacher
-
-
-@cache
-def cut_columns(dims: tuple[int, ...], device: torch.device) -> Parts:
-    """Parts of PART_COLUMNS columns; the last of a teacher has what is left."""
-    counts = [-(-dim // PART_COLUMNS) for dim in dims]
-    teachers = [teacher for teacher, count in enumerate(counts) for _ in range(count)]
-    offsets = [part * PART_COLUMNS for count in counts for part in range(count)]
-    starts = [sum(dims[:teacher]) + offset for teacher, offset in zip(teachers, offsets, strict=True)]
-    firsts = [sum(counts[:teacher]) for teacher in range(len(dims) + 1)]
-    numbers = [*starts, sum(dims)], teachers, firsts
-    first, second, third = (torch.tensor(x, dtype=torch.int32, device=device) for x in numbers)
-    return Parts(first, second, third, max(counts))
-
-
 class Kept(NamedTuple):
     """The feature columns that a step keeps."""
 
@@ -239,7 +199,7 @@ class Inputs:
         self.batch = len(features if rows is None else rows)
         self.dims = tuple(maps.dims)
         self.align = alignment(self.dims, features.stride(0))
-        starts = _starts(self.dims, features.device)
+        starts = first_columns(self.dims, features.device)
         columns = (None, 0, None, 1.0) if kept is None else (kept.masks.view(torch.uint8), sum(self.dims), *kept[1:])
         self.arguments = features, features.stride(0), rows, *mask_arguments(present), mean, scale, *columns, starts
 

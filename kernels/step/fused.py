@@ -19,9 +19,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launch import mask_arguments, row_blocks, row_launch
+from ..launch import cut_columns, mask_arguments, row_blocks, row_launch
 from ..precision import PRECISIONS
-from ..projection import WIDE, Inputs, Kept, cut_columns, launch_backward, launch_forward
+from ..projection import WIDE, Inputs, Kept, launch_backward, launch_forward
 from ..reference import TokenMaps
 from ..stack_kernels import stack_backward, stack_forward
 from .head import head_and_losses

@@ -1,6 +1,7 @@
 """The step of the bare student as nine or ten kernels: for which trainings it applies, and what they are given."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +36,27 @@ def make_fused_step(
     if precision is None or not _applies(student, optimizer, objective):
         return None
     (group,) = optimizer.param_groups
+    settings = _settings(group, objective, kept_part, precision, losses)
+    parameters = Parameters(*(_with_moments(optimizer, parameter) for parameter in _trained(student)))
+    take = make_step(parameters, settings)
+    present, rates, kept, mixtures = (plan.get(name) for name in ("present", "rates", "kept", "mixtures"))
+    planned = present, rates, kept, mixtures, None if rates is None else group["lr"]
+    standard = student.feature_mean, student.feature_scale
+
+    def step(size: int) -> None:
+        take(size, Source(feed.next_batch(size), student.dims, standard, *planned, index, losses))
+
+    return step
+
+
+def _settings(
+    group: Mapping[str, Any], objective: Objective, kept_part: float, precision: str, losses: Tensor
+) -> Settings:
     values = [float(group["lr"]), group["weight_decay"], *group["betas"]]
     offsets, class_weights = (
         x if x is None else x.to(losses.dtype) for x in (objective.offsets, objective.class_weights)
     )
-    settings = Settings(
+    return Settings(
         torch.tensor(values, dtype=torch.float64, device=losses.device),
         float(objective.lam),
         float(objective.delta),
@@ -51,16 +68,6 @@ def make_fused_step(
         kept_part,
         precision,
     )
-    parameters = Parameters(*(_with_moments(optimizer, parameter) for parameter in _trained(student)))
-    take = make_step(parameters, settings)
-    present, rates, kept, mixtures = (plan.get(name) for name in ("present", "rates", "kept", "mixtures"))
-    planned = present, rates, kept, mixtures, None if rates is None else group["lr"]
-    standard = student.feature_mean, student.feature_scale
-
-    def step(size: int) -> None:
-        take(size, Source(feed.next_batch(size), student.dims, standard, *planned, index, losses))
-
-    return step
 
 
 def _applies(student: Student, optimizer: torch.optim.Optimizer, objective: Objective) -> bool:

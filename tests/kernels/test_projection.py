@@ -4,7 +4,8 @@ import pytest
 import torch
 from compiled import skip_float64_products
 from shazam_fast.kernels import reference
-from shazam_fast.kernels.projection import alignment, project
+from shazam_fast.kernels.launch import alignment
+from shazam_fast.kernels.projection import project
 from shazam_fast.kernels.reference import TokenMaps
 
 SHAPES = [(1, 1, [1]), (5, 33, [7, 40, 1]), (17, 16, [33]), (20, 128, [96, 64, 31]), (3, 20, [32, 48])]
