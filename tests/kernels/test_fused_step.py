@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compiled import skip_float64_products
-from shazam_fast.kernels import projection, reference
+from shazam_fast.kernels import launch, reference
 from shazam_fast.kernels.step import fused
 from shazam_fast.kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from torch.nn import functional as F
@@ -144,7 +144,7 @@ CASES = [
 
 @pytest.mark.parametrize("options", CASES, ids=lambda options: " ".join(map(str, options)) or "plain")
 def test_steps_are_those_of_the_definition(options, device, monkeypatch):
-    monkeypatch.setattr(projection, "PART_COLUMNS", 32)  # a teacher of 33 columns has two parts
+    monkeypatch.setattr(launch, "PART_COLUMNS", 32)  # a teacher of 33 columns has two parts
     monkeypatch.setattr(fused, "WIDE", 1 if "wide" in options else 1024)
     case = Case(device, **options)
     sizes = [case.B, 3]  # the last batch is short, or longer than the other
