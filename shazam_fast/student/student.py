@@ -80,7 +80,7 @@ class Student(Predictor):
         Returns logits [B, C], fused [B, D] and shares [B, N] (None but for bare students). With teacher heads, logits
         are a quarter of the head's and three quarters of the teachers' mean, in which a missing one counts 0.
 
-        Raises MismatchError when the features have another width.
+        Raises MismatchError when the features are no tensor of that width; `predict` takes arrays too.
         """
         return self._predict(self.tokens(features, present), present)
 
@@ -188,6 +188,11 @@ class Student(Predictor):
         rows: Tensor | None,
         scale: Tensor | None = None,
     ) -> Tensor:
+        if not isinstance(features, Tensor):
+            found = type(features).__name__
+            raise MismatchError(
+                f"features: a tensor expected, found {found}; predict() and predict_proba() take arrays"
+            )
         if features.ndim != 2 or features.shape[1] != sum(self.dims):
             raise MismatchError(
                 f"features [B, {sum(self.dims)}] expected for teachers {dict(self.config.teachers)}, "

@@ -271,3 +271,5 @@ def test_impossible_configurations(changes, message):
 def test_features_of_another_width():
     with pytest.raises(sf.MismatchError, match=r"features \[B, 39\] expected.*found \[2, 40\]"):
         make_student()(torch.zeros(2, 40))
+    with pytest.raises(sf.MismatchError, match=r"a tensor expected, found ndarray; predict\(\)"):
+        make_student()(np.zeros((2, 39)))
