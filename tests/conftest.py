@@ -36,6 +36,15 @@ def scalars_are_indices():
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     scalars_are_indices()
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, a process keeps the tests of a module, whose fixtures are then made once, mostly."""
+    from xdist.scheduler import WorkStealingScheduling  # not by addopts: --dist turns pytest-benchmark off
+
+    return WorkStealingScheduling(config, log)
+
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -146,7 +146,7 @@ def test_the_result_as_tables_and_words(archive):
     frame = found.to_pandas()
     assert list(frame["method"]) == ["best_single_balanced", "knn"] * 2
     assert frame["accuracy"].between(0, 1).all()
-    assert repr(found).startswith("Comparison(methods: 2 on 2 splits of 300 patches in")
+    assert repr(found).startswith("Comparison(methods: 2 on 2 splits of 300 patches, tested on")
     assert found.conclusion() in repr(found)
     assert "<td>knn</td>" in found._repr_html_()
     record = found.to_dict()

@@ -172,7 +172,7 @@ def test_damaged_students(tmp_path):
         sf.slides.load(tmp_path / "run")
     with pytest.raises(ArchiveError, match=r"a slide's student is a directory with student.json"):
         sf.slides.load(tmp_path / "nothing")
-    with pytest.raises(ArchiveError, match="slide student"):
+    with pytest.raises(ArchiveError, match="holds a slide's student, but a student expected"):
         sf.load(tmp_path / "run")
 
 

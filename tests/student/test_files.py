@@ -66,7 +66,7 @@ def test_damaged_tensors(tmp_path, student):
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"format": "shazam_fast scores"}, "foreign", "'shazam_fast student' expected"),
+        ({"format": "shazam_fast scores"}, "foreign", "holds scores, but a student expected here"),
         ({"version": 9}, "unsupported", "version 9.*update"),
         ({"config": None}, "corrupt", "corrupt"),
         ({"config": {"dim": 8}}, "corrupt", "tensors do not fit student.json: .* expected"),
