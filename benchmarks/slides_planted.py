@@ -25,9 +25,9 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from cohorts import SEEING, TEACHERS, make_cohort, make_hazard, make_sites
-from shazam_fast.scoring.intervals import simultaneous_intervals
 
 import shazam_fast as sf
+from shazam_fast.scoring.intervals import simultaneous_intervals
 from shazam_fast.slides.cohort.pairs import c_index
 from shazam_fast.slides.cohort.targets import SurvivalTargets
 
