@@ -188,11 +188,7 @@ class Student(Predictor):
         rows: Tensor | None,
         scale: Tensor | None = None,
     ) -> Tensor:
-        if not isinstance(features, Tensor):
-            found = type(features).__name__
-            raise MismatchError(
-                f"features: a tensor expected, found {found}; predict() and predict_proba() take arrays"
-            )
+        _require_tensor(features)
         if features.ndim != 2 or features.shape[1] != sum(self.dims):
             raise MismatchError(
                 f"features [B, {sum(self.dims)}] expected for teachers {dict(self.config.teachers)}, "
@@ -201,3 +197,9 @@ class Student(Predictor):
         standard = (self.feature_mean, self.feature_scale if scale is None else scale)
         tokens: Tensor = maps(features, rows, standard, present)
         return tokens
+
+
+def _require_tensor(features: object) -> None:
+    if not isinstance(features, Tensor):
+        found = type(features).__name__
+        raise MismatchError(f"features: a tensor expected, found {found}; predict() and predict_proba() take arrays")
