@@ -172,6 +172,8 @@ def _find_folder(listing: Listing) -> list[Source]:
 
 def _warn_of_teachers(listing: Listing) -> None:
     """Log a warning where the folders may be teachers: each has a file of every name."""
+    if listing.files[0].folder == listing.files[-1].folder:  # sorted: there is one folder
+        return
     names: dict[str, set[str]] = {}
     for file in listing.files:
         first, _, inner = file.folder.partition("/")

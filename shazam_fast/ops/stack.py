@@ -20,8 +20,7 @@ from ..runtime.products import product, write_weight_gradient
 from . import folding, merged
 from .limits import is_small
 from .masks import hide_missing, mask_array, wants_gradient
-
-NORM_EPSILON = 1e-5  # of PyTorch's LayerNorm
+from .merged import NORM_EPSILON
 
 
 def bare_stack_cpu(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import MismatchError
 from ..runtime.checks import require_count, require_number, require_path
@@ -66,6 +67,27 @@ def check_sheet(out: str | Path, counts: Mapping[str, int], sizes: Mapping[str, 
     require_writable(path.absolute().parent)
     canvas.new_page(1, 1, "heatmap")  # matplotlib is there
     return path
+
+
+def best_patches(
+    title: str, slide: str, coords: NDArray[np.floating[Any]], size: float, values: NDArray[np.floating[Any]], most: int
+) -> list[TopPatch]:
+    """The patches of a slide with the largest values, the largest first.
+
+    Args:
+        title: of the row.
+        slide: the slide's name.
+        coords: x and y of each patch's corner in level-0 pixels, [n, 2].
+        size: a patch's side in level-0 pixels.
+        values: what they are chosen by, [n].
+        most: of the slide.
+    """
+    best = np.argsort(-values, kind="stable")[:most]
+    places = coords[best].round().astype(int).tolist()
+    return [
+        TopPatch(title, slide, x, y, round(size), float(value))
+        for (x, y), value in zip(places, values[best], strict=True)
+    ]
 
 
 def write_sheet(chosen: Mapping[str, Sequence[TopPatch]], files: Mapping[str, Path], form: str, out: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import MismatchError
 from ..scoring.scores import Scores, open_scores
-from .sheet import TopPatch, check_sheet, write_sheet
+from .sheet import TopPatch, best_patches, check_sheet, write_sheet
 from .slide_scores import SlideScores, one_slide
 
 
@@ -67,10 +67,4 @@ def _choose(slide: SlideScores, code: int, per_slide: int) -> list[TopPatch]:
     """The patches of a slide that are predicted as a class, the most probable first."""
     rows = np.flatnonzero(slide.prediction == code)
     probability = slide.probabilities[rows, code]
-    best = np.argsort(-probability, kind="stable")[:per_slide]
-    places = slide.coords[rows[best]].round().astype(int).tolist()
-    title, side = slide.classes[code], round(slide.size)
-    return [
-        TopPatch(title, slide.name, x, y, side, float(value))
-        for (x, y), value in zip(places, probability[best], strict=True)
-    ]
+    return best_patches(slide.classes[code], slide.name, slide.coords[rows], slide.size, probability, per_slide)

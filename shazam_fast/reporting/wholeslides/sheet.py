@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...slides.scores import SlideScores
-from ..sheet import TopPatch, check_sheet, write_sheet
+from ..sheet import TopPatch, best_patches, check_sheet, write_sheet
 from .patches import SlidePatches, read_slide_scores, split_by_slide
 
 EXTREME = 0.25  # fraction of the slides that counts as largest, or as smallest, of a number
@@ -85,10 +85,8 @@ def _choose(
     title: str, slides: list[SlidePatches], members: NDArray[np.bool_], count: int, per_slide: int
 ) -> list[TopPatch]:
     """The patches with the largest attention of the slides that are members."""
-    found = []
+    found: list[TopPatch] = []
     for slide in slides:
         if members[slide.bag]:
-            for i in np.argsort(-slide.attention, kind="stable")[:per_slide].tolist():
-                x, y = slide.coords[i].round().astype(int).tolist()
-                found.append(TopPatch(title, slide.name, x, y, round(slide.size), float(slide.attention[i])))
+            found += best_patches(title, slide.name, slide.coords, slide.size, slide.attention, per_slide)
     return sorted(found, key=lambda patch: -patch.value)[:count]
