@@ -33,6 +33,14 @@ AllowTrainedSlides = Annotated[
     typer.Option("--allow-trained-slides", help="Take slides that the student was trained on for new ones."),
 ]
 Split = Annotated[str | None, optional("train, val, test or none. Default: all patches.", words=SPLIT_NAMES)]
+PatchSize = Annotated[
+    float | None,
+    optional("Side of a patch in level-0 pixels. Default: as recorded for each slide by the tool that cut it."),
+]
+Mpp = Annotated[
+    float | None,
+    optional("Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded."),
+]
 
 
 @dataclass(frozen=True)

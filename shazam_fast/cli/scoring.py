@@ -7,19 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from ..runtime.jobs.foreign import require_kind, require_place_for
-from .options import Device, Features, Split, StudentPath, add_options, config_options, opens_features, parse_pairs
+from .options import (
+    Device,
+    Features,
+    Mpp,
+    PatchSize,
+    Split,
+    StudentPath,
+    add_options,
+    config_options,
+    opens_features,
+    parse_pairs,
+)
 from .printing import require_file_place, say
 from .words import one_of, optional
 
 ScoresPath = Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)]
-PatchSize = Annotated[
-    float | None,
-    optional("Side of a patch in level-0 pixels. Default: as recorded for each slide by the tool that cut it."),
-]
-Mpp = Annotated[
-    float | None,
-    optional("Micrometres per level-0 pixel, for positions in micrometres (STAMP). Default: as recorded."),
-]
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,11 @@ from typing import Annotated
 import typer
 
 from ...runtime.jobs.foreign import require_kind
+from ..options import Mpp, PatchSize
 from ..printing import say
 from .commands import slides
 
 SlideScoresPath = Annotated[Path, typer.Argument(help="Directory that slides score wrote.", show_default=False)]
-PatchSize = Annotated[
-    float | None,
-    typer.Option(
-        help="Side of a patch in level-0 pixels. Default: what the features' files record.", show_default=False
-    ),
-]
-Mpp = Annotated[
-    float | None,
-    typer.Option(help="Micrometres per level-0 pixel, for positions in micrometres.", show_default=False),
-]
 
 
 @slides.command()
