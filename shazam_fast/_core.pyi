@@ -82,6 +82,12 @@ class FeatureStore:
         threads: how many may work on it, 1 to 1024. Small requests use one in any case.
         """
 
+    def gather_past_cache(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+        """Copies row rows[i] to out[i] by one thread; runs of 1 MiB and more are read past the page cache."""
+
+    def looks_cold(self, rows: npt.NDArray[np.int64]) -> bool:
+        """Whether some of these rows seem to be missing in the page cache; one in 16 or more is looked at."""
+
     def read_ahead(self, rows: npt.NDArray[np.int64]) -> None:
         """Reads these rows into the page cache unless they are there.
 

@@ -76,6 +76,19 @@ void read_ahead(const FeatureStore& store, const py::array& rows) {
   store.read_ahead(indices.data(), indices.size());
 }
 
+void gather_past_cache(const FeatureStore& store, const py::array& rows, py::array out) {
+  const auto indices = int64_array(rows, 1, "rows");
+  const Matrix target = output_matrix(out);
+  const Unlocked unlocked;
+  store.gather_past_cache(indices.data(), indices.size(), target);
+}
+
+bool looks_cold(const FeatureStore& store, const py::array& rows) {
+  const auto indices = int64_array(rows, 1, "rows");
+  const Unlocked unlocked;
+  return store.looks_cold(indices.data(), indices.size());
+}
+
 void read_into(const FeatureStore& store, int64_t start, int64_t stop, py::array out,
                int threads) {
   const Matrix target = output_matrix(out);
@@ -148,6 +161,8 @@ void bind_store(py::module_& module) {
       .def_property_readonly("itemsize",
                              [](const FeatureStore& self) { return item_size(self.dtype()); })
       .def("gather", &gather_into, arg("rows"), arg("out"), arg("threads") = 1)
+      .def("gather_past_cache", &gather_past_cache, arg("rows"), arg("out"))
+      .def("looks_cold", &looks_cold, arg("rows"))
       .def("read_ahead", &read_ahead, arg("rows"))
       .def("read", &read_into, arg("start"), arg("stop"), arg("out"), arg("threads") = 1)
       .def("check_finite", &check_finite, arg("start"), arg("stop"))

@@ -110,6 +110,19 @@ void FeatureStore::gather(const int64_t* rows, int64_t count, const Matrix& out,
   });
 }
 
+void FeatureStore::gather_past_cache(const int64_t* rows, int64_t count, const Matrix& out) const {
+  check_output(out, count);
+  for_each_window(*this, visiting_order(rows, count, files_),
+                  [&](const Window& window) { window.copy_past_cache(out); });
+}
+
+bool FeatureStore::looks_cold(const int64_t* rows, int64_t count) const {
+  bool found = false;
+  for_each_window(*this, visiting_order(rows, count, files_),
+                  [&](const Window& window) { found = found || window.looks_cold(); });
+  return found;
+}
+
 void FeatureStore::read(int64_t start, int64_t stop, const Matrix& out, int threads) const {
   check_range(start, stop);
   check_output(out, stop - start);

@@ -8,13 +8,16 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace shazam {
 namespace {
 
-constexpr int64_t kBlockBytes = 64 << 10;  // what the kernel maps around one page fault
+constexpr int64_t kBlockBytes = 64 << 10;    // what the kernel maps around one page fault
+constexpr ptrdiff_t kDirectGrain = 4 << 10;  // reads past the page cache are in whole blocks of a disk
 
 [[noreturn]] void throw_system_error(const std::string& path, int code) {
   if (code == ENOENT || code == ENOTDIR) {
@@ -54,8 +57,8 @@ int64_t modified_ns(const struct stat& status) {
 std::atomic<int64_t> Descriptor::count_{0};
 
 // O_NONBLOCK: a named pipe that nobody writes to would block. It changes nothing for files.
-Descriptor::Descriptor(const std::string& path)
-    : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)) {
+Descriptor::Descriptor(const std::string& path, int flags)
+    : value_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags)) {
   if (value_ < 0) throw_system_error(path, errno);
   ++count_;
 }
@@ -175,6 +178,37 @@ void MappedFile::read(const std::byte* begin, int64_t bytes, std::byte* target) 
     offset += count;
     target += count;
   }
+}
+
+const std::byte* MappedFile::read_past_cache(const std::byte* begin, const std::byte* end) const {
+  if (!descriptor_) return nullptr;
+  std::call_once(past_cache_asked_, [&] {
+    try {  // the path may lead to another file by now, this one leads to ours
+      const std::string same = "/proc/self/fd/" + std::to_string(descriptor_->get());
+      past_cache_ = std::make_unique<Descriptor>(same, O_DIRECT);
+    } catch (const StoreError&) {  // the file system cannot
+    }
+  });
+  if (!past_cache_) return nullptr;
+  static const ptrdiff_t grain = std::max<ptrdiff_t>(sysconf(_SC_PAGESIZE), kDirectGrain);
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  thread_local const std::unique_ptr<std::byte, Free> scratch(
+      static_cast<std::byte*>(std::aligned_alloc(grain, kDirectBytes + 2 * grain)));
+  if (!scratch) throw std::bad_alloc();
+  const ptrdiff_t skipped = (begin - data_) % grain;
+  const ptrdiff_t wanted = skipped + (end - begin);
+  const ptrdiff_t whole = (wanted + grain - 1) / grain * grain;
+  for (ptrdiff_t done = 0; done < wanted;) {
+    const off_t from = begin - data_ - skipped + done;
+    const ssize_t count = pread(past_cache_->get(), scratch.get() + done, whole - done, from);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return nullptr;
+    done += count;
+    if (done < wanted && done % grain != 0) return nullptr;  // the end of the file
+  }
+  return scratch.get() + skipped;
 }
 
 std::byte* MappedFile::page_of(const std::byte* address) const {

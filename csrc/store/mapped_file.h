@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "store/store_error.h"
@@ -24,10 +25,10 @@ class TooManyOpenFiles : public StoreError {
 };
 
 /// A file that is open for reading, closed at the end of the scope. Opening never blocks, not even
-/// on a pipe or a device. Throws Missing, Unsupported or System.
+/// on a pipe or a device. `flags` are of open(2). Throws Missing, Unsupported or System.
 class Descriptor {
  public:
-  explicit Descriptor(const std::string& path);
+  explicit Descriptor(const std::string& path, int flags = 0);
   ~Descriptor();
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
@@ -89,10 +90,21 @@ class MappedFile {
   /// what mapping it does; later visits are for the mapping.
   void read(const std::byte* begin, int64_t bytes, std::byte* target) const;
 
+  /// How much `read_past_cache` reads at a time: large enough for a disk's full rate.
+  static constexpr ptrdiff_t kDirectBytes = 4 << 20;
+
+  /// Reads [begin, end), at most kDirectBytes, from the disk without the page cache. Returns where
+  /// `begin` then is, in memory of this thread that its next call overwrites. Null where that is not
+  /// possible: there is no descriptor, the file system cannot, or the file has become shorter.
+  const std::byte* read_past_cache(const std::byte* begin, const std::byte* end) const;
+
   bool has_descriptor() const { return descriptor_ != nullptr; }
 
   /// Hands out the descriptor to be closed. Not while another thread uses this object.
-  std::unique_ptr<Descriptor> drop_descriptor() { return std::move(descriptor_); }
+  std::unique_ptr<Descriptor> drop_descriptor() {
+    past_cache_.reset();
+    return std::move(descriptor_);
+  }
 
   /// What tells this file from another one that later has the same path.
   struct Identity {
@@ -107,6 +119,8 @@ class MappedFile {
 
   std::string path_;
   std::unique_ptr<Descriptor> descriptor_;
+  mutable std::once_flag past_cache_asked_;
+  mutable std::unique_ptr<Descriptor> past_cache_;  // null until asked for, and where it cannot be
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
   int64_t required_bytes_;

@@ -40,13 +40,21 @@ class Window {
   /// Throws Shrunk or Changed when a file did not stay as it was.
   void copy_to(const Matrix& out, int threads) const;
 
+  /// The same by one thread. Long runs are read from the disk past the page cache.
+  void copy_past_cache(const Matrix& out) const;
+
+  /// Whether rows seem to be missing in the page cache.
+  bool looks_cold() const;
+
   /// The position of the first row that holds a NaN or an infinity, or -1. Throws as `copy_to`.
   int64_t find_nonfinite() const;
 
  private:
   int64_t find_extent(int64_t row, int64_t position) const;
   const MappedFile* open(int64_t file);
-  bool looks_cold() const;
+  template <typename Work>
+  void for_each_run(const Work& work) const;
+  const std::byte* end_of(const Piece& piece) const;
   void copy_pieces(int64_t first, int64_t last, const Matrix& out) const;
   template <typename Work>
   void read_guarded(const Work& work) const;

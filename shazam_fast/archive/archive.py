@@ -189,6 +189,18 @@ class FeatureArchive(PatchColumns):
             for store in self._stores:
                 store.read_ahead(rows)
 
+    def gather_past_cache(self, rows: NDArray[np.int64], out: NDArray[Any]) -> bool:
+        """Like `gather` for rows int64 [n] that the page cache lacks, which stays as it is; by one thread.
+
+        Returns whether it did so: False, with nothing read, where all rows seem to be in the page cache.
+        """
+        with self._store_errors():
+            if not any(store.looks_cold(rows) for store in self._stores):
+                return False
+            for store, start in zip(self._stores, self._first_column, strict=False):
+                store.gather_past_cache(rows, out[:, start : start + store.columns])
+        return True
+
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
         """Yield batches of patches.
 

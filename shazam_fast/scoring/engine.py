@@ -4,12 +4,12 @@ The scores of a patch depend on the rows of its tile alone, not on threads, part
 """
 
 import copy
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Barrier, Semaphore
+from threading import Barrier
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,11 +25,13 @@ from ..student.folded import FoldedStudent
 from ..student.influence import influence_of
 from ..student.output import StudentOutput
 from ..student.student import Student
-from .inference import ArchiveForm, CoreForm, infer, match_teachers, require_finite_results, stream_to_gpu
+from .inference import ArchiveForm, CoreForm, Tiles, infer, match_teachers, require_finite_results, stream_to_gpu
 
 TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of the 12 rows that its products take
 CHUNK_BYTES = 8 << 20  # bytes of features that are read from the disk at a time
-CHUNKS_AHEAD = 16  # number of chunks that are read and not taken yet: 0.1 s of a fast disk, which may pause
+CHUNKS_AHEAD = 16  # number of chunks that are read and not scored yet: 0.1 s of a fast disk, which may pause
+BUFFERED_AHEAD = 8  # the same where chunks lie in buffers of our own
+LARGE = 0.25  # fraction of the machine's memory beyond which features are read past the page cache
 NO_ROWS = np.empty(0, np.int64)
 STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.float32}  # as `gather` takes them
 
@@ -64,8 +66,10 @@ class Scorer:
 
     On the CPU every thread takes whole tiles, so that threads share no matrix product and no cache. Tiles are read from
     the disk before, one after another by a single thread: what several threads read in turns, the system takes for
-    random reads, at a quarter of the disk's rate, and to announce them costs more than to read them. On a GPU tiles are
-    gathered into pinned memory and copied on a stream of their own while the ones before are computed.
+    random reads, at a quarter of the disk's rate, and to announce them costs more than to read them. Features that
+    would fill much of the machine's memory are read past the page cache: to fill it took a third of the processor's
+    time, for bytes that are needed once. On a GPU tiles are gathered into pinned memory and copied on a stream of their
+    own while the ones before are computed.
 
     Raises MismatchError when the archive's teachers are not the student's, see `match_teachers`.
     """
@@ -87,6 +91,8 @@ class Scorer:
         self._threads = self._threads_before if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
         self._core: _core.FoldedStudent | None = None
+        self._chunk_rows = max(1, CHUNK_BYTES // (TILE_ROWS * archive.row_bytes)) * TILE_ROWS
+        self._buffers: list[NDArray[Any]] = []
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
@@ -103,6 +109,10 @@ class Scorer:
             if isinstance(self._model, FoldedStudent) and (core := self._model.to_core()):
                 self._core, self._value_map = core, self._model.value_map
                 del self._model  # the core has a copy
+            if self._archive.n_rows * self._archive.row_bytes > LARGE * os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+                "SC_PAGE_SIZE"
+            ):
+                self._buffers = [self._empty(self._chunk_rows) for _ in range(BUFFERED_AHEAD)]
         except BaseException:
             self._leave()
             raise
@@ -149,16 +159,18 @@ class Scorer:
         self, rows: NDArray[np.int64], then: NDArray[np.int64], scores: RowScores, pool: ThreadPoolExecutor
     ) -> None:
         """Tiles of rows to the threads of the CPU, as soon as they were read from the disk."""
-        tiles = _Tiles(max(1, CHUNK_BYTES // (TILE_ROWS * self._archive.row_bytes)) * TILE_ROWS)
+        tiles = Tiles(self._buffers or [None] * CHUNKS_AHEAD, TILE_ROWS)
         work = [pool.submit(self._take_tiles, tiles, rows, scores) for _ in range(self._threads)]
         try:
-            for start in range(0, len(rows), tiles.chunk):
-                if not tiles.wait_for_room():
+            for start in range(0, len(rows), self._chunk_rows):
+                chunk = tiles.wait_for_room()
+                if chunk is None:
                     break
-                self._archive.read_ahead(rows[start : start + tiles.chunk])
-                tiles.put(start, min(start + tiles.chunk, len(rows)))
+                here = rows[start : start + self._chunk_rows]
+                tiles.put(start, start + len(here), chunk, self._read_chunk(here, chunk.buffer))
             tiles.end(self._threads)
-            self._read_first(then, tiles)
+            if not self._buffers:
+                self._read_first(then, tiles)
         except BaseException:
             tiles.stop()
             tiles.end(self._threads)
@@ -168,42 +180,54 @@ class Scorer:
         for task in work:
             task.result()
 
-    def _read_first(self, then: NDArray[np.int64], tiles: "_Tiles") -> None:
+    def _read_chunk(self, rows: NDArray[np.int64], buffer: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Read rows from the disk: into the buffer, returned as far as it is filled, or into the page cache."""
+        if buffer is None:
+            self._archive.read_ahead(rows)
+        elif self._archive.gather_past_cache(rows, buffer[: len(rows)]):
+            return buffer[: len(rows)]
+        return None
+
+    def _read_first(self, then: NDArray[np.int64], tiles: Tiles) -> None:
         """Read the first chunks of other rows, as room is made for them."""
         with suppress(ArchiveError):  # whoever scores these rows meets it again
-            for start in range(0, min(len(then), CHUNKS_AHEAD * tiles.chunk), tiles.chunk):
-                if not tiles.wait_for_room():
+            for start in range(0, min(len(then), CHUNKS_AHEAD * self._chunk_rows), self._chunk_rows):
+                if tiles.wait_for_room() is None:
                     break
-                self._archive.read_ahead(then[start : start + tiles.chunk])
+                self._archive.read_ahead(then[start : start + self._chunk_rows])
 
-    def _take_tiles(self, tiles: "_Tiles", rows: NDArray[np.int64], scores: RowScores) -> None:
+    def _take_tiles(self, tiles: Tiles, rows: NDArray[np.int64], scores: RowScores) -> None:
         try:
             self._score_tiles(tiles, rows, scores)
         except BaseException:
             tiles.stop()  # the others
             raise
 
-    def _score_tiles(self, tiles: "_Tiles", rows: NDArray[np.int64], scores: RowScores) -> None:
+    def _score_tiles(self, tiles: Tiles, rows: NDArray[np.int64], scores: RowScores) -> None:
         size = min(TILE_ROWS, len(rows))
         targets = [None if array is None else torch.from_numpy(array) for array in _parts(scores)]
         if self._core is None:
             form: ArchiveForm | CoreForm = ArchiveForm(self._model, self.match, self._influence)
-            stored = torch.float32
         else:
             config = self._config
             shape = (len(config.classes), config.dim)
             form = CoreForm(self._core, self.match.starts, *shape, self._value_map, size, self._influence)
-            stored = STORED[self._archive.dtype]  # the core widens on its way
-        buffer = torch.empty(size, self._archive.width, dtype=stored)
-        for start, output in infer(form, self._gathered(tiles, rows, buffer)):
+        for start, output in infer(form, self._gathered(tiles, rows, self._empty(size))):
             _store(targets, start, output)
 
-    def _gathered(self, tiles: "_Tiles", rows: NDArray[np.int64], buffer: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Features of one tile after another, as far as there are any left, each in the same buffer."""
-        for start in tiles:
+    def _empty(self, rows: int) -> NDArray[Any]:
+        """Room for features of some rows, as the model takes them: the core widens on its way."""
+        dtype = torch.float32 if self._core is None else STORED[self._archive.dtype]
+        return torch.empty(rows, self._archive.width, dtype=dtype).numpy()
+
+    def _gathered(self, tiles: Tiles, rows: NDArray[np.int64], buffer: NDArray[Any]) -> Iterator[tuple[int, Tensor]]:
+        """Features of one tile after another, as far as there are any left; `buffer` holds one at a time."""
+        for start, features in tiles:
             here = rows[start : start + TILE_ROWS]
-            self._archive.gather(here, out=buffer[: len(here)].numpy(), threads=1)
-            yield start, buffer[: len(here)]
+            if features is None:
+                yield start, torch.from_numpy(self._archive.gather(here, out=buffer[: len(here)], threads=1))
+            else:
+                yield start, torch.from_numpy(features)
 
     def _stream(self, rows: NDArray[np.int64], scores: RowScores) -> None:
         """The same on a CUDA device, whose results stay there until all are computed."""
@@ -238,43 +262,3 @@ def _store(targets: list[Tensor | None], start: int, output: StudentOutput) -> N
         fused[here] = output.fused
     if influence is not None:
         influence[here] = influence_of(output)
-
-
-class _Tiles:
-    """Starts of the tiles whose rows were read from the disk and that no thread has taken yet.
-
-    Args:
-        chunk: rows that are read at a time, a multiple of TILE_ROWS.
-    """
-
-    def __init__(self, chunk: int) -> None:
-        self.chunk = chunk
-        self._starts: SimpleQueue[int | None] = SimpleQueue()
-        self._room = Semaphore(CHUNKS_AHEAD)
-        self._stopped = False
-
-    def wait_for_room(self) -> bool:
-        """Wait until another chunk may be read; False once threads are to stop."""
-        self._room.acquire()
-        return not self._stopped
-
-    def put(self, start: int, stop: int) -> None:
-        """Hand out the tiles of rows [start, stop), one chunk at most."""
-        for tile in range(start, stop, TILE_ROWS):
-            self._starts.put(tile)
-
-    def end(self, threads: int) -> None:
-        """There are no more tiles."""
-        for _ in range(threads):
-            self._starts.put(None)
-
-    def stop(self) -> None:
-        """Let no thread take another tile, nor the reader wait."""
-        self._stopped = True
-        self._room.release()
-
-    def __iter__(self) -> Iterator[int]:
-        while (start := self._starts.get()) is not None and not self._stopped:
-            if start % self.chunk == 0:
-                self._room.release()
-            yield start

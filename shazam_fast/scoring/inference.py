@@ -5,9 +5,11 @@ A student is brought into one of two forms that take the archive's columns as th
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -155,6 +157,67 @@ def stream_to_gpu(
             used[slot].record(compute)
     finally:  # also where the consumer stops early: no buffer goes back while a copy into it is under way
         compute.wait_stream(copies)
+
+
+class Chunk:
+    """Room for rows that are read at a time: features [chunk, width], or None where the page cache is the room."""
+
+    def __init__(self, buffer: NDArray[Any] | None) -> None:
+        self.buffer = buffer
+        self.left = 0  # tiles that are not scored yet
+
+
+class Tiles:
+    """Tiles of rows that one thread reads from the disk, a chunk at a time, and others score.
+
+    Args:
+        rooms: where chunks may lie, one that is read or scored in each: a buffer [chunk, width], or None where the page
+            cache is the room.
+        tile_rows: rows per tile.
+    """
+
+    def __init__(self, rooms: Sequence[NDArray[Any] | None], tile_rows: int) -> None:
+        self._tile_rows = tile_rows
+        self._read: SimpleQueue[tuple[int, NDArray[Any] | None, Chunk] | None] = SimpleQueue()
+        self._room: SimpleQueue[Chunk | None] = SimpleQueue()
+        for buffer in rooms:
+            self._room.put(Chunk(buffer))
+        self._lock = Lock()  # guards the chunks' counts
+        self._stopped = False
+
+    def wait_for_room(self) -> Chunk | None:
+        """Wait until another chunk may be read, and where; None once threads are to stop."""
+        chunk = self._room.get()
+        return None if self._stopped else chunk
+
+    def put(self, start: int, stop: int, chunk: Chunk, features: NDArray[Any] | None) -> None:
+        """Hand out the tiles of rows [start, stop), one chunk; `features` of these rows if they are in its buffer."""
+        starts = range(start, stop, self._tile_rows)
+        chunk.left = len(starts)
+        for tile in starts:
+            mine = None if features is None else features[tile - start : tile - start + self._tile_rows]
+            self._read.put((tile, mine, chunk))
+
+    def end(self, threads: int) -> None:
+        """There are no more tiles."""
+        for _ in range(threads):
+            self._read.put(None)
+
+    def stop(self) -> None:
+        """Let no thread take another tile, nor the reader wait."""
+        self._stopped = True
+        self._room.put(None)
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[Any] | None]]:
+        """Start of a tile, and its features if they are in a buffer, which are valid until the next is asked for."""
+        while (tile := self._read.get()) is not None and not self._stopped:
+            start, features, chunk = tile
+            yield start, features
+            with self._lock:
+                chunk.left -= 1
+                finished = chunk.left == 0
+            if finished:
+                self._room.put(chunk)
 
 
 def require_finite_results(archive: FeatureArchive, rows: NDArray[np.int64], results: NDArray[np.floating]) -> None:

@@ -416,6 +416,15 @@ def test_rows_that_were_read_ahead_are_the_same(archive):
         archive.read_ahead(np.array([300]))
 
 
+def test_what_the_page_cache_holds_is_not_read_past_it(archive):
+    out = np.zeros((300, archive.width), np.float32)
+    archive.gather(np.arange(300))
+    assert not archive.gather_past_cache(np.arange(300), out)
+    assert not out.any()
+    with pytest.raises(sf.ArchiveError, match="row 300"):
+        archive.gather_past_cache(np.array([300]), out[:1])
+
+
 def test_the_second_writer_is_refused_and_leaves_the_first_alone(tmp_path):
     features = {"uni": np.ones((50, 4))}
     with sf.ArchiveWriter(tmp_path / "a", {"uni": 4}, part_bytes=100) as first:

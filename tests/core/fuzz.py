@@ -139,6 +139,8 @@ CASES = [
     (lambda *a: store().read(*a), lambda: [3, 12, ones(9, 6), 2]),
     (lambda *a: store().check_finite(*a), lambda: [3, 12]),
     (lambda *a: store().read_ahead(*a), lambda: [np.arange(9)]),
+    (lambda *a: store().looks_cold(*a), lambda: [np.arange(9)]),
+    (lambda *a: store().gather_past_cache(*a), lambda: [np.arange(9), ones(9, 6)]),
     (lambda *a: store().advise(*a), lambda: ["random"]),
     (prefetch, lambda: [0, np.arange(20), np.array([0, 8, 16, 20]), [ones(8, 6), ones(8, 6)], 2]),
     (_core.attention_forward, lambda: [ones(B * N, 3 * D), np.ones((B, N), bool), ones(B, N, N), ones(B, N, D), 2]),

@@ -1,5 +1,6 @@
 """Tiles through the compiled core: what the student says, in any shape, alone or in company."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -196,6 +197,31 @@ def test_the_first_rows_of_the_next_part_are_read_while_the_last_are_computed(tr
         with pytest.raises(sf.ArchiveError, match="gone"):
             scorer.score(np.arange(120, 140))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("block", ["bare", "residual"])
+def test_features_read_past_the_page_cache_give_the_same_scores(tmp_path, monkeypatch, block):
+    """Where they fill much of the memory, and only those that the page cache lacks."""
+    generator = np.random.default_rng(0)
+    features = {"uni": generator.normal(size=(3000, 300)).astype("f2"), "conch": generator.normal(size=(3000, 211))}
+    archive = sf.open(sf.write_archive(tmp_path / "a.archive", [features]))
+    config = sf.StudentConfig({"uni": 300, "conch": 211}, ["a", "b"], dim=16, block=block)
+    student = sf.Student(config, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(engine, "CHUNK_BYTES", 1 << 20)
+    options = {"fused": True, "allow_missing_teachers": False}
+    rows = np.concatenate([np.arange(3000), np.arange(500), [7, 2999, 7]])
+    with Scorer(student, archive, torch.device("cpu"), **options) as scorer:
+        expected = scorer.score(rows)
+    for path in archive.files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    monkeypatch.setattr(engine, "LARGE", 0)
+    archive = sf.open(archive.path)
+    with Scorer(student, archive, torch.device("cpu"), **options) as scorer:
+        for _ in range(2):
+            found = scorer.score(rows, then=np.arange(9))
+            np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+            np.testing.assert_array_equal(found.fused, expected.fused)
 
 
 def test_one_core_for_many_threads():

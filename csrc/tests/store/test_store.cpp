@@ -171,6 +171,46 @@ TEST(long_runs_are_in_the_page_cache_when_reading_ahead_returns) {
   for (int64_t row : rows) CHECK(resident(path, row * columns * 4));
 }
 
+TEST(long_runs_are_read_past_the_page_cache) {
+  const TemporaryDirectory directory;
+  const int64_t columns = 1024, count = 5000;
+  const std::string path = directory.write("a", counting(columns * count + 3));
+  const FeatureStore store(columns, DType::Float32, {path}, {{0, 12, count, columns * 4}});
+  std::vector<int64_t> rows = {4999, 0, 3, 1700};
+  for (int64_t row = 1500; row < 4990; ++row) rows.push_back(row);
+  const std::vector<float> expected = gather(store, rows);
+  CHECK(!store.looks_cold(rows.data(), rows.size()));
+  const FeatureStore again(columns, DType::Float32, {path}, {{0, 12, count, columns * 4}});
+  std::vector<float> found(expected.size());
+  const Matrix out{reinterpret_cast<std::byte*>(found.data()), static_cast<int64_t>(rows.size()),
+                   columns, columns * 4, DType::Float32};
+  again.gather_past_cache(rows.data(), rows.size(), out);
+  CHECK(found == expected);
+  std::filesystem::resize_file(path, 12 + 4000 * columns * 4);
+  CHECK(throws(ErrorKind::Shrunk, path,
+               [&] { again.gather_past_cache(rows.data(), rows.size(), out); }));
+}
+
+TEST(reading_past_the_page_cache_leaves_it_as_it_is) {
+  const TemporaryDirectory directory;
+  const int64_t columns = 1024, count = 5000;
+  const std::string path = directory.write("a", counting(columns * count));
+  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
+  std::vector<int64_t> rows(2000);
+  std::iota(rows.begin(), rows.end(), 1500);
+  evict(path);
+  if (resident(path, 0)) return;  // a file system in memory
+  CHECK(store.looks_cold(rows.data(), rows.size()));
+  std::vector<float> found(rows.size() * columns);
+  const Matrix out{reinterpret_cast<std::byte*>(found.data()), static_cast<int64_t>(rows.size()),
+                   columns, columns * 4, DType::Float32};
+  store.gather_past_cache(rows.data(), rows.size(), out);
+  for (size_t i = 0; i < found.size(); ++i) CHECK(found[i] == 1500 * columns + static_cast<float>(i));
+  int64_t present = 0;
+  for (int64_t row : rows) present += resident(path, row * columns * 4);
+  CHECK(present < 100);  // looking reads a few pages
+}
+
 TEST(rows_that_left_the_page_cache_are_read_ahead) {
   const TemporaryDirectory directory;
   const int64_t columns = 1024, count = 5000;
