@@ -92,7 +92,7 @@ class Scorer:
         self._pool: ThreadPoolExecutor | None = None
         self._core: _core.FoldedStudent | None = None
         self._chunk_rows = max(1, CHUNK_BYTES // (TILE_ROWS * archive.row_bytes)) * TILE_ROWS
-        self._buffers: list[NDArray[Any]] = []
+        self._rooms: list[NDArray[Any] | None] = [None] * CHUNKS_AHEAD  # where chunks lie, see Tiles
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
@@ -112,7 +112,7 @@ class Scorer:
             if self._archive.n_rows * self._archive.row_bytes > LARGE * os.sysconf("SC_PHYS_PAGES") * os.sysconf(
                 "SC_PAGE_SIZE"
             ):
-                self._buffers = [self._empty(self._chunk_rows) for _ in range(BUFFERED_AHEAD)]
+                self._rooms = [self._empty(self._chunk_rows) for _ in range(BUFFERED_AHEAD)]
         except BaseException:
             self._leave()
             raise
@@ -159,7 +159,7 @@ class Scorer:
         self, rows: NDArray[np.int64], then: NDArray[np.int64], scores: RowScores, pool: ThreadPoolExecutor
     ) -> None:
         """Tiles of rows to the threads of the CPU, as soon as they were read from the disk."""
-        tiles = Tiles(self._buffers or [None] * CHUNKS_AHEAD, TILE_ROWS)
+        tiles = Tiles(self._rooms, TILE_ROWS)
         work = [pool.submit(self._take_tiles, tiles, rows, scores) for _ in range(self._threads)]
         try:
             for start in range(0, len(rows), self._chunk_rows):
@@ -169,7 +169,7 @@ class Scorer:
                 here = rows[start : start + self._chunk_rows]
                 tiles.put(start, start + len(here), chunk, self._read_chunk(here, chunk.buffer))
             tiles.end(self._threads)
-            if not self._buffers:
+            if self._rooms[0] is None:
                 self._read_first(then, tiles)
         except BaseException:
             tiles.stop()
