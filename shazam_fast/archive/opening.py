@@ -1,10 +1,9 @@
 """Open features in place: find the layout of a path and make a FeatureArchive of its files."""
 
 import gc
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 
 from ..annotation.annotations import Given, annotate, encode_sites
 from ..annotation.splits import GroupedSplit
-from ..errors import ArchiveError, MismatchError
+from ..errors import ArchiveError, MismatchError, ShazamError
 from ..formats.index.trees import Trees
 from ..formats.native import is_native, read_contents
-from ..formats.pieces import Contents, Source
-from ..layouts.directories import find_features
-from ..layouts.selection import sources_of, take_slides, take_teachers
+from ..formats.pieces import Contents
+from ..layouts.finding import find_all, find_one
+from ..layouts.selection import take_slides, take_teachers
 from ..runtime.checks import require_name, require_path
 from ..runtime.jobs.foreign import refuse_foreign
 from ..tables.slide_names import choose_slides
@@ -91,6 +90,25 @@ def open_archive(
     return FeatureArchive(annotate(contents, labels, splits, groups, classes, label_column))
 
 
+def as_archive(archive: ArchiveLike) -> FeatureArchive:
+    """An archive that is open, as it is; or the features at a path, or at {teacher: path}, with what their files say.
+
+    Raises ShazamError for anything else, and what `open_archive` raises.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/s1.npy", np.ones((3, 8), np.float32))
+    >>> archive = as_archive({"uni": folder})
+    >>> as_archive(archive) is archive
+    True
+    """
+    if isinstance(archive, FeatureArchive):
+        return archive
+    if not isinstance(archive, str | Path | Mapping):
+        raise ShazamError(f"archive: an archive or its path expected, found {type(archive).__name__}")
+    return FeatureArchive(read_features(archive, None, None, "raise", index=True))
+
+
 def choose_of(archive: FeatureArchive, teachers: Sequence[str]) -> FeatureArchive:
     """An open archive with some of its teachers, in this order; its labels, splits and groups stay.
 
@@ -151,11 +169,10 @@ def read_features(
             raise MismatchError(f"{name}: a list of names expected, found the text {chosen!r}; write [{chosen!r}]")
         if chosen is not None and not len(chosen):
             raise MismatchError(f"{name}: at least one name expected, found none; leave {name} out to take all")
-    for place in path.values() if isinstance(path, Mapping) else [path]:
-        require_path("features", place)
     try:
+        places = _checked_places(path)
         with _no_garbage_collection():
-            return _read(path, teachers, slides, on_error, loads, index)
+            return _read(places, teachers, slides, on_error, loads, index)
     except PermissionError as error:
         raise ArchiveError(f"{error.filename or path}: no permission to read it", "permission") from None
     except OSError as error:
@@ -177,105 +194,42 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _checked_places(path: str | Path | Mapping[str, str | Path]) -> Path | dict[str, Path]:
+    """The path of features, or the teachers' paths, none of which is another product of this package."""
+    if not isinstance(path, Mapping):
+        place = require_path("features", path)
+        refuse_foreign(place)
+        return place
+    if not path:
+        raise ArchiveError("path: at least one {teacher: path} expected, found an empty mapping")
+    places = {require_name("teachers", teacher): require_path("features", place) for teacher, place in path.items()}
+    for place in places.values():
+        refuse_foreign(place)
+    return places
+
+
 def _read(
-    path: str | Path | Mapping[str, str | Path],
+    places: Path | dict[str, Path],
     teachers: Sequence[str] | None,
     slides: Sequence[str] | None,
     on_error: OnError,
     loads: Loads | None,
     index: bool,
 ) -> Contents:
-    if isinstance(path, Mapping):
-        found = _find_all(path)
-    else:
-        where = Path(path)
-        refuse_foreign(where)
-        if is_native(where):
-            return _select(_read_native(where), teachers, slides)
-        sources = find_features(where)
-        found = _Found(where, sources, {where: sources})
-    wanted = choose_teachers(found.path, found.sources, teachers)
+    if isinstance(places, Path) and is_native(places):
+        contents = read_contents(places)
+        return _select(contents, teachers, slides)
+    found = find_one(places) if isinstance(places, Path) else find_all(places)
     trees = Trees(found.trees) if index else None
     contents = join(
-        found.path, wanted, slides, classes=found.classes, loads=loads, skip=on_error == "skip", trees=trees
-    )
+        found.path, found.choose(teachers), slides, classes=found.classes, loads=loads, skip=on_error == "skip",
+        trees=trees,
+    )  # fmt: skip
     return replace(contents, records=found.records)
 
 
-def _read_native(path: Path) -> Contents:
-    """The contents with absolute paths of files, so that they are found after a change of directory."""
-    return replace(read_contents(Path(os.path.abspath(path))), path=path)
-
-
 def _select(contents: Contents, teachers: Sequence[str] | None, slides: Sequence[str] | None) -> Contents:
+    chosen = None if slides is None else choose_slides(contents.slides, slides, str(contents.path))
     if teachers is not None:
         contents = take_teachers(contents, teachers)
-    if slides is not None:
-        contents = take_slides(contents, choose_slides(contents.slides, slides, str(contents.path)))
-    return contents
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Sources of all teachers, and what native archives among them say: names of classes, records of teachers.
-
-    `trees` is the sources by the paths, other than native archives, below which they were found.
-    """
-
-    path: Path
-    sources: Sequence[Source]
-    trees: Mapping[Path, Sequence[Source]]
-    classes: tuple[str, ...] = ()
-    records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-
-def _find_all(paths: Mapping[str, str | Path]) -> _Found:
-    """The sources at {teacher: path}."""
-    if not paths:
-        raise ArchiveError("path: at least one {teacher: path} expected, found an empty mapping")
-    for teacher in paths:
-        require_name("teachers", teacher)
-    natives = {}
-    for teacher, place in paths.items():
-        refuse_foreign(Path(place))
-        if is_native(Path(place)):
-            natives[teacher] = _one_teacher(_read_native(Path(place)), teacher)
-    codes: dict[str, int] = {}
-    for contents in natives.values():
-        for name in contents.classes:
-            codes.setdefault(name, len(codes))
-    sources = []
-    trees: dict[Path, list[Source]] = {}
-    for teacher, place in paths.items():
-        if teacher in natives:
-            sources += sources_of(natives[teacher], codes)
-        else:
-            sources += (found := find_features(Path(place), teacher))
-            trees.setdefault(Path(place), []).extend(found)
-    records = {name.partition(":")[0]: r for c in natives.values() for name in c.teachers
-               if (r := c.records.get(name.partition(":")[0]))}  # fmt: skip
-    return _Found(Path(next(iter(paths.values()))), sources, trees, tuple(codes), records)
-
-
-def _one_teacher(contents: Contents, teacher: str) -> Contents:
-    """The teacher of that name in a native archive, or its only one under that name."""
-    if teacher in contents.teachers:
-        return take_teachers(contents, [teacher])
-    if len(contents.teachers) > 1:
-        raise MismatchError(f"{contents.path}: teacher {teacher!r} not found; it holds {', '.join(contents.teachers)}")
-    old, dim = next(iter(contents.teachers.items()))
-    record = contents.records.get(old.partition(":")[0])
-    records = {teacher.partition(":")[0]: record} if record else {}
-    return replace(contents, teachers={teacher: dim}, records=records)
-
-
-def choose_teachers(path: Path, sources: Sequence[Source], teachers: Sequence[str] | None) -> Sequence[Source]:
-    """The sources of these teachers, in this order; None for all. Raises MismatchError for unknown or repeated ones."""
-    if teachers is None:
-        return sources
-    found = {source.teacher for source in sources}
-    if absent := [teacher for teacher in teachers if teacher not in found]:
-        raise MismatchError(f"{path}: no teacher {absent[0]!r}; found {', '.join(sorted(found))}")
-    if len(set(teachers)) < len(teachers):
-        raise MismatchError(f"teachers: each name once expected, found {list(teachers)}")
-    return sorted((s for s in sources if s.teacher in teachers), key=lambda s: teachers.index(s.teacher))
+    return contents if chosen is None else take_slides(contents, chosen)

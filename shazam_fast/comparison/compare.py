@@ -13,7 +13,7 @@ import xxhash
 from .. import __version__
 from ..annotation.annotations import Given
 from ..archive.archive import FeatureArchive
-from ..archive.opening import ArchiveLike, open_archive, read_sites
+from ..archive.opening import ArchiveLike, as_archive, read_sites
 from ..errors import ShazamError
 from ..images.table import ImageTable
 from ..runtime.checks import require_count, require_path
@@ -117,7 +117,7 @@ def compare(
         require_writable(folder)
     repeats, seeds = _counts(repeats, seeds, own_splits)
     names = default_methods(study) if study is not None and methods is None else methods
-    opened = open_archive(archive)
+    opened = as_archive(archive)
     chosen = choose_methods(names, opened, images)
     tasks, references = compared_methods(chosen) if study is None else study_tasks(study, opened, chosen)
     codes = None if sites is None else read_sites(opened, sites)[1]

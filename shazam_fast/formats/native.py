@@ -96,19 +96,23 @@ class Manifest(Record, frozen=True, kw_only=True):
 def read_contents(path: Path) -> Contents:
     """Open the native archive at `path`; reads the manifest and the parts' headers, no features.
 
+    The files' paths are absolute, so that they are found after a change of directory.
+
     Raises ArchiveError when something is missing, truncated, corrupt, or written by a newer version.
     """
     stamp = _stamp(path / MANIFEST)
     manifest = read_manifest(path)
     teachers = {teacher.name: teacher.dim for teacher in manifest.teachers}
     width = sum(teachers.values())
-    stored = [_read_part(path / part.file, part, width, manifest.dtype) for part in manifest.parts]
+    files = tuple(os.path.join(os.path.abspath(path), part.file) for part in manifest.parts)
+    stored = [
+        _read_part(Path(file), part, width, manifest.dtype) for file, part in zip(files, manifest.parts, strict=True)
+    ]
     item = ITEM_BYTES[manifest.dtype]
     table = [
         [i, tensors["features"].offset, part.rows, width * item]
         for i, (part, tensors) in enumerate(zip(manifest.parts, stored, strict=True))
     ]
-    files = tuple(str(path / part.file) for part in manifest.parts)
     return Contents(
         path=path,
         stamp=stamp,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,32 @@ def take_teachers(contents: Contents, teachers: Sequence[str]) -> Contents:
 
     Raises MismatchError for another name, or one that comes twice.
     """
-    if absent := [name for name in teachers if name not in contents.teachers]:
-        raise MismatchError(f"{contents.path}: no teacher {absent[0]!r}; found {', '.join(contents.teachers)}")
-    if len(set(teachers)) < len(teachers):
-        raise MismatchError(f"teachers: each name once expected, found {list(teachers)}")
+    require_teachers(contents.path, list(contents.teachers), teachers)
     blocks = tuple(_columns_of(contents, teacher) for teacher in teachers)
     return replace(contents, teachers={name: contents.teachers[name] for name in teachers}, blocks=blocks)
+
+
+def take_teacher(contents: Contents, teacher: str) -> Contents:
+    """The teacher of that name in a native archive, or its only one under that name.
+
+    Raises MismatchError when it holds several, none of that name.
+    """
+    if teacher in contents.teachers:
+        return take_teachers(contents, [teacher])
+    if len(contents.teachers) > 1:
+        raise MismatchError(f"{contents.path}: teacher {teacher!r} not found; it holds {', '.join(contents.teachers)}")
+    old, dim = next(iter(contents.teachers.items()))
+    record = contents.records.get(old.partition(":")[0])
+    records = {teacher.partition(":")[0]: record} if record else {}
+    return replace(contents, teachers={teacher: dim}, records=records)
+
+
+def require_teachers(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise MismatchError unless all teachers that are wanted were found at `path`, and each is named once."""
+    if absent := [teacher for teacher in wanted if teacher not in found]:
+        raise MismatchError(f"{path}: no teacher {absent[0]!r}; found {', '.join(found)}")
+    if len(set(wanted)) < len(wanted):
+        raise MismatchError(f"teachers: each name once expected, found {list(wanted)}")
 
 
 def take_slides(contents: Contents, chosen: Sequence[int]) -> Contents:

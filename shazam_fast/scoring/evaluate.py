@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike, as_archive
 from ..errors import MismatchError
 from ..runtime.checks import require_choice
 from ..runtime.devices import choose_device
@@ -67,8 +67,23 @@ def evaluate(
     place, student, archive, rows = open_labelled(student, archive, split, device)
     if not allow_trained_slides:
         require_unseen(student.training_record, slides_of(archive, rows), archive.path, split)
+    return measure(student, archive, rows, place, level)
+
+
+def measure(
+    student: Student, archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device, level: str = "patch"
+) -> Metrics:
+    """The metrics of a student on patches of an open archive that has its classes.
+
+    Args:
+        student, archive, level: as for `evaluate`.
+        rows: [n] patches, all of them labelled.
+        device: where to compute.
+
+    Raises MismatchError and NonFiniteError as `evaluate` does.
+    """
     with (
-        Scorer(student, archive, place, fused=False, allow_missing_teachers=False) as scorer,
+        Scorer(student, archive, device, fused=False, allow_missing_teachers=False) as scorer,
         Progress(f"evaluating {archive.path.name}", len(rows), "patches"),
     ):
         probabilities = scorer.score(rows).probabilities
@@ -116,7 +131,7 @@ def open_labelled(
 
     Raises ShazamError, ArchiveError and MismatchError as `evaluate` does.
     """
-    place, student, archive = choose_device(device), load_student(student), open_archive(archive)
+    place, student, archive = choose_device(device), load_student(student), as_archive(archive)
     require_same_classes(student.config, archive)
     return place, student, archive, labelled_rows(archive, split)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..archive.archive import FeatureArchive
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike, as_archive
 from ..errors import MismatchError, ShazamError
 from ..runtime.checks import require_choice, require_path, require_switch
 from ..runtime.devices import choose_device, describe_device
@@ -108,7 +108,7 @@ def score(
     out = None if out is None else require_path("out", out)
     if out is not None and not (out / MANIFEST).exists():
         require_writable(out)
-    student, archive, place = load_student(student), open_archive(archive), choose_device(device)
+    student, archive, place = load_student(student), as_archive(archive), choose_device(device)
     options = {"fused": fused, "influence": influence, "allow_missing_teachers": allow_missing_teachers}
     job = plan_job(student, archive, split=split, dtype=dtype, device=place, **options)
     work = Work(student, archive, place)

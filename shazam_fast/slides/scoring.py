@@ -12,7 +12,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike, as_archive
 from ..errors import MismatchError
 from ..runtime.checks import require_choice, require_path
 from ..runtime.devices import choose_device, describe_device
@@ -84,7 +84,7 @@ def score(
     folder = None if out is None else require_path("out", out)
     if folder is not None:
         require_writable(folder)
-    student, archive, place = load_student(student), open_archive(archive), choose_device(device)
+    student, archive, place = load_student(student), as_archive(archive), choose_device(device)
     require_teachers(student, archive.teachers, archive.path)
     bags = make_bags(archive, by, find_patients(archive, None), require_selection(selection, archive))
     require_regions(student.config.model, bags)
@@ -145,7 +145,7 @@ def evaluate(
     4
     """
     require_choice("by", by, UNITS)
-    student, archive, place = load_student(student), open_archive(archive), choose_device(device)
+    student, archive, place = load_student(student), as_archive(archive), choose_device(device)
     require_teachers(student, archive.teachers, archive.path)
     wanted, table = read_targets(targets)
     wanted = _as_trained(wanted, student)

@@ -9,7 +9,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike, as_archive
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_count
 from ..runtime.devices import choose_device, describe_device
@@ -103,7 +103,7 @@ def plan_work(
         raise ShazamError("give sites, by which folds are dealt, or a column of folds, not both")
     place = choose_device(device)
     wanted, table = read_targets(targets)
-    archive = open_archive(archive)
+    archive = as_archive(archive)
     bags = make_bags(archive, by, find_patients(archive, table), require_selection(selection, archive))
     require_regions(model, bags)
     bags = add_slide_teachers(bags, slide_teachers)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ShazamError
 from ..runtime.checks import require_choice, require_count, require_number
-from ..teachers.levels import group_levels
+from ..runtime.levels import group_levels
 
 BLOCKS = ("bare", "residual", "levels")
 MOST_DIM = 16384  # a square map of that width takes 1 GB

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ..ops import dispatch as ops
 from ..runtime.levels import LEVELS
-from ..teachers.levels import group_levels
+from ..runtime.levels import group_levels
 from .layers import Norm, fill_uniform
 
 L = len(LEVELS)

@@ -8,7 +8,7 @@ import torch
 
 from ..archive.archive import FeatureArchive
 from ..archive.inspection import slides_by_split
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike, as_archive
 from ..runtime.checks import require_count
 from ..runtime.devices import choose_device
 from ..runtime.progress import Progress
@@ -158,7 +158,7 @@ def sweep(
     for config in configs:
         require_sweepable(config)
         choose_device(config.device)
-    archive = open_archive(archive)
+    archive = as_archive(archive)
     members: dict[int, Member] = {}
     total = sum(config.epochs for config in (configs[indices[0]] for indices in group(configs)))
     statistics = None

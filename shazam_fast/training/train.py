@@ -15,7 +15,7 @@ from .. import __version__
 from ..annotation.splits import require_whole_groups
 from ..archive.archive import FeatureArchive
 from ..archive.inspection import describe_splits, slides_by_split
-from ..archive.opening import ArchiveLike, open_archive
+from ..archive.opening import ArchiveLike, as_archive
 from ..archive.writer import write_archive
 from ..errors import ArchiveError, MismatchError
 from ..ops import dispatch as ops
@@ -25,7 +25,7 @@ from ..runtime.jobs.foreign import require_place_for, require_same_job
 from ..runtime.jobs.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
 from ..runtime.summaries import Plottable, name_some, summary_html
-from ..scoring.evaluate import evaluate, labelled_rows
+from ..scoring.evaluate import labelled_rows, measure
 from ..scoring.intervals import bootstrap_groups, metric_intervals
 from ..scoring.metrics import FRACTIONS, Metrics
 from ..student.loading import load
@@ -136,7 +136,7 @@ def train(
     if folder is not None and not finished:
         require_place_for(folder, "student")
         require_writable(folder)
-    archive = open_archive(archive)
+    archive = as_archive(archive)
     fingerprint = archive.fingerprint
     del fingerprint["positions"]  # which decide no training
     job = config.job(fingerprint)
@@ -182,7 +182,7 @@ def train_arrays(
     with TemporaryDirectory(prefix="shazam-") as folder:
         place = Path(folder) / "features"
         write_archive(place, features, labels=labels, splits=splits, classes=numbers, dtype="float32")
-        archive = open_archive(place)
+        archive = as_archive(place)
         val = archive.split("val")
         with Progress("training", config.epochs, "epochs") as progress:  # without a line per epoch
             run = TrainingRun(
@@ -212,7 +212,7 @@ def _train(
     with stop_on_interrupt(enabled=out is not None) as interrupted:
         run.train(interrupted)
     student = run.best_student()
-    metrics = _metrics(student, archive, device)
+    metrics = _metrics(student, archive, rows["val"], device)
     student.training_record = {
         "job": job,
         "history": run.history,
@@ -263,11 +263,13 @@ def checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDAr
     return rows
 
 
-def _metrics(student: Student, archive: FeatureArchive, device: torch.device) -> dict[str, Metrics]:
-    metrics = {"val": evaluate(student, archive, "val", device=str(device))}
+def _metrics(
+    student: Student, archive: FeatureArchive, val: NDArray[np.int64], device: torch.device
+) -> dict[str, Metrics]:
+    metrics = {"val": measure(student, archive, val, device)}
     test = archive.split("test")
     if len(test) and (archive.labels[test] >= 0).all():
-        metrics["test"] = evaluate(student, archive, "test", device=str(device))
+        metrics["test"] = measure(student, archive, test, device)
     elif len(test):
         logger.warning("%s: the test split has patches without a label, so it was not evaluated", archive.path)
     return metrics

@@ -207,7 +207,7 @@ def test_what_the_system_refuses_is_an_archive_error(tmp_path, monkeypatch):
         def refuse(*_, error=error):
             raise error
 
-        monkeypatch.setattr("shazam_fast.archive.opening.find_features", refuse)
+        monkeypatch.setattr("shazam_fast.layouts.finding.find_features", refuse)
         with pytest.raises(sf.ArchiveError, match=r"secret: no permission|uni: cannot be read: input/output") as caught:
             sf.open(tmp_path / "uni")
         assert caught.value.kind == kind

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...archive.archive import FeatureArchive
-from ...archive.opening import open_archive
+from ...archive.opening import as_archive
 from ...errors import ShazamError
 from ..canvas import shorten
 from .evidence import Evidence
@@ -148,7 +148,7 @@ def image_paths(archive: FeatureArchive, rows: NDArray[np.int64]) -> list[tuple[
 
 def _as_stored(archive: FeatureArchive) -> bool:
     """Whether the rows are those of the archive on disk, in its order."""
-    stored = open_archive(archive.path)
+    stored = as_archive(archive.path)
     if len(stored) != len(archive):
         return False
     found, expected = archive.fingerprint, stored.fingerprint

@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import __version__
 from ...archive.archive import FeatureArchive
-from ...archive.opening import ArchiveLike, open_archive
+from ...archive.opening import ArchiveLike, as_archive
 from ...comparison.result import Comparison
 from ...errors import ShazamError
 from ...runtime.checks import require_count, require_path
@@ -89,7 +89,7 @@ def report(
         raise ShazamError("a student (or its directory), or comparison=, expected; found neither")
     found = None if student is None else _student(student)
     compared = None if comparison is None else read_comparison(comparison)
-    opened = None if archive is None else _open(archive)
+    opened = None if archive is None else as_archive(archive)
     new_page(1, 1, "report")  # matplotlib is there
     require_writable(out.absolute().parent)
     evidence = None
@@ -110,12 +110,6 @@ def _student(given: object) -> Student:
         name = "comparison" if isinstance(given, Comparison) else "archive"
         raise ShazamError(f"student: a Student or the directory of one expected, found {given!r}; give it as {name}=")
     return load_student(given)  # type: ignore[arg-type]
-
-
-def _open(given: ArchiveLike) -> FeatureArchive:
-    if not isinstance(given, str | Path | Mapping | FeatureArchive):
-        raise ShazamError(f"archive: an archive or its path expected, found {type(given).__name__}")
-    return open_archive(given)
 
 
 def _evidence(student: Student, archive: FeatureArchive, split: str, seed: int, device: Any) -> Evidence:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from ...archive.archive import FeatureArchive
-from ...archive.opening import ArchiveLike, open_archive
+from ...archive.opening import ArchiveLike, as_archive
 from ...errors import ArchiveError, MismatchError, ShazamError
 from ...runtime.checks import require_choice, require_count, require_path
 from ...runtime.documents import Count, Json, Record, Text, encode_document, read_document
@@ -97,7 +97,7 @@ def select(
         "seed": require_count("seed", seed, 0, MOST_SEED),
     }
     folder = None if out is None else require_path("out", out)
-    archive = open_archive(archive)
+    archive = as_archive(archive)
     whole = make_bags(archive, "slide", {})
     content = archive.fingerprint
     job = {**options, "features": content["features"], "slides": content["slides"]}

@@ -3,8 +3,7 @@
 import pytest
 
 import shazam_fast as sf
-from shazam_fast.runtime.levels import LEVELS, name_level, split_level
-from shazam_fast.teachers.levels import group_levels
+from shazam_fast.runtime.levels import LEVELS, group_levels, name_level, split_level
 
 
 @pytest.mark.parametrize("teacher", ["uni", "phikon-v2", "my own", "a:b"])
