@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import dispatch as ops
-from ..runtime.levels import LEVELS
-from ..runtime.levels import group_levels
+from ..runtime.levels import LEVELS, group_levels
 from .layers import Norm, fill_uniform
 
 L = len(LEVELS)

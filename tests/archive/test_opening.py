@@ -251,3 +251,10 @@ def test_what_is_no_path_is_an_error(archive, tmp_path, path):
     for call in calls:
         with pytest.raises(sf.ShazamError, match="a path expected"):
             call()
+
+
+@pytest.mark.parametrize("given", [3, None, b"features"])
+def test_neither_an_archive_nor_a_path(given):
+    student = sf.Student(sf.StudentConfig({"uni": 8}, ("normal", "tumour"), dim=8, depth=1))
+    with pytest.raises(sf.ShazamError, match="archive: an archive or its path expected, found"):
+        sf.score(student, given)
