@@ -179,6 +179,22 @@ def config_options(
     return found
 
 
+# Keyword-only parameters, of which only the annotations are used.
+def _sheet(
+    *,
+    images: Annotated[Path, typer.Option(help="Folder of whole-slide images, or one image.")],
+    out: Annotated[Path, typer.Option(help="File for the sheet, .png, .svg or .pdf.")],
+    count: Annotated[int, typer.Option(help="Patches per class.")] = 8,
+    per_slide: Annotated[int, typer.Option(help="Most patches of one slide.")] = 2,
+    patch_size: PatchSize = None,
+    mpp: Mpp = None,
+) -> None:
+    """Options of the commands that write a sheet of patches, under the names of the functions' arguments."""
+
+
+takes_sheet = add_options(list(inspect.signature(_sheet, eval_str=True).parameters.values()), "sheet", dict)
+
+
 def parse_pairs(given: Sequence[str], option: str) -> dict[str, str]:
     """{name: path} of what was given for an option, NAME=PATH each.
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.text import Text
 from ..errors import ShazamError
 from ..runtime.files import write_durably
 from ..runtime.jobs.locks import make_directory, require_writable
+from ..runtime.summaries import counted
+
+if TYPE_CHECKING:
+    from ..reporting.sheet import TopPatch
 
 console = Console()
 
@@ -20,6 +24,12 @@ console = Console()
 def say(line: str, style: str = "") -> None:
     """Print a line; the terminal wraps it, so that paths can be copied."""
     console.print(Text(line, style=style), soft_wrap=True)
+
+
+def say_sheet(shown: "Sequence[TopPatch]", out: Path) -> None:
+    """Say what a sheet of patches shows, and where it is."""
+    slides = {patch.slide for patch in shown}
+    say(f"{counted(len(shown), 'patch')} of {counted(len(slides), 'slide')} in {out}")
 
 
 def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]], title: str = "") -> None:

@@ -1,5 +1,6 @@
 """`shazam-fast score`, `heatmap`, `top-patches` and `export`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,9 @@ from .options import (
     config_options,
     opens_features,
     parse_pairs,
+    takes_sheet,
 )
-from .printing import require_file_place, say
+from .printing import require_file_place, say, say_sheet
 from .words import one_of, optional
 
 ScoresPath = Annotated[Path, typer.Argument(help="Directory that score wrote.", metavar="SCORES", show_default=False)]
@@ -147,21 +149,13 @@ def heatmap(
     say(f"{len(pictures):,} slides drawn: {out}")
 
 
-def top_patches(
-    scores: ScoresPath,
-    images: Annotated[Path, typer.Option(help="Folder of whole-slide images, or one image.")],
-    out: Annotated[Path, typer.Option(help="File for the sheet, .png, .svg or .pdf.")],
-    count: Annotated[int, typer.Option(help="Patches per class.")] = 8,
-    per_slide: Annotated[int, typer.Option(help="Most patches of one slide.")] = 2,
-    patch_size: PatchSize = None,
-    mpp: Mpp = None,
-) -> None:
+@takes_sheet
+def top_patches(scores: ScoresPath, sheet: Mapping[str, Any]) -> None:
     """Show the most probable patches of each class, as one sheet."""
     from ..reporting.top_patches import top_patches as run
 
     require_kind(scores, "scores")
-    shown = run(scores, out, images=images, count=count, per_slide=per_slide, patch_size=patch_size, mpp=mpp)
-    say(f"{len(shown):,} patches of {len({patch.slide for patch in shown}):,} slides in {out}")
+    say_sheet(run(scores, **sheet), sheet["out"])
 
 
 def export(

@@ -90,19 +90,25 @@ def best_patches(
     ]
 
 
-def write_sheet(chosen: Mapping[str, Sequence[TopPatch]], files: Mapping[str, Path], form: str, out: Path) -> None:
-    """Write a sheet with a row per title.
+def write_sheet(
+    found: Mapping[str, Sequence[TopPatch]], count: int, files: Mapping[str, Path], form: str, out: Path
+) -> list[TopPatch]:
+    """Write a sheet with a row per title, of the patches with the largest values.
 
     Args:
-        chosen: {title: its patches}.
+        found: {title: patches to choose from}.
+        count: most patches of a row.
         files: {slide: its whole-slide image}.
         form: how the values are written, such as "{:.0%}".
         out: the file.
+
+    Returns the patches that are shown, row by row, the largest value first.
 
     Raises MismatchError when there is no patch; ImageError for one that cannot be read.
     """
     from ..images.slide_reader import SlideReader
 
+    chosen = {title: sorted(some, key=lambda patch: -patch.value)[:count] for title, some in found.items()}
     most = max(len(patches) for patches in chosen.values())
     if not most:
         raise MismatchError("none of the slides with an image has a patch with a position; nothing can be shown")
@@ -124,6 +130,7 @@ def write_sheet(chosen: Mapping[str, Sequence[TopPatch]], files: Mapping[str, Pa
     out.parent.mkdir(parents=True, exist_ok=True)
     with canvas.missing_glyphs_logged(out):
         canvas.save_figure(page, out)
+    return [patch for patches in chosen.values() for patch in patches]
 
 
 def _draw_patch(page: "Figure", left: float, top: float, image: "Image", *lines: str) -> None:

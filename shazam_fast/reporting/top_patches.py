@@ -52,15 +52,13 @@ def top_patches(
     if not scores.slides:
         raise MismatchError(f"{scores!r}: these scores have no slide names, so no patch can be found in its slide")
     files = find_slides(images, scores.slides)
-    chosen: dict[str, list[TopPatch]] = {name: [] for name in scores.classes}
+    found: dict[str, list[TopPatch]] = {name: [] for name in scores.classes}
     for name in files:
         slide = one_slide(scores, name, patch_size, mpp)
         if slide is not None:
             for code, title in enumerate(scores.classes):
-                chosen[title] += _choose(slide, code, per_slide)
-    rows = {title: sorted(found, key=lambda patch: -patch.value)[:count] for title, found in chosen.items()}
-    write_sheet(rows, files, "{:.1%}", out)
-    return [patch for found in rows.values() for patch in found]
+                found[title] += _choose(slide, code, per_slide)
+    return write_sheet(found, count, files, "{:.1%}", out)
 
 
 def _choose(slide: SlideScores, code: int, per_slide: int) -> list[TopPatch]:

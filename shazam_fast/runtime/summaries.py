@@ -36,6 +36,20 @@ def name_some(names: Iterable[object], most: int = MOST_NAMED) -> str:
     return ", ".join(listed[:most]) + more
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and what is counted; in the plural unless the number is 1.
+
+    Args:
+        n: the number.
+        noun: what is counted, in the singular.
+
+    >>> counted(1, "patch"), counted(12000, "patch"), counted(0, "class")
+    ('1 patch', '12,000 patches', '0 classes')
+    """
+    plural = "" if n == 1 else "es" if noun.endswith(("ch", "s", "x")) else "s"
+    return f"{n:,} {noun}{plural}"
+
+
 def summary_html(
     title: str, facts: Mapping[str, object], head: Sequence[str] = (), rows: Iterable[Sequence[object]] = ()
 ) -> str:

@@ -50,9 +50,7 @@ def calibrate(
     Raises:
         MismatchError: as for `evaluate`, and for slides that the student was trained on; no temperature from 0.05 to 20
             is the best, as on a split without any wrong prediction.
-        ShazamError: the device is not there.
-        ArchiveError: the archive or the student is missing or damaged.
-        NonFiniteError: a NaN or infinite feature; names the teacher and the row.
+        ShazamError, ArchiveError, NonFiniteError: as for `evaluate`.
 
     >>> import numpy as np, tempfile, shazam_fast as sf
     >>> labels, splits = np.arange(160) % 2, np.repeat(["train", "val", "test", "train"], 40)

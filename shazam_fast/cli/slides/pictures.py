@@ -1,13 +1,14 @@
 """`shazam-fast slides heatmap` and `top-patches`: pictures of scored slides."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ...runtime.jobs.foreign import require_kind
-from ..options import Mpp, PatchSize
-from ..printing import say
+from ..options import Mpp, PatchSize, takes_sheet
+from ..printing import say, say_sheet
 from .commands import slides
 
 SlideScoresPath = Annotated[Path, typer.Argument(help="Directory that slides score wrote.", show_default=False)]
@@ -33,18 +34,10 @@ def heatmap(
 
 
 @slides.command()
-def top_patches(
-    scores: SlideScoresPath,
-    images: Annotated[Path, typer.Option(help="Folder of whole-slide images, or one image.")],
-    out: Annotated[Path, typer.Option(help="File for the sheet, .png, .svg or .pdf.")],
-    count: Annotated[int, typer.Option(help="Patches per class.")] = 8,
-    per_slide: Annotated[int, typer.Option(help="Most patches of one slide.")] = 2,
-    patch_size: PatchSize = None,
-    mpp: Mpp = None,
-) -> None:
+@takes_sheet
+def top_patches(scores: SlideScoresPath, sheet: Mapping[str, Any]) -> None:
     """Show the patches with the largest attention of the slides that are predicted as each class."""
     from ...reporting.wholeslides.sheet import top_patches as run
 
     require_kind(scores, "slide scores")
-    shown = run(scores, out, images=images, count=count, per_slide=per_slide, patch_size=patch_size, mpp=mpp)
-    say(f"{len(shown):,} patches of {len({patch.slide for patch in shown}):,} slides in {out}")
+    say_sheet(run(scores, **sheet), sheet["out"])

@@ -56,9 +56,8 @@ def top_patches(
     slides = split_by_slide(scores, patch_size, mpp)
     files = find_slides(images, [slide.name for slide in slides])
     slides = [slide for slide in slides if slide.name in files]
-    chosen = {title: _choose(title, slides, members, count, per_slide) for title, members in _rows(scores).items()}
-    write_sheet(chosen, files, "{:.1f} x", out)
-    return [patch for patches in chosen.values() for patch in patches]
+    found = {title: _choose(title, slides, members, per_slide) for title, members in _rows(scores).items()}
+    return write_sheet(found, count, files, "{:.1f} x", out)
 
 
 def _rows(scores: SlideScores) -> dict[str, NDArray[np.bool_]]:
@@ -81,12 +80,10 @@ def _rows(scores: SlideScores) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def _choose(
-    title: str, slides: list[SlidePatches], members: NDArray[np.bool_], count: int, per_slide: int
-) -> list[TopPatch]:
-    """The patches with the largest attention of the slides that are members."""
+def _choose(title: str, slides: list[SlidePatches], members: NDArray[np.bool_], per_slide: int) -> list[TopPatch]:
+    """The patches with the largest attention of each slide that is a member."""
     found: list[TopPatch] = []
     for slide in slides:
         if members[slide.bag]:
             found += best_patches(title, slide.name, slide.coords, slide.size, slide.attention, per_slide)
-    return sorted(found, key=lambda patch: -patch.value)[:count]
+    return found
