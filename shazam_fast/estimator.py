@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -148,7 +147,7 @@ class ShazamClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         config = self._config(seed)
         splits = self._splits(codes, groups, split_seed, chosen=config.selection == "best")
         training = splits == TRAIN
-        config = replace(config, batch_size=min(config.batch_size, int(training.sum())))
+        config = config.fit_batch(int(training.sum()))
         weights = _class_weights(self.class_weight, self.classes_, y[training])
         blocks = np.split(x, np.cumsum(list(self.teachers_.values()))[:-1], axis=1)
         result = train_arrays(

@@ -12,7 +12,6 @@ from ..archive.opening import choose_of
 from ..errors import MismatchError, ShazamError
 from ..images.table import ImageTable
 from ..scoring.score import score
-from ..training.config import PRESETS, TrainConfig
 from ..training.train import train
 from . import networks, products
 from .fold import Fold
@@ -142,9 +141,8 @@ def _network(bench: Bench, fusion: Callable[[int, int], Any]) -> Fitted:
 def _student(bench: Bench, **options: Any) -> Fitted:
     archive = bench.archive
     options = {**options, **bench.options}
-    largest = len(bench.fold.labels("train"))  # a batch is no larger than the training split
-    usual = PRESETS.get(options.get("preset", ""), {}).get("batch_size", TrainConfig.batch_size)
-    options["batch_size"] = min(options.get("batch_size", usual), largest)
+    if "batch_size" in options:  # of all splits, of which some may have fewer patches for training
+        options["batch_size"] = min(options["batch_size"], len(bench.fold.labels("train")))
     student = train(archive, seed=bench.seed, **options).student
     device = options.get("device")
     return Fitted(

@@ -159,10 +159,15 @@ def sweep(
         require_sweepable(config)
         choose_device(config.device)
     archive = as_archive(archive)
+    n_rows = len(archive.split("train"))
+    configs = [
+        config if "batch_size" in {**overrides, **own} else config.fit_batch(n_rows)
+        for config, own in zip(configs, options, strict=True)
+    ]
     members: dict[int, Member] = {}
     total = sum(config.epochs for config in (configs[indices[0]] for indices in group(configs)))
     statistics = None
-    with Progress("training", total * len(archive.split("train")), "patches") as progress:
+    with Progress("training", total * n_rows, "patches") as progress:
         for indices in group(configs):
             rows = checked_rows(archive, configs[indices[0]])
             if statistics is None:

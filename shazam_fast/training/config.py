@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .objective import Objective
 
 MOST_SEED = (1 << 63) - 1  # what PyTorch's generators take
+MOST_THREADS = 256  # a step has never work for so many; more are a slip of the pen
 
 # What a preset changes. "recommended" was found by benchmarks/search_recipe.py; the others are the paper's two tasks,
 # with its lambda, and the authors' released scripts, first and later versions.
@@ -62,7 +63,8 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training split, at most.
-        batch_size: patches per step.
+        batch_size: patches per step, at most those of the training split; where it is not given, 64, or all of a
+            smaller training split.
         shuffle: "full": every epoch takes the patches in any order; or "blocks": in runs of patches that lie together,
             mixed with those of 127 other runs, as features that do not fit in memory are read fast; see `block_order`.
         lr, weight_decay: learning rate (> 0) and weight decay (>= 0) of AdamW.
@@ -92,9 +94,10 @@ class TrainConfig:
         patience: with selection "best", stop after this many epochs without a better validation score.
         seed: random seed, 0 or more; the same seed on the same device with the same `threads` gives the same bits.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
-        threads: of the CPU's computations; by default as many as a step has work for (one per 67 million
+        threads: of the CPU's computations, at most 256; by default as many as a step has work for (one per 67 million
             multiplications), at most one per core that the process may use. It changes the student's last bits only,
-            is recorded in it, and stays as it was when a training is resumed.
+            is recorded in it, and stays as it was when a training is resumed. More than there are cores are slow, and
+            warned of.
         backend: "auto", "triton" (an error where its kernels do not apply) or "reference" (plain PyTorch).
         precision: of matrix products on a GPU: "ieee" float32, "tf32", or operands in "bf16" or "fp16". Parameters,
             sums, scores, softmax and losses are float32 in all of them.
@@ -147,7 +150,7 @@ class TrainConfig:
             "feature_dropout": require_number("feature_dropout", self.feature_dropout, 0.0, 1.0),
             "standardize": require_switch("standardize", self.standardize),
             "seed": require_count("seed", self.seed, 0, MOST_SEED),
-            "threads": None if self.threads is None else require_count("threads", self.threads),
+            "threads": None if self.threads is None else require_count("threads", self.threads, most=MOST_THREADS),
             "checkpoint_seconds": require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0),
             **check_objective(self.lam, self.delta, self.huber, self.targets, self.teacher_heads),
             **check_shape(self.dim, self.depth, self.block, self.teacher_dropout),
@@ -191,6 +194,10 @@ class TrainConfig:
     def student(self, teachers: Mapping[str, int], classes: Sequence[str]) -> StudentConfig:
         """The student that this configuration trains for teachers {name: dim} and class names."""
         return StudentConfig(teachers, tuple(classes), self.dim, self.depth, self.block, self.teacher_dropout)
+
+    def fit_batch(self, n_rows: int) -> Self:
+        """The same with a batch of at most the `n_rows` patches of a training split."""
+        return replace(self, batch_size=max(1, min(self.batch_size, n_rows)))
 
     def job(self, archive: Mapping[str, str]) -> dict[str, Any]:
         """What makes two trainings the same; `archive` has the fingerprints of what they read."""

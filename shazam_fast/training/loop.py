@@ -81,7 +81,7 @@ class TrainingRun:
             state.student, state.optimizer, objective, feed, state.losses, config.feature_dropout
         )
         self._validate = None if val_rows is None else Validation(archive, val_rows, device, class_weights)
-        self._start = describe_start(describe_splits(archive), device, self.threads)
+        self._start = describe_start(describe_splits(archive), device, self.threads, config.batch_size)
 
     @property
     def threads(self) -> int:

@@ -17,29 +17,27 @@ from ..archive.archive import FeatureArchive
 from ..archive.inspection import describe_splits, slides_by_split
 from ..archive.opening import ArchiveLike, as_archive
 from ..archive.writer import write_archive
-from ..errors import ArchiveError, MismatchError
+from ..errors import MismatchError
 from ..ops import dispatch as ops
 from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, describe_device
-from ..runtime.jobs.foreign import require_place_for, require_same_job
+from ..runtime.jobs.foreign import require_place_for
 from ..runtime.jobs.locks import DirectoryLock, require_writable
 from ..runtime.progress import Progress
-from ..runtime.summaries import Plottable, name_some, summary_html
+from ..runtime.summaries import Plottable, counted, name_some, summary_html
 from ..scoring.evaluate import labelled_rows, measure
 from ..scoring.intervals import bootstrap_groups, metric_intervals
 from ..scoring.metrics import FRACTIONS, Metrics
-from ..student.loading import load
-from ..student.saving.files import CARD, TENSORS
 from ..student.student import Student
 from .config import TrainConfig, resolve_config
 from .loop import TrainingRun, stop_on_interrupt
-from .saving.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers, tidy_after_kill
-from .saving.records import HISTORY, METRICS, OnEpoch, write_records
+from .saving.checkpoint import CHECKPOINT, NO_CHECKPOINT, Checkpoint, remove_leftovers
+from .saving.finished import FILES, is_finished, read_finished
+from .saving.records import OnEpoch, write_records
 
 logger = logging.getLogger("shazam_fast")
 
 CLASSES_NAMED = 5  # in a message
-FILES = (TENSORS, CARD, HISTORY, METRICS)  # that a finished training writes
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,26 +126,29 @@ def train(
     >>> len(result.history), sorted(result.metrics)
     (2, ['test', 'val'])
     """
+    chosen = config is not None or "batch_size" in overrides
     config = resolve_config(config, preset, overrides)
     device = choose_device(config.device)
     ops.require_available(config.backend, config.precision, device)
     folder = None if out is None else require_path("out", out)
-    finished = folder is not None and _is_finished(folder)
+    finished = folder is not None and is_finished(folder)
     if folder is not None and not finished:
         require_place_for(folder, "student")
         require_writable(folder)
     archive = as_archive(archive)
+    if not chosen:
+        config = config.fit_batch(len(archive.split("train")))
     fingerprint = archive.fingerprint
     del fingerprint["positions"]  # which decide no training
     job = config.job(fingerprint)
     if folder is not None and finished:
-        return _finished(folder, job)
+        return TrainResult(*read_finished(folder, job))
     rows = checked_rows(archive, config)
     if folder is None:
         return _train(archive, config, device, rows, None, job, on_epoch)
     with DirectoryLock(folder):
-        if _is_finished(folder):  # by another process, by now
-            return _finished(folder, job)
+        if is_finished(folder):  # by another process, by now
+            return TrainResult(*read_finished(folder, job))
         return _train(archive, config, device, rows, folder, job, on_epoch)
 
 
@@ -254,7 +255,7 @@ def checked_rows(archive: FeatureArchive, config: TrainConfig) -> dict[str, NDAr
     if config.batch_size > len(rows["train"]):
         raise MismatchError(
             f"{archive.path}: batch_size {config.batch_size} is larger than the training split, "
-            f"{len(rows['train'])} patches; give a smaller batch_size (--batch-size)"
+            f"{counted(len(rows['train']), 'patch')}; give a smaller batch_size (--batch-size)"
         )
     try:
         config.student(archive.teachers, archive.classes)
@@ -280,23 +281,3 @@ def _intervals(metrics: Metrics, archive: FeatureArchive, split: str) -> dict[st
     groups = bootstrap_groups(archive, archive.split(split))
     limits = {name: [i.low, i.high] for name, i in metric_intervals(metrics, groups).items()}
     return {"groups": len(np.unique(groups)), **limits}
-
-
-def _is_finished(out: Path) -> bool:
-    try:
-        return (out / CARD).exists()
-    except OSError:  # no permission to look
-        return False
-
-
-def _finished(out: Path, job: dict[str, Any]) -> TrainResult:
-    student = load(out)
-    record = student.training_record
-    require_same_job(out, record.get("job", {}), job)
-    tidy_after_kill(out, FILES)
-    logger.info("%s: already trained, loaded", out)
-    try:
-        metrics = {str(name): Metrics.from_dict(values) for name, values in record["metrics"].items()}
-        return TrainResult(student, list(record["history"]), metrics)
-    except (KeyError, TypeError, AttributeError, MismatchError) as error:
-        raise ArchiveError(f"{out / CARD}: corrupt: its training record is incomplete: {error!r}") from None

@@ -120,7 +120,7 @@ def test_it_says_what_it_does_and_stops_when_told(table, tmp_path, caplog):
     first, *lines = caplog.messages
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     splits = "train 6 patients, 30 images; val 3 patients, 15 images; test 3 patients, 15 images"
-    assert first == f"fine-tuning on cpu, {threads}; {splits}"
+    assert first == f"fine-tuning on cpu, {threads}; {splits}; 10 per batch"
     assert [line.split(": ")[0] for line in lines] == ["epoch 1/4", "epoch 2/4"]
     assert all(f"{name} " in lines[0] for name in ("val loss", "val calibration error", "seconds"))
     result = run(dataclasses.replace(table, groups=patients), out=tmp_path / "run", on_epoch=seen.append)

@@ -144,7 +144,7 @@ def test_a_resumed_training_keeps_its_threads(archive, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
-def test_threads_follow_the_work_of_a_step_and_the_cores(monkeypatch):
+def test_threads_follow_the_work_of_a_step_and_the_cores(monkeypatch, caplog):
     from shazam_fast.training import threads
 
     monkeypatch.setattr(threads, "count_cores", lambda: 64)
@@ -156,6 +156,10 @@ def test_threads_follow_the_work_of_a_step_and_the_cores(monkeypatch):
     assert choose_threads(large, teachers) == work // WORTH
     monkeypatch.setattr(threads, "count_cores", lambda: 4)
     assert choose_threads(large, teachers) == 4
+    assert choose_threads(sf.TrainConfig(threads=4), teachers) == 4
+    assert not caplog.text
+    assert choose_threads(sf.TrainConfig(threads=5), teachers) == 5
+    assert "threads=5 on 4 cores: they wait for one another; leave threads out" in caplog.text
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert choose_threads(large, teachers) == 2, "OMP_NUM_THREADS is obeyed"
 

@@ -91,11 +91,29 @@ def test_a_batch_larger_than_the_archive(archive):
         sf.train(archive, **{**QUICK, "batch_size": 151})
 
 
+def test_a_training_split_smaller_than_a_usual_batch(tmp_path, caplog):
+    """It is one batch; a batch that was asked for is refused, as the user may have meant it."""
+    caplog.set_level("INFO", "shazam_fast")
+    features = {"uni": np.random.default_rng(0).normal(size=(12, 4))}
+    splits = ["train"] * 6 + ["val"] * 6
+    archive = sf.write_archive(tmp_path / "a", features, labels=np.arange(12) % 2, splits=splits)
+    shape = {"epochs": 1, "dim": 4, "depth": 1, "device": "cpu"}
+    assert sf.train(archive, **shape).student.training_record["job"]["batch_size"] == 6
+    assert "; 6 per batch" in caplog.text
+    assert sf.sweep(archive, {"seed": [0]}, **shape).runs[0].config.batch_size == 6
+    for asked in ({"batch_size": 64}, {"config": sf.TrainConfig(**shape)}):
+        with pytest.raises(sf.MismatchError, match="batch_size 64 is larger than the training split, 6 patches"):
+            sf.train(archive, **asked)
+    with pytest.raises(sf.MismatchError, match="batch_size 7 is larger"):
+        sf.sweep(archive, [{"batch_size": 7}], **shape)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"learning_rate": 0.1}, "train.. has no option learning_rate; options are epochs"),
         ({"preset": "camelyon"}, "no preset is called 'camelyon'"),
+        ({"threads": 1000}, "threads: a whole number from 1 to 256 expected, found 1000"),
         ({"huber": "l1"}, "huber: one of norm, elementwise expected, found 'l1'"),
         ({"targets": "raw"}, "targets: one of"),
         ({"block": "moe"}, "block: one of bare, residual, levels expected, found 'moe'"),

@@ -71,9 +71,9 @@ class FinetuningRun:
         """
         n, state = len(self._rows["train"]), self._state
         seen = state.epoch * n + state.step * self._config.batch_size
-        threads = torch.get_num_threads()
+        device, threads, images = state.student.device, torch.get_num_threads(), describe_images(self._images)
         with Progress("fine-tuning", self._config.epochs * n, "images", done=seen) as progress:
-            progress.tell(describe_start(describe_images(self._images), state.student.device, threads, "fine-tuning"))
+            progress.tell(describe_start(images, device, threads, self._config.batch_size, "fine-tuning"))
             while not state.is_finished(self._config.epochs, self._config.patience):
                 self._train_epoch(interrupted, progress)
 

@@ -12,6 +12,7 @@ import torch
 from ...runtime.devices import describe_device
 from ...runtime.files import write_durably
 from ...runtime.progress import Progress
+from ...runtime.summaries import counted
 from ...scoring.metrics import Metrics
 
 HISTORY, METRICS = "history.csv", "metrics.json"
@@ -27,32 +28,34 @@ SHOWN = {  # field of a record -> its name in the line of an epoch, and how its 
 
 
 def describe_start(
-    splits: Mapping[str, Mapping[str, int | None]], device: torch.device, threads: int, work: str = "training"
+    splits: Mapping[str, Mapping[str, int | None]],
+    device: torch.device,
+    threads: int,
+    batch_size: int,
+    work: str = "training",
 ) -> str:
-    """Where a training runs and on what: device, threads, and the patients, slides and patches or images of each split.
+    """Where a training runs and on what: device, threads, the patients, slides and patches or images of each split,
+    and how many of these make a batch.
 
     Args:
         splits: split -> how many of each there are; None where that is not known.
         device: where the network computes.
         threads: of the CPU.
+        batch_size: patches or images per step.
         work: what the training is called.
 
-    >>> describe_start({"train": {"images": 30, "slides": None, "groups": 1}}, torch.device("cpu"), 2, "fine-tuning")
-    'fine-tuning on cpu, 2 threads; train 1 patient, 30 images'
+    >>> splits = {"train": {"images": 30, "slides": None, "groups": 1}}
+    >>> describe_start(splits, torch.device("cpu"), 2, 8, "fine-tuning")
+    'fine-tuning on cpu, 2 threads; train 1 patient, 30 images; 8 per batch'
     """
-    place = f"cpu, {_count(threads, 'thread')}" if device.type == "cpu" else f"{device} ({describe_device(device)})"
+    place = f"cpu, {counted(threads, 'thread')}" if device.type == "cpu" else f"{device} ({describe_device(device)})"
     words = {"groups": "patient", "slides": "slide", "patches": "patch", "images": "image"}
     named = [
-        f"{name} {', '.join(_count(n, word) for what, word in words.items() if (n := found.get(what)) is not None)}"
+        f"{name} {', '.join(counted(n, word) for what, word in words.items() if (n := found.get(what)) is not None)}"
         for name, found in splits.items()
         if name != "none"
     ]
-    return f"{work} on {place}; {'; '.join(named)}"
-
-
-def _count(n: int, word: str) -> str:
-    plural = "" if n == 1 else "es" if word.endswith("ch") else "s"
-    return f"{n:,} {word}{plural}"
+    return f"{work} on {place}; {'; '.join(named)}; {batch_size:,} per batch"
 
 
 def describe_epoch(record: Mapping[str, Any], epochs: int) -> str:
