@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .annotation.splits import GroupedSplit
 from .errors import MismatchError, ShazamError
 from .runtime.checks import require_count, require_number
+from .runtime.summaries import counted
 from .tables.cells import normalise
 from .training.config import TrainConfig
 from .training.train import train_arrays
@@ -241,7 +242,7 @@ def _side_by_side(X: Any, expected: dict[str, int] | None) -> tuple[Any, dict[st
 def _require_columns(teachers: Mapping[str, int], width: int) -> None:
     if sum(teachers.values()) != width:
         raise InputError(
-            f"X: {sum(teachers.values())} columns expected for teacher_dims {dict(teachers)}, found {width}"
+            f"X: {counted(sum(teachers.values()), 'column')} expected for teacher_dims {dict(teachers)}, found {width}"
         )
 
 

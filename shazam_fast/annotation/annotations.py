@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import MismatchError
 from ..formats.pieces import SPLITS, Contents, InMemory
+from ..runtime.summaries import counted
 from ..tables.cells import category_order, normalise, without_decimals
 from ..tables.reader import Table, counts, is_frame, read_table, table_of_frame, table_of_mapping
 from ..tables.slide_names import show
@@ -254,7 +255,7 @@ def _with_checked_splits(contents: Contents, column: NDArray[np.uint8]) -> Conte
     cut = np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
     if cut.size:
         names = show([contents.slides[slide] for slide in cut])
-        logger.warning("%s: %d slides have patches in several splits: %s", contents.path, cut.size, names)
+        logger.warning("%s: patches in several splits of %s: %s", contents.path, counted(cut.size, "slide"), names)
     return _with(contents, "split", column)
 
 

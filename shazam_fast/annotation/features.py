@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError, NonFiniteError
+from ..runtime.summaries import counted
 
 
 def as_features(teacher: str, block: Any) -> NDArray[Any]:
@@ -63,7 +64,7 @@ def check_features(features: Mapping[str, NDArray[Any]], teachers: Mapping[str, 
     first = next(iter(teachers))
     for name, dim in teachers.items():
         if (width := width_of(name, features[name])) != dim:
-            raise MismatchError(f"teacher {name!r}: {dim} columns expected, found {width}")
+            raise MismatchError(f"teacher {name!r}: {counted(dim, 'column')} expected, found {width}")
         if len(features[name]) != len(features[first]):
             raise MismatchError(
                 f"rows of two teachers do not match: {first!r} has {len(features[first])}, "

@@ -16,7 +16,7 @@ from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import Contents, DTypeName, InMemory
 from ..runtime.checks import require_count
 from ..runtime.progress import Progress
-from ..runtime.summaries import name_some, summary_html
+from ..runtime.summaries import counted, name_some, summary_html
 from .fingerprint import compare_checksums, file_status, fingerprint, require_unchanged
 from .rows import Batch, PatchColumns, RowKey, as_rows, choose_rows, require_finite
 
@@ -101,7 +101,8 @@ class FeatureArchive(PatchColumns):
 
     def __repr__(self) -> str:
         teachers = name_some(f"{name}: {dim}" for name, dim in self.teachers.items())
-        return f"FeatureArchive({str(self.path)!r}, {self.n_rows:,} patches, teachers={{{teachers}}}, {self.dtype})"
+        patches = counted(self.n_rows, "patch")
+        return f"FeatureArchive({str(self.path)!r}, {patches}, teachers={{{teachers}}}, {self.dtype})"
 
     def _repr_html_(self) -> str:
         facts: dict[str, object] = {"path": self.path, "patches": f"{self.n_rows:,}", "dtype": self.dtype}

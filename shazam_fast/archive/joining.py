@@ -14,6 +14,7 @@ from ..formats.geometry import NOT_KNOWN, Geometry, merge_geometry
 from ..formats.index.trees import Trees
 from ..formats.pieces import UNKNOWN, Contents, CoordsColumn, InMemory, Source, StoredCoords
 from ..runtime.progress import Progress
+from ..runtime.summaries import counted
 from ..tables.slide_names import choose_slides, match_slides
 from .alignment import FIELDS, NO_COLUMNS, NOTHING, Joined, join_slide
 from .matrices import Loads, Matrix
@@ -70,7 +71,7 @@ def join(
     _report_left_out(path, left_out, n_slides)
     if sum(found.n_rows for found in joined.values()) == 0:
         why = f": {next(iter(left_out.values()))}" if left_out else ""
-        raise MismatchError(f"{path}: no patches: {len(keys)} slides are empty or left out{why}")
+        raise MismatchError(f"{path}: no patches: empty or left out: {counted(len(keys), 'slide')}{why}")
     return _assemble(path, matrices, joined, classes, left_out)
 
 

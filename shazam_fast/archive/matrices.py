@@ -14,6 +14,7 @@ from ..errors import ArchiveError, MismatchError
 from ..formats.pieces import ITEM_BYTES, DTypeName, Extents, Piece, Source
 from ..layouts.unmapped import Matrix as Rows
 from ..layouts.unmapped import Unmapped
+from ..runtime.summaries import counted
 
 Loads = MutableMapping[tuple[str, str], Callable[[], Rows]]  # (teacher, file) -> opener of unmappable file
 
@@ -43,7 +44,7 @@ class Matrix:
         first, like = self._like
         if piece.columns != like.columns or (piece.encoder and like.encoder and piece.encoder != like.encoder):
             raise MismatchError(
-                f"teacher {self.teacher!r}: {first} holds {like.columns} columns{_of(like)}, {file} "
+                f"teacher {self.teacher!r}: {first} holds {counted(like.columns, 'column')}{_of(like)}, {file} "
                 f"{piece.columns}{_of(piece)}; a teacher's slides must come from one encoder"
             )
         if piece.dtype != like.dtype and self.loads is None:

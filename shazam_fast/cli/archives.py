@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.jobs.foreign import require_place_for
+from ..runtime.summaries import counted
 from .options import Dtype, Features, opens_features
 from .printing import print_table, say
 
@@ -25,9 +26,9 @@ def convert(
 
     require_place_for(out, "archive")
     report = run(features.source, out, dtype=dtype, **features.given)
-    say(f"{report.n_rows:,} patches, {report.bytes / 1e9:.2f} GB in {out}")
+    say(f"{counted(report.n_rows, 'patch')}, {report.bytes / 1e9:.2f} GB in {out}")
     if report.overflowed:
-        say(f"{report.overflowed:,} values are too large for float16; --dtype float32 keeps them")
+        say(f"{counted(report.overflowed, 'value')} too large for float16; --dtype float32 keeps them")
     print_table(
         ["teacher", "largest", "rms"],
         [(name, f"{largest:.1e}", f"{report.rms_error[name]:.1e}") for name, largest in report.max_error.items()],
@@ -40,8 +41,9 @@ def verify(features: Features) -> None:
     """Check the checksums, and that all features are finite."""
     archive = features.open()
     archive.verify()
-    checked = "match their checksums" if _is_native(features) else "are complete (they have no checksums)"
-    say(f"{archive.path}: {archive.n_rows:,} patches, all finite; {len(archive.files):,} files {checked}")
+    checked = "checksums match" if _is_native(features) else "complete, without checksums"
+    patches, files = counted(archive.n_rows, "patch"), counted(len(archive.files), "file")
+    say(f"{archive.path}: {patches}, all finite; {checked}: {files}")
 
 
 @opens_features()
@@ -53,9 +55,9 @@ def inspect(features: Features) -> None:
     archive = features.open()
     kind = "native archive of" if _is_native(features) else "opened in place from"
     say(
-        f"{archive.path}: {archive.n_rows:,} patches, {archive.dtype}, "
+        f"{archive.path}: {counted(archive.n_rows, 'patch')}, {archive.dtype}, "
         f"{archive.n_rows * archive.row_bytes / 1e9:.2f} GB, {len(archive.slides):,} slides, "
-        f"{len(archive.groups):,} groups, {kind} {len(archive.files):,} files"
+        f"{counted(len(archive.groups), 'group')}, {kind} {counted(len(archive.files), 'file')}"
     )
     _print_teachers(archive)
     _print_geometry(archive)
@@ -85,7 +87,7 @@ def _print_teachers(archive: "FeatureArchive") -> None:
             for name, sample in samples.items()
         ],
         "teachers; norms of "
-        + ("all patches" if n_rows == archive.n_rows else f"a random sample of {n_rows:,} patches"),
+        + ("all patches" if n_rows == archive.n_rows else f"a random sample of {counted(n_rows, 'patch')}"),
     )
 
 

@@ -9,6 +9,7 @@ from rich.table import Column
 from rich.text import Text
 
 from ..runtime.jobs.foreign import require_place_for
+from ..runtime.summaries import counted
 from .options import Device, Features, add_options, config_options, opens_features
 from .printing import print_table, say
 from .words import optional
@@ -92,10 +93,8 @@ def _print_methods(found: "Comparison") -> None:
         Column(Text("balanced accuracy"), no_wrap=True), "weighted F1", "AUROC", "fit (s)",
     ]  # fmt: skip
     headings += ["encoders (GFLOPs per patch)", "teachers"] if found.study else []
-    title = (
-        f"{found.repeats} splits of {found.n_rows:,} patches, tested on {found.n_groups:,} groups (patients or "
-        "slides); 95% intervals"
-    )
+    splits, patches = counted(found.repeats, "split"), counted(found.n_rows, "patch")
+    title = f"{splits} of {patches}, tested on {counted(found.n_groups, 'group')} (patients or slides); 95% intervals"
     print_table(headings, rows, title)
 
 

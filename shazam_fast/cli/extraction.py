@@ -10,6 +10,7 @@ import typer
 from rich.table import Column
 
 from ..runtime.jobs.foreign import require_place_for
+from ..runtime.summaries import counted
 from .options import Dataset, DatasetSplit, Device, Dtype, add_options, config_options, parse_pairs
 from .printing import print_table, say
 from .words import complete_teacher, one_of, optional, teacher_name
@@ -75,7 +76,7 @@ def extract(
     for item in report.left_out:
         say(f"left out: {item['reason']}")
     blocks = ", ".join(f"{name} {dim:,}" for name, dim in report.teachers.items())
-    say(f"{report.n_rows:,} images in {report.path}: {blocks}")
+    say(f"{counted(report.n_rows, 'image')} in {report.path}: {blocks}")
 
 
 def teachers(
@@ -132,7 +133,7 @@ def _print_teacher(spec: "TeacherSpec") -> None:
         "name": spec.name,
         "weights": f"{spec.hub or 'none given'}{' (gated: accept the licence there first)' if spec.gated else ''}",
         "licence": f"{spec.licence}{terms}",
-        "feature": f"{spec.dim:,} columns, pooling {spec.pooling}",
+        "feature": f"{counted(spec.dim, 'column')}, pooling {spec.pooling}",
         "input": f"{_input(spec)} pixels",
         "mean": ", ".join(f"{value:.4g}" for value in spec.transform.mean),
         "std": ", ".join(f"{value:.4g}" for value in spec.transform.std),

@@ -7,6 +7,7 @@ import typer
 
 from ..comparison.finetuning.config import FinetuneConfig
 from ..runtime.jobs.foreign import require_place_for
+from ..runtime.summaries import counted
 from .options import Dataset, DatasetSplit, add_options, config_options
 from .printing import say
 from .training import print_metrics
@@ -60,5 +61,6 @@ def finetune(
     images = source if dataset is None else load_dataset(dataset, source, split)
     result = run(images, teacher, FinetuneConfig(**options), out=out, weights=weights, transform=transform)
     best = max(result.history, key=lambda record: record["val_score"])
-    say(f"fine-tuned {teacher} in {out}: the best of {len(result.history)} epochs is number {best['epoch'] + 1}")
+    epochs = counted(len(result.history), "epoch")
+    say(f"fine-tuned {teacher} in {out}: the best of {epochs} is number {best['epoch'] + 1}")
     print_metrics(result.metrics)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..runtime.jobs.foreign import require_kind, require_place_for
+from ..runtime.summaries import counted
 from .options import (
     Device,
     Features,
@@ -87,7 +88,7 @@ def score(
         make_directory(csv.absolute().parent)
         scores.to_csv(csv)
     rounded = f", rounded by {scores.rounding_error:.1g} at most" if scores.dtype == "float16" else ""
-    say(f"{len(scores):,} patches scored, {scores.row_bytes:.0f} bytes per patch{rounded}: {out}")
+    say(f"{counted(len(scores), 'patch')} scored, {scores.row_bytes:.0f} bytes per patch{rounded}: {out}")
     if scores.missing_teachers:
         say(f"without {', '.join(scores.missing_teachers)}", "yellow")
 
@@ -146,7 +147,7 @@ def heatmap(
         patch_size=patch_size,
         mpp=mpp,
     )
-    say(f"{len(pictures):,} slides drawn: {out}")
+    say(f"{counted(len(pictures), 'slide')} drawn: {out}")
 
 
 @takes_sheet

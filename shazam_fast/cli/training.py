@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runtime.jobs.foreign import refuse_occupied, require_kind, require_place_for
+from ..runtime.summaries import counted
 from ..student.config import BLOCKS
 from ..training.choices import HUBERS, SCHEDULES, SELECTIONS, SHUFFLES, TARGETS
 from ..training.config import PRESETS, TrainConfig
@@ -122,7 +123,7 @@ def train(
     kept = result.history[-1]
     if result.student.training_record["job"]["selection"] == "best":
         kept = max(result.history, key=lambda record: record["val_score"])
-    say(f"student in {out}: of {len(result.history)} epochs, number {kept['epoch'] + 1} is kept")
+    say(f"student in {out}: of {counted(len(result.history), 'epoch')}, number {kept['epoch'] + 1} is kept")
     print_metrics(result.metrics)
 
 

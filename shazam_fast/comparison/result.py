@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError, ShazamError
-from ..runtime.summaries import Plottable, summary_html
+from ..runtime.summaries import Plottable, counted, summary_html
 from ..scoring.intervals import Interval, Tally, bootstrap_metrics, interval, simultaneous_intervals
 from ..scoring.metrics import FRACTIONS, Metrics, compute_metrics
 from ..teachers.licences import known_as
@@ -208,8 +208,9 @@ class Comparison(Plottable):
 
     def __repr__(self) -> str:
         what = f"study {self.study!r}" if self.study else "methods"
-        words = f"Comparison({what}: {len(self.balanced_accuracy)} on {self.repeats} splits of {self.n_rows:,} patches"
-        return f"{words}, tested on {self.n_groups:,} groups. {self.conclusion()})"
+        splits, patches = counted(self.repeats, "split"), counted(self.n_rows, "patch")
+        words = f"Comparison({what}: {len(self.balanced_accuracy)} on {splits} of {patches}"
+        return f"{words}, tested on {counted(self.n_groups, 'group')}. {self.conclusion()})"
 
     def _repr_html_(self) -> str:
         """A table for notebooks, best first."""

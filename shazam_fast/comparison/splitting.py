@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ..annotation.splits import GroupedSplit, require_whole_groups
 from ..archive.archive import FeatureArchive
 from ..errors import MismatchError
+from ..runtime.summaries import counted
 from .fold import PARTS
 
 logger = logging.getLogger("shazam_fast")
@@ -112,7 +113,7 @@ def _no_class(archive: FeatureArchive, absent: int, repeat: int, own: bool) -> s
     units = len(np.unique(join_units(archive.group_index, archive.slide_index)[rows]))
     which = "the archive's own split" if own else f"random split {repeat}"
     return (
-        f"{archive.path}: no training patch has class {archive.classes[absent]!r} in {which}; it has {int(rows.sum())} "
-        f"patches in {units} groups (patients, slides or single patches): leave the class out with classes=, or give "
-        "splits with it in 'train' (own_splits, --own-splits)"
+        f"{archive.path}: no training patch has class {archive.classes[absent]!r} in {which}; it has "
+        f"{counted(int(rows.sum()), 'patch')} in {counted(units, 'group')} (patients, slides or single patches): leave "
+        "the class out with classes=, or give splits with it in 'train' (own_splits, --own-splits)"
     )

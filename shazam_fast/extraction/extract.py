@@ -15,6 +15,7 @@ from ..runtime.checks import require_path
 from ..runtime.devices import choose_device, count_cores
 from ..runtime.jobs.locks import require_writable
 from ..runtime.jobs.ray_jobs import require_cluster
+from ..runtime.summaries import counted
 from ..tables.reader import TABLE_SUFFIXES
 from ..teachers.registry import get_teacher
 from ..teachers.spec import TeacherSpec
@@ -119,7 +120,7 @@ def _require_wanted(plan: Plan, report: ExtractionReport) -> ExtractionReport:
     """The report; raises ImageError when an earlier call has left out images and unreadable is "stop"."""
     if plan.unreadable == "stop" and report.left_out:
         raise ImageError(
-            f"{plan.out}: {len(report.left_out)} images are left out by an earlier call with unreadable='exclude' "
+            f"{plan.out}: an earlier call with unreadable='exclude' left out {counted(len(report.left_out), 'image')} "
             f"(the first: {report.left_out[0]['reason']}); give unreadable='exclude' to take the archive as it is, or "
             "mend the images, delete the directory and extract again"
         )

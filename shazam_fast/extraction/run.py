@@ -19,6 +19,7 @@ from ..formats.native import Manifest
 from ..runtime.documents import Record
 from ..runtime.jobs.locks import make_directory
 from ..runtime.progress import Progress
+from ..runtime.summaries import counted
 from .pipeline import ExtractedBatch, Extractor
 from .plan import PartSource, Plan, describe_job
 from .sharing import Sharing
@@ -197,7 +198,7 @@ def _publish(store: ImageParts) -> None:
     left_out = [item for part in notes for item in part.left_out]
     paths = [path for part in notes for path in part.paths]
     if not paths:
-        raise ShazamError(f"{store.path}: none of the {len(left_out)} images could be read: {left_out[0]}")
+        raise ShazamError(f"{store.path}: none of {counted(len(left_out), 'image')} could be read: {left_out[0]}")
     sources = [part.source for part in notes]
     store.publish_archive({"images": IMAGES, "left_out": left_out, "sources": sources}, {IMAGES: _paths_table(paths)})
 

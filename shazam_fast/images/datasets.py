@@ -21,6 +21,7 @@ from ..annotation.splits import GroupedSplit
 from ..errors import ImageError, MismatchError, ShazamError
 from ..formats.pieces import SPLITS
 from ..runtime.checks import require_path
+from ..runtime.summaries import counted
 from ..tables.reader import read_table
 from .table import ImageTable, require_groups
 
@@ -94,7 +95,7 @@ def huncrc(path: str | Path, split: str = "by_slide", val: float = 0.15, seed: i
     rows = _Rows([], [], [], [], [])
     left_out = sum(_read_huncrc(root, folder, rows) for folder in folders)
     if left_out:
-        logger.info("HunCRC: %d rows without exactly one label are left out", left_out)
+        logger.info("HunCRC: left out %s without exactly one label", counted(left_out, "row"))
     return _table("HunCRC", rows, HUNCRC_CLASSES, (76_753, 22_655), split, GroupedSplit(val, 0.0, seed), 42)
 
 

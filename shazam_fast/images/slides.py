@@ -20,6 +20,7 @@ from ..errors import ArchiveError, ImageError, MismatchError
 from ..formats.geometry import UNITS, Geometry
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS
+from ..runtime.summaries import counted
 from ..tables.slide_names import IMAGE_SUFFIXES, match_slides, name_slides
 from .slide_reader import choose_level, open_slide, reader_name, resolution
 from .table import ImageTable, some_of
@@ -66,7 +67,7 @@ def slide_patches(slides: str | Path, coords: str | Path) -> ImageTable:
     """
     found = [_read_patches(*pair) for pair in _pair(Path(slides), Path(coords))]
     if empty := [one.name for one in found if not len(one.corners)]:
-        logger.warning("%s: %d slides have no patch and are left out: %s", coords, len(empty), some_of(empty))
+        logger.warning("%s: left out %s without a patch: %s", coords, counted(len(empty), "slide"), some_of(empty))
     found = [one for one in found if len(one.corners)]
     if not found:
         raise ImageError(f"{coords}: no images: the coords hold no patch")
@@ -110,7 +111,8 @@ def _pair_folders(slides: Path, known: list[Path], coords: Path, files: list[Pat
     if repeated := [file.name for file, index in found.items() if indices.count(index) > 1]:
         raise MismatchError(f"{coords}: several coords files are of one slide: {some_of(repeated)}; keep one of them")
     if left_out := [path.name for index, path in enumerate(known) if index not in indices]:
-        logger.warning("%s: %d slides have no coords and are left out: %s", slides, len(left_out), some_of(left_out))
+        count = counted(len(left_out), "slide")
+        logger.warning("%s: left out %s without coords: %s", slides, count, some_of(left_out))
     return [(names[index], known[index], file) for file, index in found.items()]
 
 

@@ -15,6 +15,7 @@ from ..annotation.assigning import read_positions
 from ..annotation.columns import split_of
 from ..errors import ImageError, MismatchError
 from ..runtime.checks import require_path
+from ..runtime.summaries import counted
 from ..tables.cells import clean_text
 from ..tables.reader import TABLE_SUFFIXES, Table, read_table
 from ..tables.slide_names import PICTURE_SUFFIXES, TIFF_SUFFIXES
@@ -156,7 +157,7 @@ def _images_below(folder: Path) -> list[Path]:
     if not found:
         raise ImageError(f"{folder}: no image found ({', '.join(sorted(SUFFIXES))}); remove the folder or add images")
     if others:
-        logger.info("%s: %d files are no images by their suffix and are passed over", folder, others)
+        logger.info("%s: passed over %s that by the suffix cannot be an image", folder, counted(others, "file"))
     return sorted(found)
 
 

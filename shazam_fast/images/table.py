@@ -14,6 +14,7 @@ from ..annotation.splits import count_members, require_whole_groups
 from ..errors import ImageError, MismatchError
 from ..formats.geometry import Geometry
 from ..formats.pieces import SPLITS
+from ..runtime.summaries import counted
 
 NAMED = 5  # files that a message names before it says how many more there are
 
@@ -94,7 +95,7 @@ class ImageTable:
         corners = [()] * len(self) if self.sides is None or self.coords is None else map(tuple, self.coords.tolist())
         counts = Counter(zip(places, corners, strict=True))
         if repeated := sorted(place for (place, _), n in counts.items() if n > 1):
-            raise ImageError(f"{len(repeated)} images are listed more than once: {some_of(repeated)}")
+            raise ImageError(f"listed more than once: {counted(len(repeated), 'image')}: {some_of(repeated)}")
 
 
 def make_table(

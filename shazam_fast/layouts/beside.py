@@ -17,6 +17,7 @@ from ..formats.geometry import Geometry
 from ..formats.pieces import ITEM_BYTES, Piece, Source
 from ..formats.tensors import INTEGERS, read_values
 from ..runtime.files import open_regular
+from ..runtime.summaries import counted
 from ..tables.slide_names import name_slides
 from .discovery import File, kind_of
 from .unmapped import read_npz
@@ -94,7 +95,9 @@ def _complete_clam(file: Path, copy: Path | None, coords: Path | None, piece: Pi
         return piece
     n_rows, geometry = hdf5.read_coords_file(coords)
     if n_rows != piece.n_rows:
-        raise ArchiveError(f"{file}: {piece.n_rows} rows, but {coords} has {n_rows}: extract the slide again")
+        raise ArchiveError(
+            f"{file}: {counted(piece.n_rows, 'row')}, but {coords} has {n_rows}: extract the slide again"
+        )
     return replace(piece, geometry=piece.geometry if piece.geometry.unit else geometry)
 
 
@@ -116,7 +119,8 @@ def _require_same_rows(file: Path, copy: Path, piece: Piece) -> None:
         n_rows = size // row_bytes
     if n_rows != piece.n_rows:
         raise ArchiveError(
-            f"{file}: {piece.n_rows} rows, but {copy} has {n_rows} for the same slide: extract the slide again"
+            f"{file}: {counted(piece.n_rows, 'row')}, but {copy} has {n_rows} for the same slide: extract the slide "
+            "again"
         )
 
 
@@ -201,7 +205,9 @@ def _read_tiles(file: Path, tiles: Path, n_rows: int) -> NDArray[np.generic]:
     arrays = read_npz(tiles, ("x", "y"))
     x, y = arrays["x"], arrays["y"]
     if x.shape != (n_rows,) or y.shape != (n_rows,) or x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":
-        raise ArchiveError(f"{tiles}: x and y for {n_rows} rows of {file} expected, found {x.shape} and {y.shape}")
+        raise ArchiveError(
+            f"{tiles}: x and y for {counted(n_rows, 'row')} of {file} expected, found {x.shape} and {y.shape}"
+        )
     return np.stack([x, y], axis=1)
 
 

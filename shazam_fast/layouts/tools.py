@@ -21,6 +21,7 @@ from ..errors import ArchiveError, MismatchError, NotInPlaceError, ShazamError
 from ..formats.geometry import NOT_KNOWN, Geometry
 from ..formats.hdf5 import opened
 from ..formats.pieces import SPLITS, Piece, Source
+from ..runtime.summaries import counted
 from ..tables.reader import read_table
 from ..tables.slide_names import name_slides
 from .discovery import Listing
@@ -152,7 +153,9 @@ def _read_thunder(file: Path, split: str) -> Unmapped:
             values = stored[:].reshape(stored.n_rows, -1)
             labels = values.astype(np.int64)[:, 0]
         if stored.n_rows != features.n_rows:
-            raise ArchiveError(f"{beside}: {stored.n_rows} labels for {features.n_rows} patches in {file.name}")
+            raise ArchiveError(
+                f"{beside}: {counted(stored.n_rows, 'label')} for {counted(features.n_rows, 'patch')} in {file.name}"
+            )
         if values.shape[1] != 1 or (values[:, 0] != labels).any():
             raise ArchiveError(f"{beside}: one whole number per patch expected, found {values.dtype} {values.shape}")
     shape = (features.n_rows, *first.shape[1:])
@@ -199,7 +202,9 @@ def _read_plain(store: Path) -> Unmapped:
         array = _open_whole(features)
         coords = _open_whole(store / "coordinates")[:] if (store / "coordinates").is_dir() else None
         if coords is not None and (coords.ndim != 2 or len(coords) != array.shape[0] or coords.shape[1] < 2):
-            raise ArchiveError(f"{store}: coordinates of shape {coords.shape} for {array.shape[0]} rows of features")
+            raise ArchiveError(
+                f"{store}: coordinates of shape {coords.shape} for {counted(array.shape[0], 'row')} of features"
+            )
         coords = None if coords is None else coords[:, :2]
     return describe(features, (array.shape, array.dtype), partial(_open_zarr, features), coords)
 
@@ -244,7 +249,7 @@ def _tile_positions(shapes: Path, table: Path, n_rows: int) -> tuple[NDArray[np.
     ids = table / "obs" / "tile_id"
     wanted = _open_zarr(ids)[:] if ids.exists() else np.arange(n_rows)
     if len(tile) == 0 or (not ids.exists() and len(tile) != n_rows):
-        raise ArchiveError(f"{shapes}: {len(tile)} tiles for {n_rows} rows of {table}")
+        raise ArchiveError(f"{shapes}: {len(tile)} tiles for {counted(n_rows, 'row')} of {table}")
     order = np.argsort(tile, kind="stable")
     found = order[np.searchsorted(tile[order], wanted).clip(max=len(tile) - 1)]
     if not np.array_equal(tile[found], wanted):

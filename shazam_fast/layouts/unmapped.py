@@ -23,6 +23,7 @@ from ..formats.hdf5 import FEATURE_DATASETS, has_member, matrix_shape, opened, r
 from ..formats.pieces import ITEM_BYTES, DTypeName, Piece
 from ..formats.torch_zip import FEATURES, LABELS
 from ..runtime.files import open_regular
+from ..runtime.summaries import counted
 from .discovery import kind_of
 
 POSITION = re.compile(r"\(\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*\)")  # FuseCPath's key of a patch
@@ -90,13 +91,15 @@ def whole(file: Path, read: Callable[[Path], Arrays], geometry: Geometry = NOT_K
     rows = len(features) if features.ndim else 0
     if coords is not None:
         if coords.ndim != 2 or len(coords) != rows or coords.shape[1] < 2 or coords.dtype.kind not in "iuf":
-            raise ArchiveError(f"{file}: coords are {coords.dtype} {list(coords.shape)} for {rows} rows of features")
+            raise ArchiveError(
+                f"{file}: coords are {coords.dtype} {list(coords.shape)} for {counted(rows, 'row')} of features"
+            )
         coords = coords[:, :2]
     if labels is not None and (labels.dtype.kind not in "iub" or labels.size == 1 != rows):
         labels = None  # targets of a regression, or the label of the whole slide
     elif labels is not None:
         if labels.shape != (rows,):
-            raise ArchiveError(f"{file}: labels of shape {list(labels.shape)} for {rows} rows of features")
+            raise ArchiveError(f"{file}: labels of shape {list(labels.shape)} for {counted(rows, 'row')} of features")
         labels = labels.astype(np.int64)
     shape = (features.shape, features.dtype)
     return describe(file, shape, partial(_load, read, file), coords, labels, geometry)

@@ -16,6 +16,7 @@ from ..runtime.checks import require_choice, require_number, require_path
 from ..runtime.jobs.foreign import refuse_occupied
 from ..runtime.jobs.locks import require_writable
 from ..runtime.progress import Progress
+from ..runtime.summaries import counted
 from ..scoring.scores import Scores, open_scores
 from .canvas import KINDS, missing_glyphs_logged, new_page, save_figure
 from .palette import CLASS_COLOURS, hex_colours
@@ -186,7 +187,8 @@ def _write(slide: SlideScores, target: Target, stem: str) -> Path:
     except OSError as error:
         raise ShazamError(f"{out}: slide {slide.name!r} could not be written: {error}") from error
     if slide.without_position:
-        logger.warning("slide %r: %d patches without position are left out", slide.name, slide.without_position)
+        patches = counted(slide.without_position, "patch")
+        logger.warning("slide %r: left out %s without position", slide.name, patches)
     if slide.n_repeated:
         logger.warning(
             "slide %r: %d of %d patches lie at the position of another one, the first at (%g, %g), and are drawn over "

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError
+from ..runtime.summaries import counted
 from . import canvas
 from .painting import leading, paint
 from .palette import DIVERGING, EMPTY, INK, MUTED, RAMP, TEACHER_COLOURS, hex_colours, pick_colours, rgb
@@ -138,7 +139,7 @@ def _draw_panel(panel: str, axes: "Axes", foot: "Axes", shown: _Map) -> None:
 
 
 def _draw_head(page: "Figure", slide: SlideScores) -> None:
-    patches = "1 patch" if len(slide.coords) == 1 else f"{len(slide.coords):,} patches"
+    patches = counted(len(slide.coords), "patch")
     about = f"{patches} of {slide.size:,.0f} x {slide.size:,.0f} level-0 pixels"
     about += "" if slide.mpp else "; micrometres per pixel not known"
     if slide.without_position:

@@ -43,10 +43,10 @@ def counted(n: int, noun: str) -> str:
         n: the number.
         noun: what is counted, in the singular.
 
-    >>> counted(1, "patch"), counted(12000, "patch"), counted(0, "class")
-    ('1 patch', '12,000 patches', '0 classes')
+    >>> counted(1, "patch"), counted(12000, "patch"), counted(0, "class"), counted(2, "epoch")
+    ('1 patch', '12,000 patches', '0 classes', '2 epochs')
     """
-    plural = "" if n == 1 else "es" if noun.endswith(("ch", "s", "x")) else "s"
+    plural = "" if n == 1 else "es" if noun.endswith(("tch", "s", "x")) else "s"
     return f"{n:,} {noun}{plural}"
 
 

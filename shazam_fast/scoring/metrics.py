@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MismatchError, NonFiniteError
-from ..runtime.summaries import Plottable, summary_html
+from ..runtime.summaries import Plottable, counted, summary_html
 
 CALIBRATION_BINS = 15  # of equal width, for the expected calibration error
 FRACTIONS = ("balanced_accuracy", "weighted_f1", "accuracy", "auroc", "calibration_error")
@@ -92,7 +92,7 @@ class Metrics(Plottable):
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name}={getattr(self, name):.3f}" for name in FRACTIONS)
-        return f"Metrics({self.n_rows:,} rows, {len(self.classes)} classes: {numbers})"
+        return f"Metrics({counted(self.n_rows, 'row')}, {counted(len(self.classes), 'class')}: {numbers})"
 
     def _repr_html_(self) -> str:
         facts = {name.replace("_", " "): f"{getattr(self, name):.3f}" for name in FRACTIONS}

@@ -12,7 +12,7 @@ from ..errors import ArchiveError, MismatchError
 from ..formats.geometry import Geometry
 from ..runtime.checks import require_path
 from ..runtime.jobs.part_directory import Part
-from ..runtime.summaries import name_some, summary_html
+from ..runtime.summaries import counted, name_some, summary_html
 from .manifest import ScoresManifest, read_manifest
 from .slide_table import slide_table
 from .tables import PartReader, require_pandas, write_csv
@@ -74,7 +74,7 @@ class Scores:
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else repr(str(self.path))
         names = f"classes: {name_some(self.classes)}; teachers: {name_some(self.teachers)}"
-        return f"Scores({place}, {self._rows:,} patches; {names})"
+        return f"Scores({place}, {counted(self._rows, 'patch')}; {names})"
 
     def _repr_html_(self) -> str:
         facts = {

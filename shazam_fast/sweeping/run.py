@@ -13,6 +13,7 @@ from torch import Tensor
 from ..archive.archive import FeatureArchive
 from ..errors import NonFiniteError
 from ..runtime.progress import Progress
+from ..runtime.summaries import counted
 from ..scoring.inference import require_finite_results
 from ..scoring.metrics import Metrics, compute_metrics, confusion_matrix, selection_metrics, selection_score
 from ..student.student import Student
@@ -106,7 +107,7 @@ class GroupRun:
             stacks = [(part, self._stack(part)) for part in parts]
             while stacks:
                 left = sum(len(part) for part, _ in stacks)
-                note = f"epoch {self._epoch + 1}/{self._shared.epochs}, {left} students"
+                note = f"epoch {self._epoch + 1}/{self._shared.epochs}, {counted(left, 'student')}"
                 losses = self._train_epoch(lanes, [stack for _, stack in stacks], progress, note)
                 self._validate(lanes, stacks, losses)
                 self._epoch += 1

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike
 from ..errors import MismatchError
+from ..runtime.summaries import counted
 from ..scoring.evaluate import open_labelled, slides_of
 from ..scoring.inference import ArchiveForm, infer, match_teachers, require_finite_results
 from ..scoring.metrics import compute_metrics
@@ -63,8 +64,8 @@ def calibrate(
     place, student, archive, rows = open_labelled(student, archive, split, device)
     if trained := seen_slides(student.training_record, slides_of(archive, rows), ["train"]):
         raise MismatchError(
-            f"{archive.path}: split {split!r} has {len(trained):,} slides that the student was trained on; the first "
-            f"is {trained[0]!r}. On these it is surer than on others: calibrate on the training's 'val'"
+            f"{archive.path}: split {split!r} has {counted(len(trained), 'slide')} that the student was trained on; "
+            f"the first is {trained[0]!r}. On these it is surer than on others: calibrate on the training's 'val'"
         )
     calibrated = copy.deepcopy(student).cpu().eval()
     members = calibrated.students if isinstance(calibrated, Ensemble) else [calibrated]
@@ -75,7 +76,7 @@ def calibrate(
     if wrong == 0 or not LEAST * 1.01 < temperature < MOST / 1.01:
         raise MismatchError(
             f"{archive.path}: no temperature from {LEAST} to {MOST:.0f} calibrates the student on split {split!r} "
-            f"({len(rows):,} patches, {wrong:,} predicted wrong); use a split with more patches"
+            f"({counted(len(rows), 'patch')}, {wrong:,} predicted wrong); use a split with more patches"
         )
     for member in members:
         _cool(member, temperature)

@@ -68,7 +68,7 @@ class TrainResult(Plottable):
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} balanced accuracy {m.balanced_accuracy:.3f}" for name, m in self.metrics.items())
-        return f"TrainResult({len(self.history)} epochs; {scores or 'no metrics'}; {self.student!r})"
+        return f"TrainResult({counted(len(self.history), 'epoch')}; {scores or 'no metrics'}; {self.student!r})"
 
     def _repr_html_(self) -> str:
         facts = {"epochs": len(self.history), "student": repr(self.student)}

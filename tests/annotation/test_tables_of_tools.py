@@ -280,7 +280,7 @@ def test_what_leaves_its_meaning_open_is_an_error(job, write):
 
 def test_a_split_that_cuts_slides_is_said(job, caplog):
     sf.open(job, splits=["train", "val"] * 8)
-    assert "8 slides have patches in several splits: 'TCGA-00'" in caplog.text
+    assert "patches in several splits of 8 slides: 'TCGA-00'" in caplog.text
 
 
 def test_patches_of_unknown_position_stay_unknown(tmp_path, write):

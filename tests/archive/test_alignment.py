@@ -141,7 +141,7 @@ def test_empty_slides_are_slides_without_rows(files):
     assert archive.n_rows == 5
     for source in (files.sources[1], files.sources[3]):
         assert source.slide == "empty"
-    with pytest.raises(sf.MismatchError, match="no patches: 1 slides are empty"):
+    with pytest.raises(sf.MismatchError, match="no patches: empty or left out: 1 slide"):
         files.open(slides=["empty"])
 
 

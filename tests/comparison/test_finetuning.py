@@ -154,7 +154,7 @@ def test_tables_that_cannot_be_trained_on(table):
         run(changed(splits=np.zeros(60, dtype=np.uint8)))
     labels = table.labels.copy()
     labels[4] = -1
-    with pytest.raises(sf.MismatchError, match=r"1 images of split 'train' have no label, the first: .*04.png"):
+    with pytest.raises(sf.MismatchError, match=r"split 'train': 1 image without a label, the first: .*04.png"):
         run(changed(labels=labels))
     with pytest.raises(sf.MismatchError, match="no training image has class green"):
         run(changed(classes=(*CLASSES, "green")))

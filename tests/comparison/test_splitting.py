@@ -107,7 +107,7 @@ def test_a_class_that_no_training_patch_has(tmp_path, patches):
     groups = np.repeat(["a", "b", "c"], 100)  # each of them is one part, and c alone has all classes
     labels = np.where(np.arange(300) < 200, np.arange(300) % 2, np.arange(300) % 3)
     archive = sf.open(sf.write_archive(tmp_path / "rare", patches["features"], labels=labels, groups=groups))
-    with pytest.raises(sf.MismatchError, match=r"class '2' in random split \d+; it has 34 patches in 1 groups"):
+    with pytest.raises(sf.MismatchError, match=r"class '2' in random split \d+; it has 34 patches in 1 group "):
         compare(archive, ["knn"], repeats=10, val=0.33, test=0.33)
 
 

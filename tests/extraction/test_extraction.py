@@ -219,7 +219,7 @@ def test_a_part_without_a_readable_image(broken, tmp_path, monkeypatch):
 def test_no_image_can_be_read(tmp_path):
     (path,) = write_patches(tmp_path / "images", 1)
     path.write_bytes(b"")
-    with pytest.raises(sf.ShazamError, match="none of the 1 images could be read"):
+    with pytest.raises(sf.ShazamError, match="none of 1 image could be read"):
         extract(tmp_path / "images", tmp_path / "a", unreadable="exclude")
 
 

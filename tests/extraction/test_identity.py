@@ -115,7 +115,7 @@ def test_images_left_out_are_said_to_whoever_wants_all(images, tmp_path):
     (images / "001.png").write_bytes(b"")
     report = extract(images, tmp_path / "a", unreadable="exclude")
     assert [(item["row"], item["path"]) for item in report.left_out] == [(1, str(images / "001.png"))]
-    with pytest.raises(sf.ImageError, match=r"1 images are left out by an earlier call .*001\.png: empty file"):
+    with pytest.raises(sf.ImageError, match=r"left out 1 image .*001\.png: empty file"):
         extract(images, tmp_path / "a")
 
 

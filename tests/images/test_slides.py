@@ -204,7 +204,7 @@ def test_slides_without_coords_are_named_once(tmp_path, slide, caplog):
         (folder / name).symlink_to(slide[0])
     write_coords(tmp_path / "coords" / "b_patches.h5", TRIDENT)
     slide_patches(folder, tmp_path / "coords")
-    assert "2 slides have no coords and are left out: a.tif, c.tif" in caplog.text
+    assert "left out 2 slides without coords: a.tif, c.tif" in caplog.text
 
 
 def test_coords_of_another_name_are_said(tmp_path, slide, caplog):
@@ -221,7 +221,7 @@ def test_a_slide_without_patches_does_not_stop_the_others(tmp_path, slide, caplo
     write_coords(tmp_path / "coords" / "a.h5", TRIDENT, [])
     write_coords(tmp_path / "coords" / "b.h5", TRIDENT, CORNERS[:1])
     assert slide_patches(folder, tmp_path / "coords").slides == ("b",)
-    assert "1 slides have no patch and are left out: a" in caplog.text
+    assert "left out 1 slide without a patch: a" in caplog.text
 
 
 # What is wrong

@@ -117,7 +117,7 @@ def test_slides_without_positions_are_passed_over(tmp_path, caplog):
         pictures = sf.heatmap(make_scores(slides), tmp_path, patch_size=224)
     assert [p.stem for p in pictures] == ["some", "all"]
     assert caplog.messages == [
-        "slide 'some': 1 patches without position are left out",
+        "slide 'some': left out 1 patch without position",
         "2 of 4 slides have no positions and are not drawn, 'none' first",
     ]
     assert len(json.loads((tmp_path / "some.geojson").read_text())["features"]) == len(GRID)
@@ -251,7 +251,7 @@ def test_negative_positions_are_positions(tmp_path, caplog):
     content = json.loads((tmp_path / "s.geojson").read_text())
     corners = [f["geometry"]["coordinates"][0][0] for f in content["features"]]
     assert corners == [[-224, -1], [0, -1]]
-    assert "1 patches without position are left out" in caplog.text, "-1, -1 means unknown"
+    assert "left out 1 patch without position" in caplog.text, "-1, -1 means unknown"
 
 
 def test_no_module_hides_a_public_function():

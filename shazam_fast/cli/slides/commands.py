@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...runtime.jobs.foreign import require_kind, require_place_for
+from ...runtime.summaries import counted
 from ...slides.options import COMPARED, MODELS, SlideConfig
 from ..options import AllowTrainedSlides, Device, Features, opens_features
 from ..printing import say
@@ -42,8 +43,8 @@ def select(
 
     require_place_for(out, "selection")
     chosen = run(features.open(), out, clusters=clusters, per_cluster=per_cluster, bags=bags, method=method, seed=seed)
-    patches = sum(len(bag) for one in chosen.rows.values() for bag in one)
-    say(f"selection in {out}: {patches:,} patches in {bags} bags of each of {len(chosen.rows):,} slides")
+    patches = counted(sum(len(bag) for one in chosen.rows.values() for bag in one), "patch")
+    say(f"selection in {out}: {patches} in {counted(bags, 'bag')} of each of {counted(len(chosen.rows), 'slide')}")
 
 
 @slides.command()
@@ -157,4 +158,5 @@ def score(
         student, features.open(), out, by=by, selection=selection, slide_teachers=slide_teachers_of(slide_teacher),
         device=device,
     )  # fmt: skip
-    say(f"{len(scores):,} {by}s in {out / TABLE}; the attention of {int(scores.n_patches.sum()):,} patches beside it")
+    patches = counted(int(scores.n_patches.sum()), "patch")
+    say(f"{counted(len(scores), by)} in {out / TABLE}; the attention of {patches} beside it")

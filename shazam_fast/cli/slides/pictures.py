@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ...runtime.jobs.foreign import require_kind
+from ...runtime.summaries import counted
 from ..options import Mpp, PatchSize, takes_sheet
 from ..printing import say, say_sheet
 from .commands import slides
@@ -30,7 +31,7 @@ def heatmap(
 
     require_kind(scores, "slide scores")
     pictures = run(scores, out, images=images, patch_size=patch_size, mpp=mpp)
-    say(f"{len(pictures):,} pictures in {out}")
+    say(f"{counted(len(pictures), 'picture')} in {out}")
 
 
 @slides.command()

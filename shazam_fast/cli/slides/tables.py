@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ...runtime.summaries import counted
 from ...slides.options import SELECTED
 from ..printing import print_table, say
 
@@ -22,7 +23,7 @@ def print_slide_comparison(found: "SlideComparison") -> None:
         for row in found.rows()
     ]  # fmt: skip
     metrics = next(iter(found.results.values())).metrics
-    title = f"{metrics.n_slides:,} slides or patients' bags of {metrics.n_patients:,} patients, the same folds"
+    title = f"{_bags(metrics)}, the same folds"
     print_table(["metric", "model", "value", "95% interval", f"against {found.reference}"], lines, title)
     if metrics.selected_on_reported:
         say(SELECTED)
@@ -34,7 +35,10 @@ def print_slide_metrics(metrics: "SlideMetrics") -> None:
         (name, f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}", f"{metrics.constant[name]:.3f}")
         for name, found in metrics.values.items()
     ]
-    title = f"{metrics.n_slides:,} slides or patients' bags of {metrics.n_patients:,} patients"
-    print_table(["metric", "value", "95% interval", "constant predictor"], rows, title)
+    print_table(["metric", "value", "95% interval", "constant predictor"], rows, _bags(metrics))
     if metrics.selected_on_reported:
         say(SELECTED)
+
+
+def _bags(metrics: "SlideMetrics") -> str:
+    return f"{counted(metrics.n_slides, 'bag')} (slides or patients) of {counted(metrics.n_patients, 'patient')}"

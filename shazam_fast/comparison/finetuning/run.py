@@ -17,6 +17,7 @@ from ...runtime.checks import require_path
 from ...runtime.devices import choose_device, describe_device
 from ...runtime.jobs.foreign import require_place_for
 from ...runtime.jobs.locks import DirectoryLock, require_writable
+from ...runtime.summaries import counted
 from ...scoring.metrics import Metrics, compute_metrics
 from ...teachers.models import load_teacher
 from ...teachers.spec import TeacherSpec
@@ -246,7 +247,7 @@ def _labelled_rows(images: ImageTable, name: str) -> NDArray[np.int64]:
     if (labels < 0).any():
         first = images.paths[rows[labels < 0][0]]
         raise MismatchError(
-            f"{np.count_nonzero(labels < 0)} images of split {name!r} have no label, the first: {first}"
+            f"split {name!r}: {counted(np.count_nonzero(labels < 0), 'image')} without a label, the first: {first}"
         )
     absent = set(range(len(images.classes))) - set(labels.tolist())
     if name == "train" and absent:

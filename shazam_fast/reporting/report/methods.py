@@ -12,6 +12,7 @@ from ...comparison.result import Comparison
 from ...comparison.table import MANIFEST
 from ...errors import ShazamError
 from ...runtime.documents import Count, Json, Name, Record, Text, read_document
+from ...runtime.summaries import counted
 from ...scoring.intervals import Interval
 from .. import charts
 from .page import ABSENT, Block, Cell, Figure, Section, Table, cells, minus, number, span
@@ -91,8 +92,8 @@ def comparison_section(found: Compared) -> Section:
     blocks += [Paragraph(f"{name} could not run: {reason}", "note") for name, reason in found.failed.items()]
     splits = f"{found.repeats:,} splits" if found.repeats > 1 else "one split"
     said = (
-        f"{minus(found.conclusion)} From {splits} of {found.n_rows:,} patches, with test patches of "
-        f"{found.n_groups:,} groups (patients where they are known)."
+        f"{minus(found.conclusion)} From {splits} of {counted(found.n_rows, 'patch')}, with test patches of "
+        f"{counted(found.n_groups, 'group')} (patients where they are known)."
     )
     title = f"Comparison of settings: {found.study}" if found.study else "Comparison of methods"
     return Section("comparison", title, blocks, [said])

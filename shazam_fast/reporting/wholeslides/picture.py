@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.summaries import counted
 from .. import canvas
 from ..painting import leading, paint
 from ..palette import EMPTY, INK, MUTED, RAMP, TEACHER_COLOURS, hex_colours, pick_colours
@@ -97,7 +98,7 @@ class _Frame:
 
 
 def _draw_head(page: "Figure", slide: SlidePatches, prediction: str) -> None:
-    about = f"predicted: {prediction}   {len(slide.coords):,} patches of {slide.size:,.0f} level-0 pixels"
+    about = f"predicted: {prediction}   {counted(len(slide.coords), 'patch')} of {slide.size:,.0f} level-0 pixels"
     if slide.without_position:
         about += f"; {slide.without_position:,} without position left out"
     canvas.write_head(page, EDGE, HEAD, slide.name, about, rule=0.38)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MismatchError
+from ...runtime.summaries import counted
 from ...tables.cells import natural_key
 from ..bags import Bags
 from .targets import Targets
@@ -65,7 +66,7 @@ def deal_folds(
         number = len(np.unique(patients[stratum.members[known]]))
         if stratum.required and number < count:
             raise MismatchError(
-                f"{bags.archive.path}: {stratum.words} is there for {number} patients, fewer than the "
+                f"{bags.archive.path}: {stratum.words} is there for {counted(number, 'patient')}, fewer than the "
                 f"{count} folds; give fewer folds, or leave it out of the targets"
             )
     units = patients if sites is None else sites[known]
