@@ -4,6 +4,7 @@ h5py holds one lock per process, so threads would wait for each other. The proce
 own, not by multiprocessing, which would run the user's script again.
 """
 
+import gc
 import logging
 import os
 import pickle
@@ -11,8 +12,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -26,6 +28,8 @@ from .entries import Learned
 SIDE_BY_SIDE = 2000  # files from which on starting processes, each of half a second, pays
 BATCH = 200  # files that a process reads at a time
 MOST_PROCESSES = 16
+LENGTH_BYTES = 8  # before every message between the processes
+LARGEST_ANSWER = 1 << 30
 logger = logging.getLogger("shazam_fast")
 
 WHOLE = float(1 << 53)  # all whole numbers up to it are float64
@@ -120,30 +124,62 @@ def _feed(
     batches: "SimpleQueue[list[tuple[int, Source]]]",
     results: "SimpleQueue[list[Found] | None]",
 ) -> None:
-    """Hand batches to a process until none are left or the process has ended; then None is put in `results`."""
+    """Hand batches to a process until none are left or the process has ended; then None is put in `results`.
+
+    The next batch is ready when an answer comes, which is unpacked only when the process is at work again.
+    """
     try:
         with process.stdin as to_process, process.stdout as from_process:  # type: ignore[union-attr]
             pickle.dump(sys.path, to_process)
-            while True:
-                pickle.dump(batches.get_nowait(), to_process)
-                to_process.flush()
-                results.put(pickle.load(from_process))
-    except Empty:
-        pass
+            if batch := _take(batches):
+                _send(to_process, batch)
+            while batch:
+                batch = _take(batches)
+                answer = _receive(from_process)
+                if batch:
+                    _send(to_process, batch)
+                results.put(pickle.loads(answer))
     except (OSError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         logger.warning("a process that reads files ended early (%s); its files are read here", error)
     finally:
         results.put(None)
 
 
+def _take(batches: "SimpleQueue[list[tuple[int, Source]]]") -> bytes:
+    """A batch as it is sent; b"" when none is left."""
+    with suppress(Empty):
+        return pickle.dumps(batches.get_nowait())
+    return b""
+
+
+def _send(stream: IO[bytes], content: bytes) -> None:
+    stream.write(len(content).to_bytes(LENGTH_BYTES, "little") + content)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes:
+    """What was sent. Raises EOFError where it ends early, ValueError for what was not sent so."""
+    length = int.from_bytes(_read(stream, LENGTH_BYTES), "little")
+    if length > LARGEST_ANSWER:
+        raise ValueError(f"a message of {length} bytes")
+    return _read(stream, length)
+
+
+def _read(stream: IO[bytes], count: int) -> bytes:
+    content = stream.read(count)
+    if len(content) < count:
+        raise EOFError("the stream ended")
+    return content
+
+
 def serve() -> None:
     """Read the batches of sources that come on standard input, until it ends; the program of such a process."""
+    gc.disable()  # it would look at modules again and again; there is no garbage in circles
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # what libraries print does not get among the answers
         while True:
             try:
-                batch = pickle.load(sys.stdin.buffer)
+                batch = pickle.loads(_receive(sys.stdin.buffer))
             except EOFError:
                 return
-            pickle.dump([(number, learn(source)) for number, source in batch], answers)
-            answers.flush()
+            _send(answers, pickle.dumps([(number, learn(source)) for number, source in batch]))
