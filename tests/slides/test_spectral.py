@@ -106,14 +106,23 @@ def test_the_graph_is_that_of_nearest_neighbours():
     assert np.array_equal(neighbour_graph(points).toarray(), wanted)
 
 
+@pytest.mark.parametrize("m", [1, 7, 16, 100, 333])
+def test_the_nearest_are_found_among_any_number(m):
+    points, others = torch.randn(30, 3), torch.randn(m, 3)
+    count = min(m, 11)
+    found = spectral.nearest(points, others, count)
+    wanted = torch.cdist(points.double(), others.double()).topk(count, largest=False).indices
+    assert torch.equal(found.sort(dim=1).values, wanted.sort(dim=1).values)
+
+
 def test_both_solvers_give_the_same_space(monkeypatch):
     graph = spectral.normalised(neighbour_graph(torch.randn(300, 5)))
     first = np.random.default_rng(0).standard_normal(300)
     values, dense = leading_vectors(graph, 6, first)
     monkeypatch.setattr(spectral, "DENSE_ROWS", 0)
     found, sparse = leading_vectors(graph, 6, first)
-    assert np.allclose(found, values)
-    assert np.allclose(np.linalg.svd(dense.T @ sparse)[1], 1, atol=1e-8)
+    assert np.allclose(found, values, rtol=spectral.TOLERANCE)
+    assert np.allclose(np.linalg.svd(dense.T @ sparse)[1], 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 8, 30])

@@ -15,6 +15,7 @@ not (tests/slides/test_spectral.py). The graph is sparse and its eigenvectors co
 are quadratic up to FIT_ROWS patches; beyond, the others join the cluster of their nearest patch that was clustered.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ NEIGHBOURS = 10
 POWER = 2
 FIT_ROWS = 15_000  # patches that are clustered; more are assigned to them
 BLOCK = 256  # patches whose distances to all are computed at once; the cache holds them
+GROUP = 16  # patches of which the nearest is found first
+TOLERANCE = 1e-3  # of eigenvalues, relative
 DENSE_ROWS = 1000  # up to which all eigenvectors are computed at once
 TINY = 1e-12
 
@@ -76,12 +79,25 @@ def _fit(points: Tensor, widths: Sequence[int], count: int, seed: int) -> NDArra
 
 
 def nearest(points: Tensor, others: Tensor, count: int) -> Tensor:
-    """The `count` nearest of `others` for each point, in any order. [n, w], [m, w] -> int64 [n, count]."""
+    """The `count` nearest of `others` for each point, in any order. [n, w], [m, w] -> int64 [n, count].
+
+    They are looked for in the `count` groups of `others` that have the smallest distances: a group with none of these
+    has none of the nearest, as each of the `count` others has at least one that is nearer.
+    """
+    m = len(others)
+    groups = math.ceil(m / GROUP)
+    members = torch.arange(GROUP)[:, None] * groups  # group g has the others g, g + groups, g + 2 groups, ...
     norms = others.square().sum(dim=1)
+    distances = points.new_full((min(BLOCK, len(points)), GROUP * groups), torch.inf)
     found = []
     for block in points.split(BLOCK):
-        distances = torch.addmm(norms, block, others.T, alpha=-2)  # less the block's own norms
-        found.append(distances.topk(count, dim=1, largest=False, sorted=False).indices)
+        here = distances[: len(block)]
+        torch.addmm(norms, block, others.T, alpha=-2, out=here[:, :m])  # less the block's own norms
+        smallest = here.view(len(block), GROUP, groups).amin(dim=1)
+        close = smallest.topk(min(count, groups), dim=1, largest=False, sorted=False).indices
+        candidates = (close[:, None] + members).flatten(1)  # [block, GROUP * count]
+        best = here.gather(1, candidates).topk(count, dim=1, largest=False, sorted=False).indices
+        found.append(candidates.gather(1, best))
     return torch.cat(found)
 
 
@@ -122,6 +138,7 @@ def leading_vectors(matrix: "csr_matrix", count: int, first: Matrix) -> tuple[Ma
     if matrix.shape[0] <= max(DENSE_ROWS, 3 * count):
         values, vectors = np.linalg.eigh(matrix.toarray())
         return values[-count:], vectors[:, -count:]
-    values, vectors = eigsh(matrix, count, which="LA", v0=first)
+    # float32, which suffices for this tolerance, takes half the time.
+    values, vectors = eigsh(matrix.astype(np.float32), count, which="LA", v0=first.astype(np.float32), tol=TOLERANCE)
     order = np.argsort(values)
-    return values[order], vectors[:, order]
+    return values[order].astype(np.float64), vectors[:, order].astype(np.float64)
