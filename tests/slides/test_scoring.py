@@ -34,6 +34,8 @@ def test_chunks_and_groups_change_nothing(cohort, monkeypatch, model):
     assert pieces.names == whole.names == archive.slides
     assert np.allclose(pieces.values, whole.values, atol=1e-5)
     assert np.allclose(pieces.patches["attention"], whole.patches["attention"], atol=1e-5)
+    assert (pieces.shares is None) == (model != "shazam_abmil")
+    assert pieces.shares is None or np.allclose(pieces.shares, whole.shares, atol=1e-5)
     assert pieces.patches["row"].to_pylist() == whole.patches["row"].to_pylist()
 
 

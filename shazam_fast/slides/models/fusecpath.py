@@ -166,6 +166,7 @@ class FuseCPath(SlideModel):
     """
 
     needs_regions = True
+    pools_by_attention = False
 
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float, depth: int, top_k: int) -> None:
         if D % HEADS:

@@ -1,6 +1,7 @@
 """Running models over whole slides: patches are encoded chunk by chunk and pooled once.
 
-Memory holds the features of a chunk, and D numbers per patch of a few slides (of one, where it is large).
+Memory holds the features of a chunk, and of the patches of a few slides (of one, where it is large) their scores and
+shares. Models that need all patches of a slide at once, "max", "fusecpath" and torchmil's, hold D numbers of each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from ..bags import Bags
 from .packs import round_up
 from .pooling import PatchCodes, SlideModel, SlideOutput, Slides
 from .regions import Regions, measure_room, tabulate
+from .streaming import Collected
 
 CHUNK_ROWS = 2048  # patches that are encoded at once
 STEP_ROWS = 256  # multiples of which are encoded, with zeros at the end: oneDNN compiles its products for each number
@@ -55,34 +57,33 @@ def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], de
         numbers = chosen[members]
         rows = np.concatenate([bags.rows_of(bag) for bag in numbers.tolist()])
         segments = np.repeat(np.arange(len(numbers)), bags.sizes[numbers])
-        encoded = _encode(models, bags, rows, device)
         places = torch.from_numpy(segments).to(device)
         regions = _regions(bags, numbers).to(device) if models[0].needs_regions else None
         of_slides = None if bags.slide_features is None else torch.from_numpy(bags.slide_features[numbers]).to(device)
-        outputs = [
-            model.read(codes, Slides(places, len(numbers), regions, of_slides))
-            for model, codes in zip(models, encoded, strict=True)
-        ]
+        slides = Slides(places, len(numbers), regions, of_slides)
+        outputs = [collected.read() for collected in _encode(models, bags, rows, slides)]
         yield Group(numbers, rows, segments, outputs)
 
 
-def _encode(
-    models: Sequence[SlideModel], bags: Bags, rows: NDArray[np.int64], device: torch.device
-) -> list[PatchCodes]:
-    """What each model makes of patches, read chunk by chunk."""
+def _encode(models: Sequence[SlideModel], bags: Bags, rows: NDArray[np.int64], slides: Slides) -> list[Collected]:
+    """What each model makes of the patches of some slides, read chunk by chunk."""
+    device = slides.segments.device
+    collected = [Collected(model, slides) for model in models]
     if not models[0].reads_patches:
-        return [model.encode(torch.empty(len(rows), 0, device=device)) for model in models]
-    chunks: list[list[PatchCodes]] = [[] for _ in models]
+        for model, own in zip(models, collected, strict=True):
+            own.add(model.encode(torch.empty(len(rows), 0, device=device)))
+        return collected
     for batch in bags.archive.stream(rows, CHUNK_ROWS):
         features, count = torch.from_numpy(batch.features).to(device), len(batch.rows)
         if spare := round_up(count, STEP_ROWS) - count:
             features = F.pad(features, (0, 0, 0, spare))
-        for model, codes in zip(models, chunks, strict=True):
-            codes.append(_first(model.encode(features), count))
-        if not torch.isfinite(chunks[0][-1].values).all():
-            bags.archive.require_finite(batch.rows, batch.features)
-            raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
-    return [_join(codes) for codes in chunks]
+        for model, own in zip(models, collected, strict=True):
+            codes = _first(model.encode(features), count)
+            if not torch.isfinite(codes.values).all():
+                bags.archive.require_finite(batch.rows, batch.features)
+                raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
+            own.add(codes)
+    return collected
 
 
 def _first(codes: PatchCodes, count: int) -> PatchCodes:
@@ -111,12 +112,3 @@ def _group(sizes: NDArray[np.int64]) -> Iterator[slice]:
 def _regions(bags: Bags, numbers: NDArray[np.int64]) -> Regions:
     codes = [bags.regions_of(bag, bags.rows_of(bag)) for bag in numbers.tolist()]
     return tabulate(codes, sum(map(len, codes)), len(numbers), measure_room(codes))
-
-
-def _join(codes: Sequence[PatchCodes]) -> PatchCodes:
-    shares = [code.shares for code in codes if code.shares is not None]
-    return PatchCodes(
-        torch.cat([code.values for code in codes]),
-        torch.cat([code.scores for code in codes]),
-        torch.cat(shares) if shares else None,
-    )

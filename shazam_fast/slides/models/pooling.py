@@ -155,6 +155,7 @@ class SlideModel(nn.Module):
     feature_scale: Tensor
     needs_regions = False  # whether `read` must be told the regions of the slides
     reads_patches = True  # whether features of patches are looked at
+    pools_by_attention = True  # whether `read` is `pool` as it is here and `finish`, so that patches need not be held
 
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -180,10 +181,14 @@ class SlideModel(nn.Module):
         """Outputs of slides whose patches are encoded already, to `codes`."""
         codes = self.mix(codes, slides.regions)
         pooled, attention = self.pool(codes, slides.segments, slides.count)
+        return self.finish(pooled, attention, codes.shares, slides)
+
+    def finish(self, pooled: Tensor, attention: Tensor, patch_shares: Tensor | None, slides: Slides) -> SlideOutput:
+        """Outputs of slides by their features [S, D], with the attention [P] and the shares [P, N] of their patches."""
         shares = None
-        if codes.shares is not None:
-            shares = segment_sum(attention[:, None] * codes.shares, slides.segments, slides.count)
-        return SlideOutput(self.head(self.dropout(pooled)), attention, shares, codes.shares)
+        if patch_shares is not None:
+            shares = segment_sum(attention[:, None] * patch_shares, slides.segments, slides.count)
+        return SlideOutput(self.head(self.dropout(pooled)), attention, shares, patch_shares)
 
     def forward(
         self,
@@ -233,6 +238,8 @@ class MaxPooling(MeanPooling):
     >>> model(torch.randn(3, 4), torch.tensor([0, 1, 1]), 2).attention[0].item()
     1.0
     """
+
+    pools_by_attention = False
 
     def pool(self, codes: PatchCodes, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `SlideModel.pool`."""

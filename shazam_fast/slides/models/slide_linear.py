@@ -24,6 +24,7 @@ class SlideLinear(SlideModel):
     """
 
     reads_patches = False
+    pools_by_attention = False
 
     def __init__(self, dims: Sequence[int], outputs: int, dropout: float) -> None:
         super().__init__(dims, sum(dims), outputs, dropout)

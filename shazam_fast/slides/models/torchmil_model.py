@@ -36,6 +36,8 @@ class TorchmilModel(SlideModel):
     Raises ShazamError when torchmil is not installed, has no such model, or the model reads more than patches.
     """
 
+    pools_by_attention = False
+
     def __init__(self, name: str, dims: Sequence[int], D: int, outputs: int, two_classes: bool) -> None:
         kind = find_model(name)
         super().__init__(dims, outputs, outputs, 0.0)
