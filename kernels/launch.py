@@ -23,6 +23,7 @@ MAX_TEACHERS = 32  # of a patch, for kernels that take a tile of tokens
 ROWS = 16  # most rows of a program of a stack kernel, so the most teachers of a patch there
 FEWEST_ROWS = 4
 WIDTHS = (16, 32, 64, 128, 256)  # D that stack kernels take
+STEP_WIDTHS = (*WIDTHS, 512)  # D that a step of the bare student takes
 PART_COLUMNS = 256  # of a part of a teacher's columns; a multiple of what a program takes at a time
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -83,6 +84,8 @@ def row_blocks(N: int, D: int, precision: str, itemsize: int, rows: int = ROWS) 
     block_c, block_s, warps = min(D, 32 if precision == "tf32" else 64), 16, min(8, D // 8)
     if D == 256:
         block_c, block_s = (16, 64) if ieee else (16, 32)
+    elif D == 512:
+        block_c, block_s = 8, 64
     return {
         "N": N,
         "D": D,

@@ -37,26 +37,39 @@ from .row_tiles import (
 
 
 @triton.jit
-def load_tokens(
-    tokens_ptr, parts_ptr, bias_ptr, o_b, o_n, m_x,
+def _sum_of_parts(
+    tokens_ptr, parts_ptr, bias_ptr, o_b, o_n, o_d, m_x,
     PARTS: tl.constexpr, MOST: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of teachers `o_n` of patches `o_b`, 0 where `m_x` says so. [R, D].
-
-    `parts_ptr`: the first part of each teacher, and the end; then a token is its teacher's bias and the sum of its
-    parts, at most MOST of PARTS.
-    """
-    o_d = tl.arange(0, D)[None, :]
+    """Columns `o_d` of the tokens of teachers `o_n` of patches `o_b`, 0 where `m_x` says so."""
     if parts_ptr is None:
-        b_x = tl.load(tokens_ptr + (o_b * N + o_n)[:, None] * D + o_d, mask=m_x[:, None], other=0.0)
+        b_x = tl.load(tokens_ptr + (o_b * N + o_n)[:, None] * D + o_d[None, :], mask=m_x[:, None], other=0.0)
     else:
-        b_x = tl.load(bias_ptr + o_n[:, None] * D + o_d, mask=m_x[:, None], other=0.0)
+        b_x = tl.load(bias_ptr + o_n[:, None] * D + o_d[None, :], mask=m_x[:, None], other=0.0)
         o_part = tl.load(parts_ptr + o_n, mask=m_x, other=0)
         o_end = tl.load(parts_ptr + o_n + 1, mask=m_x, other=0)
         for _ in range(0, MOST):
-            o_tokens = (o_b * PARTS + o_part)[:, None] * D + o_d
+            o_tokens = (o_b * PARTS + o_part)[:, None] * D + o_d[None, :]
             b_x += tl.load(tokens_ptr + o_tokens, mask=(m_x & (o_part < o_end))[:, None], other=0.0)
             o_part += 1
+    return b_x
+
+
+@triton.jit
+def load_tokens(
+    tokens_ptr, parts_ptr, bias_ptr, factors_ptr, o_b, o_n, o_d, m_x, B,
+    PARTS: tl.constexpr, MOST: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Columns `o_d` of the tokens of teachers `o_n` of patches `o_b`, 0 where `m_x` says so. [len(o_b), len(o_d)].
+
+    `parts_ptr`: the first part of each teacher, and the end; then a token is its teacher's bias and the sum of its
+    parts, at most MOST of PARTS. `factors_ptr`: with it, a patch's token is factors[3] of its own and factors[4] of
+    that of the patch at the same distance from the batch's other end.
+    """
+    b_x = _sum_of_parts(tokens_ptr, parts_ptr, bias_ptr, o_b, o_n, o_d, m_x, PARTS, MOST, N, D)
+    if factors_ptr is not None:
+        b_other = _sum_of_parts(tokens_ptr, parts_ptr, bias_ptr, B - 1 - o_b, o_n, o_d, m_x, PARTS, MOST, N, D)
+        b_x = tl.load(factors_ptr + 3) * b_x + tl.load(factors_ptr + 4) * b_other
     return b_x
 
 
@@ -71,8 +84,7 @@ def stack_forward(
 ):  # fmt: skip
     """Fused feature and teacher shares of a program's patches; T and P of every layer where they are kept.
 
-    `factors_ptr`: with it, a patch's token is factors[3] of its own and factors[4] of that of the patch at the same
-    distance from the batch's other end. `parts_ptr`: with it, tokens come in PARTS parts, see `load_tokens`.
+    `factors_ptr`, `parts_ptr`: whether tokens are mixed, and come in parts, see `load_tokens`.
     """
     o_b, o_row, m_row, m_present, m_mean = program_rows(
         present_ptr, stride_present_b, stride_present_n, B, N, BLOCK_R, BLOCK_N
@@ -82,10 +94,9 @@ def stack_forward(
     o_x = o_row[:, None] * D + o_d[None, :]
     o_n = o_row - o_b * N
     m_x = m_row & m_present
-    b_x = load_tokens(tokens_ptr, parts_ptr, bias_ptr, o_b, o_n, m_x, PARTS, MOST, N, D)  # T, [R, D]
-    if factors_ptr is not None:
-        b_other = load_tokens(tokens_ptr, parts_ptr, bias_ptr, B - 1 - o_b, o_n, m_x, PARTS, MOST, N, D)
-        b_x = tl.load(factors_ptr + 3) * b_x + tl.load(factors_ptr + 4) * b_other
+    b_x = load_tokens(
+        tokens_ptr, parts_ptr, bias_ptr, factors_ptr, o_b, o_n, o_d, m_x, B, PARTS, MOST, N, D
+    )  # T, [R, D]
     b_share = mean_share(m_present, m_mean, b_x.dtype)
     m_identity, m_visible = identity_and_visible(m_present, m_mean, BLOCK_R)
     b_m = tl.where(m_identity, 1.0, 0.0).to(b_x.dtype)  # P_l ... P_1, [R, R]

@@ -10,7 +10,7 @@ import torch
 from compiled import Report, compile_report
 from shazam_fast.kernels import distillation, projection, stack_kernels, token_attention
 from shazam_fast.kernels.launch import ROWS, row_blocks, token_tile
-from shazam_fast.kernels.step import fused, head, start, weights
+from shazam_fast.kernels.step import deep, head, layers, residual, start, trunks, weights
 
 TEACHERS = 4
 CLASSES = 9
@@ -98,25 +98,70 @@ def of_projection(name, kernel, B, D, precision, align=16, updating=False) -> Va
     )  # fmt: skip
 
 
+def of_steps(D, precision) -> Iterator[Variant]:
+    """The kernels that only steps have."""
+    yield from of_step(D, precision)
+    yield from (of_residual_step if D < trunks.LAYERED else of_layers)(D, precision)
+
+
 def of_step(D, precision) -> Iterator[Variant]:
-    """The kernels that only the step of the bare student has."""
-    blocks = fused.map_blocks(D, precision, itemsize=4)
-    warps = blocks.pop("num_warps")
-    for name, kernel, constexprs, num_warps in (
-        ("start", start.start_step, {"N": TEACHERS, "BLOCK_N": TEACHERS, "BLOCK_B": 128}, 1),
-        ("maps", start.fold_maps, {**blocks, "BLOCK_R": 16}, warps),
-        ("head and losses", head.head_and_losses, {**blocks, "N": TEACHERS, "C": CLASSES, "TERMS": 14, "NORM": True,
-                                                   "LEARNED": True, "BLOCK_R": fused.PATCHES, "BLOCK_K": 16}, warps),
-        ("stack weights", weights.update_stack, {**blocks, "BLOCK_I": 16, "BLOCK_R": 16}, warps),
-        ("votes", weights.update_votes, {**blocks, "N": TEACHERS, "C": CLASSES, "BLOCK_I": 16, "BLOCK_R": 16,
-                                         "BLOCK_K": 16}, 4),
-        ("head weights", weights.update_head, {**blocks, "C": CLASSES, "TERMS": 14, "BLOCK_I": 16, "BLOCK_R": 16,
-                                               "BLOCK_K": 16, "BLOCK_L": 16}, 4),
-    ):  # fmt: skip
-        yield Variant(f"{name} D={D} {precision}", kernel, constexprs, num_warps, precision=precision)
+    """Those of a step of the bare student."""
+    blocks, more = _step_blocks(D, precision)
+    C = {"C": CLASSES, "BLOCK_K": 16}
+    loss = {"N": TEACHERS, "TERMS": 14, "NORM": True, "LEARNED": True, "BLOCK_R": trunks.PATCHES}
+    rows = {"BLOCK_I": 16, "BLOCK_R": 16}
+    start_blocks = {"N": TEACHERS, "BLOCK_N": TEACHERS, "BLOCK_B": 128, "num_warps": 1}
+    for name, kernel, constexprs in (
+        ("start", start.start_step, start_blocks),
+        ("maps", start.fold_maps, {**blocks, "BLOCK_R": 16}),
+        ("head and losses", head.head_and_losses, {**blocks, **C, **loss}),
+        ("stack weights", weights.update_stack, {**blocks, **rows}),
+        ("votes", weights.update_votes, {**more, **C, **rows, "N": TEACHERS}),
+        ("head weights", weights.update_head, {**more, **C, **rows, "TERMS": 14, "BLOCK_L": 16}),
+    ):
+        yield _of_step(name, kernel, D, precision, constexprs)
     parts = of_projection("projection of parts", projection.projection_forward, 64, D, precision, updating=True)
     yield parts._replace(constexprs={**parts.constexprs, "N": PARTS})
     yield of_projection("projection weights", projection.projection_backward, 64, D, precision, updating=True)
+
+
+def of_residual_step(D, precision) -> Iterator[Variant]:
+    """Those that only a step of the residual student has."""
+    blocks, more = _step_blocks(D, precision)
+    rows = {"BLOCK_I": 16, "BLOCK_R": 16}
+    per_patch = {**blocks, "N": TEACHERS, "BLOCK_R": trunks.PATCHES, "PARTS": PARTS, "MOST": 6}
+    for name, kernel, constexprs in (
+        ("residual maps", residual.fold_residual_maps, {**blocks, "BLOCK_R": 16}),
+        ("deepen", deep.deepen, per_patch),
+        ("deepen back", deep.deepen_back, per_patch),
+        ("residual stack weights", residual.update_residual_stack, {**blocks, **rows}),
+        ("deep weights", deep.update_deep, {**more, **rows, "N": TEACHERS}),
+    ):
+        yield _of_step(name, kernel, D, precision, constexprs)
+
+
+def of_layers(D, precision) -> Iterator[Variant]:
+    """Those that only a step by layers has."""
+    blocks = trunks.layer_blocks(TEACHERS, D, precision, itemsize=4) | {"PARTS": PARTS, "MOST": 6}
+    for name, kernel, absent in (
+        ("first layer", layers.layer_forward, ()),
+        ("layer forward", layers.layer_forward, ("tokens_ptr", "parts_ptr", "bias_ptr", "factors_ptr")),
+        ("last layer", layers.last_layer, ()),
+        ("last layer backward", layers.layer_backward, ("d_above_ptr",)),
+        ("layer backward", layers.layer_backward, ("d_fused_ptr",)),
+    ):
+        yield _of_step(name, kernel, D, precision, {**blocks, **dict.fromkeys(absent)})
+
+
+def _of_step(name, kernel, D, precision, constexprs) -> Variant:
+    others = {key: value for key, value in constexprs.items() if key != "num_warps"}
+    return Variant(f"{name} D={D} {precision}", kernel, others, constexprs["num_warps"], precision=precision)
+
+
+def _step_blocks(D, precision) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of kernels that multiply by maps, and of those that do not."""
+    blocks = trunks.map_blocks(D, precision, itemsize=4)
+    return blocks, {"D": D, "PRECISION": blocks["PRECISION"], "num_warps": trunks.tile_warps(D)}
 
 
 def variants() -> Iterator[Variant]:
@@ -154,4 +199,5 @@ def variants() -> Iterator[Variant]:
         ):  # fmt: skip
             yield of_projection(f"projection {direction}", kernel, B, D, precision)
         yield of_projection(f"projection {direction}", kernel, 64, 128, "ieee", align=1)
-    yield from (v for D, precision in ((128, "ieee"), (128, "tf32"), (256, "ieee")) for v in of_step(D, precision))
+    yield from (v for D, precision in ((128, "ieee"), (128, "tf32"), (256, "ieee")) for v in of_steps(D, precision))
+    yield from (v for precision in ("ieee", "tf32") for v in of_steps(512, precision))

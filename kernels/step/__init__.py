@@ -1,1 +1,1 @@
-"""One step of training the bare student in nine kernels, ten with heads of teachers, and nothing else: see `fused`."""
+"""One step of training a student in few kernels and nothing else: see `fused`."""

@@ -1,36 +1,36 @@
-"""One step of training the bare student: nine or ten kernels, which read and move on whatever a step needs.
+"""One step of training a student: few kernels, which read and move on whatever a step needs.
 
     start_step                          which patches, labels, teachers; learning rate; the optimizer's counters
-    fold_maps       | projection_forward    the maps of the stack beside the tokens
-    stack_forward
+    fold | projection_forward           the maps of the stack beside the projection
+    forward of the trunk                to the fused feature
     head_and_losses                     forward and backward
-    stack_backward
-    update_stack, update_head (update_votes) | projection_backward    gradients, and AdamW in their last lines
+    backward of the trunk
+    update, update_head (update_votes) | projection_backward    gradients, and AdamW in their last lines
 What stands beside one another runs in two branches on a GPU. No gradient of a weight is ever written to memory, and
 no kernel adds to what another one wrote: the same bits every time. The definition is the step through autograd and
 `torch.optim.AdamW`, to which tests hold it.
+
+Trunks and their launches, see `trunks`; with heads of teachers one more:
+    bare        9, stack_forward and stack_backward
+    residual   12, deepen before them and deepen_back behind; update_deep
+    layered     8 + 2 K of K layers, for bare students of D = 512
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ..launch import cut_columns, mask_arguments, row_blocks, row_launch
-from ..precision import PRECISIONS
+from ..launch import cut_columns, mask_arguments
 from ..projection import WIDE, Inputs, Kept, launch_backward, launch_forward
 from ..reference import TokenMaps
-from ..stack_kernels import stack_backward, stack_forward
 from .head import head_and_losses
-from .parts import Parameters, Settings, Source, Trained
-from .start import fold_maps, start_step
-from .weights import update_head, update_stack, update_votes
-
-PATCHES = 4  # of a program of `head_and_losses`
-TILE = 16  # rows of a weight that a program updates
+from .parts import Parameters, Projected, Settings, Source
+from .start import start_step
+from .trunks import PATCHES, TILE, make_trunk, map_blocks, moved, tile_warps
+from .weights import update_head, update_votes
 
 
 class _Buffers:
@@ -38,25 +38,24 @@ class _Buffers:
 
     def __init__(self, B: int, parameters: Parameters, dims: tuple[int, ...], precision: str) -> None:
         like = parameters.qkv.value
-        (N, D), K, C = parameters.projection_bias.value.shape, len(like), len(parameters.last_bias.value)
+        (N, D), C = parameters.projection_bias.value.shape, len(parameters.last_bias.value)
         self.positions, self.labels = (like.new_empty(B, dtype=torch.int64) for _ in range(2))
         self.present = like.new_empty(B, N, dtype=torch.bool)
         self.factors, self.mask = like.new_empty(5), like.new_empty(1, dtype=torch.int64)
-        self.maps = like.new_empty(K, D, 2 * D, dtype=PRECISIONS[precision].operand or like.dtype)
-        self.old = like.new_empty(K, D, 2 * D)
-        self.parts = cut_columns(dims, like.device) if B < WIDE else None
-        self.tokens = like.new_empty(B, N if self.parts is None else len(self.parts.teachers), D)
-        self.d_tokens, self.d_targets = (like.new_empty(B, N, D) for _ in range(2))
-        self.saved, self.attention = like.new_empty(K, B * N, D), like.new_empty(K, B, N, N)
-        self.d_products = like.new_empty(K, B * N, 2 * D)
-        self.fused, self.d_fused, self.normal, self.d_normed, self.d_hidden = (like.new_empty(B, D) for _ in range(5))
+        parts = cut_columns(dims, like.device) if B < WIDE else None
+        tokens = like.new_empty(B, N if parts is None else len(parts.teachers), D)
+        cut = (None, 1) if parts is None else (parts.firsts, parts.most)
+        self.parts, self.projected = parts, Projected(tokens, *cut, parameters.projection_bias.value)
+        self.trunk = make_trunk(B, parameters, precision)
+        self.d_targets = like.new_empty(B, N, D)
+        self.d_fused, self.normal, self.d_normed, self.d_hidden = (like.new_empty(B, D) for _ in range(4))
         self.d_logits = like.new_empty(B, C)
         self.d_votes = None if parameters.votes is None else like.new_empty(B, N, C)
         self.losses = like.new_empty(triton.cdiv(B, PATCHES), 2 + (2 if parameters.votes is None else 3) * N)
 
 
 class FusedStep:
-    """Steps of a bare student, one call each; on a GPU a call only launches kernels and may be captured in a graph.
+    """Steps of a student, one call each; on a GPU a call only launches kernels and may be captured in a graph.
 
     Args:
         parameters: what is trained, with the optimizer's state; float32 (float64 in the interpreter with "ieee").
@@ -66,7 +65,7 @@ class FusedStep:
     def __init__(self, parameters: Parameters, settings: Settings) -> None:
         self._parameters, self._settings = parameters, settings
         qkv = parameters.qkv.value
-        addresses = [trained.step.data_ptr() for trained in parameters if trained is not None]
+        addresses = [trained.step.data_ptr() for trained in parameters.all]
         self._counters = torch.tensor(addresses, dtype=torch.int64, device=qkv.device)
         self._stream = torch.cuda.Stream(qkv.device) if qkv.is_cuda else None
         self._buffers: dict[int, _Buffers] = {}
@@ -86,20 +85,20 @@ class FusedStep:
             inputs = Inputs(source.batch.features, rows, maps._replace(standard=source.standard), present, kept)
             mixed = source.mixtures is not None
             with self._beside():
-                self._fold(b)
-            launch_forward(inputs, maps.weight, maps.bias, b.tokens, self._settings.precision, b.parts)
+                b.trunk.fold()
+            launch_forward(inputs, maps.weight, maps.bias, b.projected.tokens, self._settings.precision, b.parts)
             self._join()
-            self._attend(b, present, mixed)
+            b.trunk.forward(b.projected, b.factors if mixed else None, present)
             self._lose(size, b, present, mixed)
-            self._attend_back(b, present)
+            b.trunk.backward(b.d_fused, self._d_targets(b), present)
             with self._beside():
-                self._update_stack(b)
+                b.trunk.update(b.factors)
                 if b.d_votes is not None:
                     self._update_votes(b)
                 self._update_head(size, source, b)
             weight, bias = self._parameters[:2]
             outputs = weight.value, bias.value, b.factors, weight.mean, weight.square, bias.mean, bias.square
-            launch_backward(inputs, b.d_tokens, outputs, self._settings.precision, mixed)
+            launch_backward(inputs, b.trunk.d_tokens, outputs, self._settings.precision, mixed)
             self._join()
 
     @contextmanager
@@ -128,76 +127,37 @@ class FusedStep:
             N, triton.next_power_of_2(N), 128, num_warps=1,
         )  # fmt: skip
 
-    def _fold(self, b: _Buffers) -> None:
-        qkv = self._parameters.qkv.value
-        grid = (qkv.shape[1] // TILE, len(qkv))
-        fold_maps[grid](qkv, b.maps, b.old, BLOCK_R=TILE, **self._maps)
-
-    def _attend(self, b: _Buffers, present: Tensor | None, mixed: bool) -> None:
-        firsts, most = (None, 1) if b.parts is None else (b.parts.firsts, b.parts.most)
-        programs, blocks = row_launch(b.d_tokens, self._settings.precision)
-        stack_forward[(programs,)](
-            b.tokens, *mask_arguments(present), b.maps, None, None, None,
-            b.factors if mixed else None, firsts, self._parameters.projection_bias.value,
-            b.fused, None, b.saved, b.attention, len(b.tokens), len(b.maps), b.tokens.shape[1], most, **blocks,
-        )  # fmt: skip
-
     def _lose(self, size: int, b: _Buffers, present: Tensor | None, mixed: bool) -> None:
-        head, settings = self._parameters[3:], self._settings
-        C, N = b.d_logits.shape[1], b.d_tokens.shape[1]
+        head, settings = self._parameters[3:11], self._settings
+        C, N = b.d_logits.shape[1], b.d_targets.shape[1]
         head_and_losses[(len(b.losses),)](
-            b.fused, b.saved, mask_arguments(present)[0], b.labels, settings.offsets, settings.class_weights,
-            b.factors if mixed else None, *(None if trained is None else trained.value for trained in head),
+            b.trunk.fused, b.trunk.saved, mask_arguments(present)[0], b.labels, settings.offsets,
+            settings.class_weights, b.factors if mixed else None,
+            *(None if trained is None else trained.value for trained in head),
             b.normal, b.d_normed, b.d_hidden, b.d_logits, b.d_votes, b.d_fused, self._d_targets(b), b.losses,
             size, settings.lam, settings.delta, settings.delta**2, settings.votes / N,
             N, C=C, TERMS=b.losses.shape[1], NORM=settings.norm, LEARNED=settings.learned_targets,
             BLOCK_R=PATCHES, BLOCK_K=triton.next_power_of_2(C), **self._maps,
         )  # fmt: skip
 
-    def _attend_back(self, b: _Buffers, present: Tensor | None) -> None:
-        programs, blocks = row_launch(b.d_tokens, self._settings.precision)
-        stack_backward[(programs,)](
-            b.d_fused, self._d_targets(b), b.saved, b.attention, *mask_arguments(present), b.maps, None, None,
-            b.d_tokens, b.d_products, None, len(b.tokens), len(b.maps), **blocks,
-        )  # fmt: skip
-
     def _d_targets(self, b: _Buffers) -> Tensor | None:
         return b.d_targets if self._settings.learned_targets or b.d_votes is not None else None
 
-    def _update_stack(self, b: _Buffers) -> None:
-        qkv = self._parameters.qkv
-        grid = (qkv.value.shape[1] // TILE, 3, len(qkv.value))
-        update_stack[grid](
-            b.saved, b.d_products, b.old, qkv.value, qkv.mean, qkv.square, b.factors, b.saved.shape[1],
-            BLOCK_I=TILE, BLOCK_R=TILE, **self._maps,
-        )  # fmt: skip
-
     def _update_head(self, size: int, source: Source, b: _Buffers) -> None:
-        C, D, terms = b.d_logits.shape[1], b.fused.shape[1], b.losses.shape[1]
-        head = [tensor for trained in self._parameters[3:9] for tensor in _moved(trained)]
+        C, D, terms = b.d_logits.shape[1], b.d_fused.shape[1], b.losses.shape[1]
+        head = [tensor for trained in self._parameters.head for tensor in moved(trained)]
         update_head[(D // TILE,)](
-            b.fused, b.normal, b.d_normed, b.d_hidden, b.d_logits, b.losses, b.factors, *head,
+            b.trunk.fused, b.normal, b.d_normed, b.d_hidden, b.d_logits, b.losses, b.factors, *head,
             source.losses, source.step, size, len(b.losses), D, C, terms,
             TILE, TILE, max(TILE, triton.next_power_of_2(C)), triton.next_power_of_2(terms),
-            self._maps["PRECISION"], num_warps=4,
+            self._maps["PRECISION"], num_warps=tile_warps(D),
         )  # fmt: skip
 
     def _update_votes(self, b: _Buffers) -> None:
-        B, N, D = b.d_tokens.shape
+        B, N, D = b.d_targets.shape
         C = b.d_logits.shape[1]
-        votes = [tensor for trained in self._parameters[9:] for tensor in _moved(trained)]
+        votes = [tensor for trained in self._parameters[9:11] for tensor in moved(trained)]
         update_votes[(D // TILE, N)](
-            b.saved, b.d_votes, b.factors, *votes, B, N, D, C,
-            TILE, TILE, max(TILE, triton.next_power_of_2(C)), self._maps["PRECISION"], num_warps=4,
+            b.trunk.saved, b.d_votes, b.factors, *votes, B, N, D, C,
+            TILE, TILE, max(TILE, triton.next_power_of_2(C)), self._maps["PRECISION"], num_warps=tile_warps(D),
         )  # fmt: skip
-
-
-def _moved(trained: Trained | None) -> tuple[Tensor, ...]:
-    assert trained is not None
-    return trained.value, trained.mean, trained.square
-
-
-def map_blocks(D: int, precision: str, itemsize: int) -> dict[str, Any]:
-    """Constexprs and warps of a kernel that multiplies rows by D x D maps."""
-    blocks = row_blocks(1, D, "ieee" if precision == "ieee" else "tf32", itemsize)  # weights are not rounded
-    return {name: blocks[name] for name in ("D", "BLOCK_C", "BLOCK_S", "PRECISION", "num_warps")}

@@ -15,8 +15,24 @@ class Trained(NamedTuple):
     square: Tensor
 
 
+class Residual(NamedTuple):
+    """What a residual student trains beside what a bare one does."""
+
+    first_gain: Trained  # [N, D], of the norm behind the projection
+    first_shift: Trained
+    second: Trained  # [N, D, D], x W
+    second_bias: Trained  # [N, D]
+    second_gain: Trained  # [N, D]
+    second_shift: Trained
+    qkv_bias: Trained  # [K, 3D]
+    out: Trained  # [K, D, D], x W
+    out_bias: Trained  # [K, D]
+    gain: Trained  # [K, D], of the layers' norms
+    shift: Trained
+
+
 class Parameters(NamedTuple):
-    """All that a bare student trains."""
+    """All that a student trains."""
 
     projection: Trained  # [sum of dims, D]
     projection_bias: Trained  # [N, D]
@@ -29,6 +45,27 @@ class Parameters(NamedTuple):
     last_bias: Trained
     votes: Trained | None = None  # heads of the teachers, [N, D, C]
     votes_bias: Trained | None = None  # [N, C]
+    residual: Residual | None = None
+
+    @property
+    def head(self) -> tuple[Trained, ...]:
+        """From `first` to `last_bias`."""
+        return self[3:9]
+
+    @property
+    def all(self) -> list[Trained]:
+        """One after another."""
+        votes = [trained for trained in (self.votes, self.votes_bias) if trained is not None]
+        return [self.projection, self.projection_bias, self.qkv, *self.head, *votes, *(self.residual or ())]
+
+
+class Projected(NamedTuple):
+    """Tokens of a batch as the projection leaves them: one by one, or in parts of columns without the bias."""
+
+    tokens: Tensor  # [B, N or parts, D]
+    firsts: Tensor | None  # first part of every teacher, and the end; None: no parts
+    most: int  # parts of a teacher
+    bias: Tensor  # [N, D]
 
 
 class Settings(NamedTuple):

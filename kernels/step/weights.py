@@ -14,20 +14,35 @@ from ..row_tiles import times_map
 
 
 @triton.jit
-def _left_by_right(
+def left_by_right(
     left_ptr, stride_left, right_ptr, stride_right, rows, o_i,
     D: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """left^T right over all rows, of columns `o_i` of left and D columns of right. [I, D]."""
     o_d = tl.arange(0, D)
     b_sum = tl.zeros([o_i.shape[0], D], right_ptr.dtype.element_ty)
-    for r in range(0, rows, BLOCK_R):
+    for r in tl.range(0, rows, BLOCK_R, num_stages=3 if D <= 256 else 2):  # as the shared memory of sm_89 allows
         o_r = r + tl.arange(0, BLOCK_R)
         m_r = o_r < rows
         b_left = tl.load(left_ptr + o_r[None, :] * stride_left + o_i[:, None], mask=m_r[None, :], other=0.0)
         b_right = tl.load(right_ptr + o_r[:, None] * stride_right + o_d[None, :], mask=m_r[:, None], other=0.0)
         b_sum = tl.dot(b_left, b_right, b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
     return b_sum
+
+
+@triton.jit
+def map_gradient(
+    saved_ptr, d_products_ptr, layer, half, transposed, rows, o_i,
+    D: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows `o_i` of a layer's dA (half 0) or dE (half 1), or of their transposes. [I, D]."""
+    saved_ptr += layer.to(tl.int64) * rows * D
+    d_products_ptr += layer.to(tl.int64) * rows * 2 * D + half * D
+    if transposed:
+        b_g = left_by_right(d_products_ptr, 2 * D, saved_ptr, D, rows, o_i, D, BLOCK_R, PRECISION)
+    else:
+        b_g = left_by_right(saved_ptr, D, d_products_ptr, 2 * D, rows, o_i, D, BLOCK_R, PRECISION)
+    return b_g
 
 
 # dA = T^T dY, dE = T^T dV; dWq = dA Wk, dWk = dA^T Wq, dWv = dE
@@ -43,14 +58,8 @@ def update_stack(
     """
     o_i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     kind, layer = tl.program_id(1), tl.program_id(2)
-    saved_ptr += layer.to(tl.int64) * rows * D
-    d_products_ptr += layer.to(tl.int64) * rows * 2 * D
     old_ptr += layer * 2 * D * D
-    if kind == 1:
-        b_g = _left_by_right(d_products_ptr, 2 * D, saved_ptr, D, rows, o_i, D, BLOCK_R, PRECISION)
-    else:
-        right_ptr = d_products_ptr + (kind // 2) * D  # dY for queries, dV for values
-        b_g = _left_by_right(saved_ptr, D, right_ptr, 2 * D, rows, o_i, D, BLOCK_R, PRECISION)
+    b_g = map_gradient(saved_ptr, d_products_ptr, layer, kind // 2, kind == 1, rows, o_i, D, BLOCK_R, PRECISION)
     if kind < 2:
         b_g = times_map(b_g, old_ptr + (1 - kind) * D, 2 * D, 1, BLOCK_C, BLOCK_S, PRECISION)
     offsets = layer * 3 * D * D + o_i[:, None] * 3 * D + kind * D + tl.arange(0, D)[None, :]
@@ -89,7 +98,7 @@ def update_head(
         b_y = b_n * b_gain[None, :] + b_shift[None, :]
         b_last = tl.dot(b_dz, b_y, b_last, input_precision=PRECISION, out_dtype=dtype)
         b_last_bias += tl.sum(b_dz, axis=1)
-    b_first = _left_by_right(d_hidden_ptr, D, fused_ptr, D, B, o_i, D, BLOCK_R, PRECISION)
+    b_first = left_by_right(d_hidden_ptr, D, fused_ptr, D, B, o_i, D, BLOCK_R, PRECISION)
     tl.debug_barrier()  # gain and shift have been read by all warps
     o_first = o_i[:, None] * D + tl.arange(0, D)[None, :]
     update(first_ptr, first_mean_ptr, first_square_ptr, factors_ptr, o_first, b_first, m_i[:, None])

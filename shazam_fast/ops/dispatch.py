@@ -22,7 +22,7 @@ from ..kernels.precision import PRECISIONS
 from ..kernels.reference import ResidualMaps, TokenMaps
 from ..runtime.checks import require_choice
 from . import distillation, folding, projection, stack
-from .limits import INTERPRETED, cpu_obstacle, is_small, triton_obstacle
+from .limits import INTERPRETED, cpu_obstacle, triton_obstacle
 
 __all__ = [
     "BACKENDS", "PRECISIONS", "ResidualMaps", "TokenMaps", "bare_stack", "distillation_loss", "folded_stack", "project",
@@ -204,13 +204,12 @@ def runs_in_core(weight: Tensor, teachers: int) -> bool:
     return cpu_obstacle(weight) is None and teachers <= _core.MAX_TEACHERS
 
 
-def small_stack_precision(tokens: Tensor) -> str | None:
-    """The precision in which a whole stack over tokens like these is one Triton kernel; None where it is not."""
+def kernel_precision(tokens: Tensor) -> str | None:
+    """The precision in which attention over tokens like these is Triton kernels; None where it is not."""
     backend, precision = _choice.get()
     if backend == "reference" or (backend == "auto" and tokens.device.type == "cpu") or _no_triton():
         return None
-    applies = triton_obstacle("bare_stack", tokens, None, precision) is None and is_small(tokens)
-    return precision if applies else None
+    return precision if triton_obstacle("bare_stack", tokens, None, precision) is None else None
 
 
 def _form(operation: str, x: Tensor, features: Tensor | None = None) -> Callable[..., Any]:

@@ -1,25 +1,34 @@
-"""A whole step of training the bare student as nine or ten Triton kernels: where it applies, and what it takes."""
+"""A whole step of training a student as a few Triton kernels: where it applies, and what it takes."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-from ..kernels.step.parts import Batch, Parameters, Settings, Source, Trained
-from .dispatch import small_stack_precision
+from ..kernels.step.parts import Batch, Parameters, Residual, Settings, Source, Trained
+from .dispatch import kernel_precision
 
-__all__ = ["OPTIMIZER", "Batch", "Parameters", "Settings", "Source", "Trained", "make_step", "step_precision"]
+__all__ = [
+    "OPTIMIZER", "Batch", "Parameters", "Residual", "Settings", "Source", "Trained", "make_step", "step_precision",
+]  # fmt: skip
 
 OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False}  # what the kernels' AdamW takes
 
 
-def step_precision(like: Tensor, teachers: int, dim: int) -> str | None:
+def step_precision(like: Tensor, teachers: int, dim: int, residual: bool) -> str | None:
     """The precision of a step's products, as `use` chose it; None where a step cannot be kernels.
 
     Args:
         like: any parameter of the student: of its dtype, on its device.
         teachers, dim: N and D.
+        residual: whether the student is residual, not bare.
     """
-    return small_stack_precision(like.new_empty(0, teachers, dim))
+    precision = kernel_precision(like.new_empty(0, teachers, dim))
+    if precision is None:
+        return None
+    from ..kernels import launch
+
+    widths = launch.WIDTHS if residual else launch.STEP_WIDTHS
+    return precision if teachers <= launch.ROWS and dim in widths else None
 
 
 def make_step(parameters: Parameters, settings: Settings) -> Callable[[int, Source], None]:

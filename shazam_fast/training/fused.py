@@ -1,4 +1,4 @@
-"""The step of the bare student as nine or ten kernels: for which trainings it applies, and what they are given."""
+"""The step of a student as a few kernels: for which trainings it applies, and what they are given."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.training_step import OPTIMIZER, Parameters, Settings, Source, Trained, make_step, step_precision
+from ..ops.training_step import (
+    OPTIMIZER,
+    Parameters,
+    Residual,
+    Settings,
+    Source,
+    Trained,
+    make_step,
+    step_precision,
+)
 from ..student.student import Student
 from .feed import TrainingFeed
 from .objective import Objective
@@ -32,12 +41,15 @@ def make_fused_step(
         plan: tensors of the epoch's plan on the device, by name.
         kept_part: 1 minus the fraction of columns that the plan leaves out.
     """
-    precision = step_precision(student.qkv, len(student.dims), student.config.dim)
+    residual = student.blocks is not None
+    precision = step_precision(student.qkv, len(student.dims), student.config.dim, residual)
     if precision is None or not _applies(student, optimizer, objective):
         return None
     (group,) = optimizer.param_groups
     settings = _settings(group, objective, kept_part, precision, losses)
-    parameters = Parameters(*(_with_moments(optimizer, parameter) for parameter in _trained(student)))
+    trained = [_with_moments(optimizer, parameter) for parameter in _trained(student)]
+    blocks = [_with_moments(optimizer, parameter) for parameter in _trained_blocks(student)]
+    parameters = Parameters(*trained)._replace(residual=Residual(*blocks) if blocks else None)
     take = make_step(parameters, settings)
     present, rates, kept, mixtures = (plan.get(name) for name in ("present", "rates", "kept", "mixtures"))
     planned = present, rates, kept, mixtures, None if rates is None else group["lr"]
@@ -73,18 +85,29 @@ def _settings(
 def _applies(student: Student, optimizer: torch.optim.Optimizer, objective: Objective) -> bool:
     """Whether the kernels have everything that this training has."""
     heads = (student.teacher_heads is not None) == (objective.teacher_heads > 0)
-    if student.config.block != "bare" or objective.targets == "frozen" or not heads:
+    if student.levels is not None or objective.targets == "frozen" or not heads:
         return False
     groups = optimizer.param_groups
     usual = len(groups) == 1 and all(groups[0][name] == value for name, value in OPTIMIZER.items())
-    return usual and {id(p) for p in groups[0]["params"]} == {id(p) for p in _trained(student)}
+    ours = {id(p) for p in (*_trained(student), *_trained_blocks(student))}
+    return usual and {id(p) for p in groups[0]["params"]} == ours
 
 
 def _trained(student: Student) -> list[torch.nn.Parameter]:
-    """The parameters of a bare student in the order of `Parameters`."""
+    """The parameters that every student has in the order of `Parameters`."""
     first, _, norm, last = student.head
     layers = [first, norm, last, *([] if student.teacher_heads is None else [student.teacher_heads])]
     return [*student.projection.parameters(), student.qkv, *(p for layer in layers for p in layer.parameters())]
+
+
+def _trained_blocks(student: Student) -> list[torch.nn.Parameter]:
+    """The parameters that only a residual student has in the order of `Residual`."""
+    blocks = student.blocks
+    if blocks is None:
+        return []
+    norms = [[norm.weight, norm.bias] for norm in (blocks.first_norm, blocks.second_norm, blocks.norm)]
+    maps = [blocks.qkv_bias, blocks.out_weight, blocks.out_bias]
+    return [*norms[0], blocks.second_weight, blocks.second_bias, *norms[1], *maps, *norms[2]]
 
 
 def _with_moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Trained:

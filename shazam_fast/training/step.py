@@ -1,6 +1,6 @@
 """One step of training: batch, forward, losses, gradients, AdamW; on a GPU one CUDA graph.
 
-A step of the student is ten kernels where `fused` applies, else some fifty to hundred small operations; the GPU
+A step is nine to twenty kernels where `fused` applies, else some fifty to hundred small operations; the GPU
 finishes them sooner than Python can launch them. Captured once, it is replayed with a single launch and asks nothing of
 the host: rows come from the epoch's order by a counter on the device, losses go to a row of a table there.
 """
