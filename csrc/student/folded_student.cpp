@@ -11,6 +11,7 @@ namespace shazam {
 namespace {
 
 constexpr int64_t kChunkPatches = 3 * kFoldLanes;  // whose tokens and products fill half a cache
+constexpr int64_t kRowsAtOnce = 12;  // that are widened into the nearest cache, see kBlockRows
 constexpr float kLayerNormEpsilon = 1e-5f;         // PyTorch's default
 
 /// Copies [rows, depth], `stride` apart, into the form that products take: depth by kTileDepth.
@@ -21,6 +22,17 @@ void copy_blocks(const float* x, int64_t rows, int64_t depth, float* blocks) {
       std::memcpy(blocks, x + row * depth + first, bytes);
     }
   }
+}
+
+/// The next rows from `row` on that are widened together.
+Matrix rows_of(const Matrix& features, int64_t row) {
+  return {features.row(row), std::min(kRowsAtOnce, features.rows - row), features.columns,
+          features.stride, features.dtype};
+}
+
+NextRows columns_of(const Matrix& features, int64_t start, int64_t depth) {
+  const int64_t size = item_size(features.dtype);
+  return {features.data + start * size, features.stride, features.rows, depth * size};
 }
 
 int64_t blocks_size(int64_t rows, int64_t depth) {
@@ -98,10 +110,11 @@ FoldedStudent::Packed FoldedStudent::pack(const float* values, int64_t depth, in
 
 /// The part of a product that the rows [first, first + depth) of the matrix contribute.
 void FoldedStudent::multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth,
-                             int64_t rows, const float* bias, float* out, int64_t stride) const {
+                             int64_t rows, const float* bias, float* out, int64_t stride,
+                             const NextRows& next) const {
   kernels_.multiply_tile({x, 0, matrix.panels.data() + first * kernels_.panel,
                           matrix.depth * kernels_.panel, kernels_.panel, bias, out, stride, rows,
-                          matrix.columns, depth});
+                          matrix.columns, depth, next});
 }
 
 /// The whole product of what `copy_blocks` made.
@@ -126,28 +139,47 @@ void FoldedStudent::load_block(const Matrix& features, int64_t start, int64_t co
     } else {
       widen(features.dtype, from, block, depth);
     }
-    if (shift_.empty()) continue;
-    const float* const shift = shift_.data() + column;
-    for (int64_t k = 0; k < depth; ++k) block[k] -= shift[k];
+    if (!shift_.empty()) kernels_.subtract(block, shift_.data() + column, depth);
   }
 }
 
 void FoldedStudent::project(const Matrix& features, const std::vector<int64_t>& starts,
                             float* tokens, float* block) const {
   const int64_t N = teachers(), rows = features.rows;
-  int64_t column = 0;  // of the teachers side by side
-  for (int64_t i = 0; i < N; column += dims_[i], ++i) {
-    if (starts[i] < 0) {
-      for (int64_t row = 0; row < rows; ++row) std::fill_n(tokens + (row * N + i) * D_, D_, 0.0f);
-      continue;
-    }
-    for (int64_t first = 0; first < dims_[i]; first += kTileDepth) {
-      const int64_t depth = std::min(kTileDepth, dims_[i] - first);
-      load_block(features, starts[i] + first, column + first, depth, block);
-      const float* bias = first == 0 ? bias_.data() + i * D_ : nullptr;
-      multiply(projections_[i], block, first, depth, rows, bias, tokens + i * D_, N * D_);
+  const std::vector<Block> blocks = blocks_of(starts);
+  for (size_t index = 0; index < blocks.size(); ++index) {
+    const auto [i, first, start, column, depth] = blocks[index];
+    const float* bias = first == 0 ? bias_.data() + i * D_ : nullptr;
+    for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
+      const Matrix here = rows_of(features, row);
+      load_block(here, start, column, depth, block);
+      NextRows next;
+      if (row + kRowsAtOnce < rows) {
+        next = columns_of(rows_of(features, row + kRowsAtOnce), start, depth);
+      } else if (index + 1 < blocks.size()) {
+        next = columns_of(rows_of(features, 0), blocks[index + 1].start, blocks[index + 1].depth);
+      }
+      multiply(projections_[i], block, first, depth, here.rows, bias, tokens + (row * N + i) * D_,
+               N * D_, next);
     }
   }
+  for (int64_t i = 0; i < N; ++i) {
+    if (starts[i] >= 0) continue;
+    for (int64_t row = 0; row < rows; ++row) std::fill_n(tokens + (row * N + i) * D_, D_, 0.0f);
+  }
+}
+
+std::vector<FoldedStudent::Block> FoldedStudent::blocks_of(
+    const std::vector<int64_t>& starts) const {
+  std::vector<Block> blocks;
+  int64_t column = 0;  // of the teachers side by side
+  for (int64_t i = 0; i < teachers(); column += dims_[i], ++i) {
+    for (int64_t first = 0; first < dims_[i] && starts[i] >= 0; first += kTileDepth) {
+      const int64_t depth = std::min(kTileDepth, dims_[i] - first);
+      blocks.push_back({i, first, starts[i] + first, column + first, depth});
+    }
+  }
+  return blocks;
 }
 
 void FoldedStudent::load_scores(const float* tokens, int64_t patches,
@@ -218,7 +250,7 @@ void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& 
   const int64_t N = teachers(), B = features.rows;
   thread_local std::vector<float> tokens, block, scratch;  // kept for the thread's next tile
   tokens.resize(std::max<size_t>(tokens.size(), B * N * D_));
-  block.resize(std::max<size_t>(block.size(), B * kTileStride));
+  block.resize(kRowsAtOnce * kTileStride);
   project(features, starts, tokens.data(), block.data());
   std::vector<uint8_t> present(N);
   for (int64_t i = 0; i < N; ++i) present[i] = starts[i] >= 0;

@@ -56,11 +56,21 @@ class FoldedStudent {
     std::vector<float> panels;
   };
 
+  /// The depth that a projection takes at once.
+  struct Block {
+    int64_t teacher;
+    int64_t first;   // of the teacher's columns
+    int64_t start;   // of the features' columns
+    int64_t column;  // of all teachers' columns side by side
+    int64_t depth;
+  };
+
+  std::vector<Block> blocks_of(const std::vector<int64_t>& starts) const;
   Packed pack(const float* values, int64_t depth, int64_t columns, int64_t stride) const;
   void load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
                   float* block) const;
   void multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth, int64_t rows,
-                const float* bias, float* out, int64_t stride) const;
+                const float* bias, float* out, int64_t stride, const NextRows& next = {}) const;
   void multiply_all(const Packed& matrix, const float* x, int64_t rows, const float* bias,
                     float* out) const;
   void project(const Matrix& features, const std::vector<int64_t>& starts, float* tokens,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -59,6 +60,14 @@ struct FoldLanes {
 constexpr int64_t kTileDepth = 256;
 constexpr int64_t kTileStride = kTileDepth + 16;
 
+/// What the caller reads after a product, `bytes` of each row: it is fetched into the cache meanwhile.
+struct NextRows {
+  const std::byte* data = nullptr;
+  int64_t stride = 0;  // bytes from one row to the next
+  int64_t rows = 0;
+  int64_t bytes = 0;
+};
+
 /// out [rows, columns] = bias + x weights, or out += x weights without a bias. Every value is summed
 /// in the order of the depth, whatever the number of rows.
 struct TileProduct {
@@ -73,6 +82,7 @@ struct TileProduct {
   int64_t rows;
   int64_t columns;
   int64_t depth;
+  NextRows next = {};
 };
 
 /// The arithmetic over rows of any width behind all operations of the student, for one instruction
@@ -92,6 +102,9 @@ struct RowKernels {
   /// `d_y` may be null: then only `d_x` is updated.
   void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
                float* d_y);
+
+  /// x -= shift.
+  void (*subtract)(float* x, const float* shift, int64_t width);
 
   void (*fold)(const FoldLanes& task);
 

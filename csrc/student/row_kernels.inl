@@ -136,6 +136,13 @@ TARGET void pull(const Pull& pull, const float* x, const float* y, int64_t width
   }
 }
 
+TARGET void subtract(float* x, const float* shift, int64_t width) {
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const int64_t lanes = std::min(kLanes, width - d);
+    store(x + d, load(x + d, lanes) - load(shift + d, lanes), lanes);
+  }
+}
+
 using Integers = uint32_t __attribute__((vector_size(sizeof(Vector))));
 
 /// exp(x) to about one unit in the last place for x <= 0; 0 below -87, NaN for NaN.

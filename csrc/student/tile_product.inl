@@ -1,5 +1,18 @@
 // Matrix products of tiles for one instruction set; included after row_kernels.inl, like it.
 
+/// Fetches what is read next of the rows [row, row + rows): this panel's part, all taking turns.
+inline void fetch_next(const TileProduct& task, int64_t row, int64_t rows, int64_t panel) {
+  constexpr int64_t kLine = 64;  // bytes
+  const int64_t lines = (task.next.bytes + kLine - 1) / kLine;
+  const int64_t panels = (task.columns + 2 * kLanes - 1) / (2 * kLanes);
+  const int64_t end = (panel + 1) * lines / panels;
+  const int64_t last = std::min(row + rows, task.next.rows);
+  for (int64_t line = panel * lines / panels; line < end; ++line) {
+    const std::byte* from = task.next.data + row * task.next.stride + line * kLine;
+    for (int64_t r = row; r < last; ++r, from += task.next.stride) __builtin_prefetch(from, 0, 2);
+  }
+}
+
 /// Rows [row, row + R) of the product times one panel of the weights. Values of x that lie below each
 /// other are kBelow apart, those beside each other `beside`; a whole panel has all its columns.
 template <int R, int64_t kBelow, bool kWhole>
@@ -11,6 +24,7 @@ TARGET inline void multiply_block(const TileProduct& task, const float* x, int64
       kWhole ? kLanes : std::clamp<int64_t>(task.columns - column - kLanes, 0, kLanes)};
   const int64_t second = lanes[1] > 0 ? kLanes : 0;
   float* const out = task.out + row * task.stride + column;
+  if (task.next.bytes > 0) fetch_next(task, row, R, panel);
   Vector sums[R][2];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
