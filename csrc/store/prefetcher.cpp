@@ -13,6 +13,9 @@
 namespace shazam {
 namespace {
 
+constexpr int64_t kStepBytes = 16 << 20;   // filled at a time
+constexpr int64_t kAheadBytes = 64 << 20;  // read ahead of it: more than a disk has at work at a time
+
 [[noreturn]] void fail(ErrorKind kind, const std::string& message) {
   throw StoreError(kind, "prefetcher: " + message);
 }
@@ -114,9 +117,8 @@ class Prefetcher::Worker {
 
   void run() {
     try {
-      read_ahead(0);
       for (int64_t batch = 0; batch < batches(); ++batch) {
-        read_ahead(batch + 1);  // the disk works on it while this batch is copied and consumed
+        read_ahead(batch, bounds_[batch]);  // the disk works while this thread waits for a buffer
         const std::optional<int64_t> buffer = wait_for_buffer();
         if (!buffer) return;
         fill(batch, buffers_[*buffer]);
@@ -132,15 +134,29 @@ class Prefetcher::Worker {
     }
   }
 
-  void read_ahead(int64_t batch) const {
-    if (batch >= batches()) return;
+  /// Starts reading what is filled from `row` of this batch on: its rest and the next batch, or the
+  /// first kAheadBytes of them. In this way the disk is always at work, and little memory is taken.
+  void read_ahead(int64_t batch, int64_t row) {
+    const int64_t end = std::min(bounds_[std::min(batch + 2, batches())], row + rows_of(kAheadBytes));
+    const int64_t begin = std::max(row, announced_);
+    if (begin >= end) return;
+    announced_ = end;
     for (const Source& source : sources_) {
       try {
-        source.store->will_need(rows_.data() + bounds_[batch], bounds_[batch + 1] - bounds_[batch]);
+        source.store->will_need(rows_.data() + begin, end - begin);
       } catch (const StoreError&) {
-        return;  // filling this batch will meet it again, after the batches before are delivered
+        return;  // filling these rows will meet it again, after the batches before are delivered
       }
     }
+  }
+
+  /// How many rows of all sources there are in so many bytes, at least one.
+  int64_t rows_of(int64_t bytes) const {
+    int64_t row_bytes = 0;
+    for (const Source& source : sources_) {
+      row_bytes += source.store->columns() * item_size(source.store->dtype());
+    }
+    return std::max<int64_t>(1, bytes / std::max<int64_t>(1, row_bytes));
   }
 
   std::optional<int64_t> wait_for_buffer() {
@@ -152,14 +168,18 @@ class Prefetcher::Worker {
     return buffer;
   }
 
-  void fill(int64_t batch, const Matrix& buffer) const {
-    const int64_t count = bounds_[batch + 1] - bounds_[batch];
-    for (const Source& source : sources_) {
-      Matrix part = buffer;
-      part.data += source.column * item_size(buffer.dtype);
-      part.rows = count;
-      part.columns = source.store->columns();
-      source.store->gather(rows_.data() + bounds_[batch], count, part, threads_);
+  void fill(int64_t batch, const Matrix& buffer) {
+    const int64_t first = bounds_[batch], stop = bounds_[batch + 1], step = rows_of(kStepBytes);
+    for (int64_t row = first; row < stop; row += step) {
+      read_ahead(batch, row);
+      const int64_t count = std::min(step, stop - row);
+      for (const Source& source : sources_) {
+        Matrix part = buffer;
+        part.data = buffer.row(row - first) + source.column * item_size(buffer.dtype);
+        part.rows = count;
+        part.columns = source.store->columns();
+        source.store->gather(rows_.data() + row, count, part, threads_);
+      }
     }
   }
 
@@ -168,6 +188,7 @@ class Prefetcher::Worker {
   const std::vector<int64_t> bounds_;
   const std::vector<Matrix> buffers_;
   const int threads_;
+  int64_t announced_ = 0;  // rows before this one were read ahead; of `thread_` alone
 
   std::mutex mutex_;  // guards all down to closing_
   std::condition_variable changed_;

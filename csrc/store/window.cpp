@@ -17,7 +17,9 @@ constexpr int64_t kPieceBytes = 64 << 10;    // the grain of the threads' work
 constexpr int64_t kThreadBytes = 512 << 10;  // to wake a thread costs as much as copying 300 KB
 constexpr int64_t kPrefetchPieces = 4;       // how far ahead of the copy the CPU is told of a row
 constexpr int64_t kPrefetchBytes = 1 << 10;  // how much of its start; the hardware sees the rest
-constexpr ptrdiff_t kLongBytes = 1 << 20;    // the kernel reads ahead of a long run better by itself
+// The kernel reads ahead of a long run better by itself, but far beyond its end: for nothing where
+// the file's next run lies elsewhere.
+constexpr ptrdiff_t kLongBytes = 1 << 20;
 constexpr ptrdiff_t kGapBytes = 16 << 10;    // reading through a gap this small beats two reads
 
 /// Owns nothing where it touches the mapping: see `run_guarded`.
@@ -128,36 +130,45 @@ bool Window::looks_cold() const {
   return false;
 }
 
-void Window::read_ahead(bool load_long_runs) const {
-  std::optional<bool> cold;  // asked only where it matters: to ask disturbs the kernel's reading ahead
-  if (!load_long_runs && !*(cold = looks_cold())) return;
-  for_each_run([&](const Piece* first, const Piece*, const std::byte* end) {
-    if (end - first->source >= kLongBytes) {
-      if (load_long_runs) first->file->load(first->source, end);
-      return;
-    }
-    if (!cold) cold = looks_cold();
-    if (*cold) first->file->will_need(first->source, end);
-  });
-}
-
-/// Calls work(first, last, end) for pieces [first, last) that lie close together in a file, in the
-/// order of the file, and end there before `end`.
-template <typename Work>
-void Window::for_each_run(const Work& work) const {
+std::vector<Piece> Window::in_file_order() const {
   std::vector<Piece> sorted = pieces_;
   std::sort(sorted.begin(), sorted.end(), [](const Piece& a, const Piece& b) {
     return std::less<>()(a.source, b.source);
   });
-  const Piece* const last = sorted.data() + sorted.size();
-  for (const Piece* piece = sorted.data(); piece != last;) {
-    const Piece* const first = piece;
-    const std::byte* end = end_of(*first);
-    for (++piece; piece != last && piece->file == first->file &&
-                  piece->source - end <= kGapBytes; ++piece) {
-      end = std::max(end, end_of(*piece));
+  return sorted;
+}
+
+std::vector<Window::Run> Window::runs(const std::vector<Piece>& sorted) const {
+  std::vector<Run> runs;
+  for (const Piece& piece : sorted) {
+    const std::byte* const end = end_of(piece);
+    if (!runs.empty() && runs.back().first->file == piece.file &&
+        piece.source - runs.back().end <= kGapBytes) {
+      runs.back().last = &piece + 1;
+      runs.back().end = std::max(runs.back().end, end);
+    } else {
+      runs.push_back({&piece, &piece + 1, end});
     }
-    work(first, piece, end);
+  }
+  return runs;
+}
+
+void Window::read_ahead(bool load_long_runs) const {
+  std::optional<bool> cold;  // asked only where it matters: to ask disturbs the kernel's reading ahead
+  if (!load_long_runs && !*(cold = looks_cold())) return;
+  const std::vector<Piece> sorted = in_file_order();
+  const std::vector<Run> all = runs(sorted);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const MappedFile* const file = all[i].first->file;
+    const std::byte* const begin = all[i].first->source;
+    const bool is_only = (i == 0 || all[i - 1].first->file != file) &&
+                         (i + 1 == all.size() || all[i + 1].first->file != file);
+    if (all[i].end - begin >= kLongBytes && (load_long_runs || is_only)) {
+      if (load_long_runs) file->load(begin, all[i].end);
+      continue;
+    }
+    if (!cold) cold = looks_cold();
+    if (*cold) file->will_need(begin, all[i].end);
   }
 }
 
@@ -167,27 +178,28 @@ const std::byte* Window::end_of(const Piece& piece) const {
 
 void Window::copy_past_cache(const Matrix& out) const {
   install_fault_handler();
-  for_each_run([&](const Piece* first, const Piece* last, const std::byte* end) {
-    const bool is_long = end - first->source >= kLongBytes;
-    while (first != last) {
-      const std::byte* const begin = first->source;
-      const Piece* next = first;
+  const std::vector<Piece> sorted = in_file_order();
+  for (const Run& run : runs(sorted)) {
+    const bool is_long = run.end - run.first->source >= kLongBytes;
+    for (const Piece* piece = run.first; piece != run.last;) {
+      const std::byte* const begin = piece->source;
+      const Piece* next = piece;
       const std::byte* stop = begin;
       do {
         stop = std::max(stop, end_of(*next++));
-      } while (next != last && end_of(*next) - begin <= MappedFile::kDirectBytes);
+      } while (next != run.last && end_of(*next) - begin <= MappedFile::kDirectBytes);
       const bool fits = stop - begin <= MappedFile::kDirectBytes;
       const std::byte* const memory =
-          is_long && fits ? first->file->read_past_cache(begin, stop) : nullptr;
-      for (; first != next; ++first) {
+          is_long && fits ? piece->file->read_past_cache(begin, stop) : nullptr;
+      for (; piece != next; ++piece) {
         if (memory != nullptr) {
-          copy_from(memory + (first->source - begin), *first, store_.dtype_, store_.columns_, out);
+          copy_from(memory + (piece->source - begin), *piece, store_.dtype_, store_.columns_, out);
         } else {
-          read_guarded([&] { copy(*first, store_.dtype_, store_.columns_, out); });
+          read_guarded([&] { copy(*piece, store_.dtype_, store_.columns_, out); });
         }
       }
     }
-  });
+  }
   require_unchanged();
 }
 

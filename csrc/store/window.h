@@ -33,8 +33,9 @@ class Window {
   /// throws.
   int64_t add(int64_t row, int64_t count, int64_t position);
 
-  /// Starts reading the rows into the page cache unless they are there. Long runs are left to the
-  /// kernel, or, if `load_long_runs`, are there when this returns.
+  /// Starts reading the rows into the page cache unless they are there. A long run that is the only
+  /// one of its file is left to the kernel; if `load_long_runs`, all long ones are there when this
+  /// returns.
   void read_ahead(bool load_long_runs = false) const;
 
   /// Throws Shrunk or Changed when a file did not stay as it was.
@@ -50,10 +51,17 @@ class Window {
   int64_t find_nonfinite() const;
 
  private:
+  /// Pieces that lie close together in a file; they end before `end`.
+  struct Run {
+    const Piece* first;
+    const Piece* last;
+    const std::byte* end;
+  };
+
   int64_t find_extent(int64_t row, int64_t position) const;
   const MappedFile* open(int64_t file);
-  template <typename Work>
-  void for_each_run(const Work& work) const;
+  std::vector<Piece> in_file_order() const;
+  std::vector<Run> runs(const std::vector<Piece>& sorted) const;
   const std::byte* end_of(const Piece& piece) const;
   void copy_pieces(int64_t first, int64_t last, const Matrix& out) const;
   template <typename Work>

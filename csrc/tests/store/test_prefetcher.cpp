@@ -4,10 +4,10 @@
 
 #include "store/prefetcher.h"
 #include "tests/check.h"
+#include "tests/store/stores.h"
 
 using namespace shazam;
-using shazam::testing::TemporaryDirectory;
-using shazam::testing::throws;
+using namespace shazam::testing;
 
 namespace {
 
@@ -64,6 +64,28 @@ TEST(batches_arrive_complete_and_in_order) {
     CHECK(at == kRows);
     CHECK(!prefetcher->next());
   }
+}
+
+TEST(a_batch_that_is_filled_in_steps_arrives_complete) {
+  const TemporaryDirectory directory;
+  const int64_t columns = 1024, count = 6000;  // 24 MB
+  const auto store = std::make_shared<FeatureStore>(
+      columns, DType::Float32,
+      std::vector<std::string>{directory.write("large", counting(columns * count))},
+      std::vector<Extent>{{0, 0, count, columns * 4}});
+  std::vector<int64_t> rows;
+  for (int64_t i = 0; i < 2 * count; ++i) rows.push_back(i * 7 % count);
+  std::vector<float> memory(count * columns);
+  Prefetcher prefetcher({{store, 0}}, rows, {0, count, 2 * count - 1}, {view(memory, columns)}, 2);
+  int64_t at = 0;
+  while (const auto batch = prefetcher.next()) {
+    for (int64_t i = 0; i < batch->rows; ++i, ++at) {
+      CHECK(memory[i * columns] == rows[at] * columns);
+      CHECK(memory[(i + 1) * columns - 1] == (rows[at] + 1) * columns - 1);
+    }
+    prefetcher.release(batch->buffer);
+  }
+  CHECK(at == 2 * count - 1);
 }
 
 TEST(a_consumer_may_stop_at_any_batch) {

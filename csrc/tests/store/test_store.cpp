@@ -230,6 +230,30 @@ TEST(rows_that_left_the_page_cache_are_read_ahead) {
   CHECK(gather(store, {4999, 17})[0] == 4999 * columns);
 }
 
+TEST(of_long_runs_in_one_file_no_more_than_they_is_read_ahead) {
+  const TemporaryDirectory directory;
+  const int64_t columns = 1024, count = 5000, run = 400;  // 1.6 MB, of 20 MB
+  const std::string path = directory.write("a", counting(columns * count));
+  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
+  std::vector<int64_t> rows(2 * run);
+  std::iota(rows.begin(), rows.begin() + run, 0);
+  std::iota(rows.begin() + run, rows.end(), 3000);
+  evict(path);
+  if (resident(path, 0)) return;  // a file system in memory
+  store.will_need(rows.data(), rows.size());
+  for (int64_t row : rows) {
+    for (int wait = 0; wait < 1000 && !resident(path, row * columns * 4); ++wait) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    CHECK(resident(path, row * columns * 4));
+  }
+  const std::vector<float> found = gather(store, rows);
+  for (size_t i = 0; i < rows.size(); ++i) CHECK(found[i * columns] == rows[i] * columns);
+  for (int64_t row : {run + 8, run + 300, int64_t{2000}, 3000 + run + 8}) {
+    CHECK(!resident(path, row * columns * 4));
+  }
+}
+
 TEST(a_file_replaced_behind_the_store_is_refused_when_reopened) {
   const TemporaryDirectory directory;
   const std::vector<std::string> files = {directory.write("a", counting(2)),
