@@ -18,7 +18,6 @@ shares are those of the plain read.
 import argparse
 import gc
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -181,8 +180,9 @@ def report(given, path):
         print(f"{name:>7}  {speed / 1e9:5.2f} GB/s  {speed / ROW_BYTES:11,.0f} rows/s  {speed / base:5.0%} of plain  "
               f"{cpu:5.2f} CPU s per GB")  # fmt: skip
     if trained:
-        record["train"] = {"bytes_per_s": trained[0] / trained[1], "share_of_plain": trained[0] / trained[1] / base}
-        print(f"  train  {trained[0] / trained[1] / 1e9:5.2f} GB/s  {trained[0] / trained[1] / ROW_BYTES:11,.0f} rows/s")
+        speed = trained[0] / trained[1]
+        record["train"] = {"bytes_per_s": speed, "share_of_plain": speed / base}
+        print(f"  train  {speed / 1e9:5.2f} GB/s  {speed / ROW_BYTES:11,.0f} rows/s  {speed / base:5.0%} of plain")
     if given.out:
         given.out.write_text(json.dumps(record, indent=1))
 

@@ -221,7 +221,7 @@ class FeatureArchive(PatchColumns):
         self,
         rows: NDArray[np.int64] | None = None,
         batch_size: int = STREAM_ROWS,
-        buffers: list[NDArray[np.float32]] | None = None,
+        buffers: list[NDArray[Any]] | None = None,
     ) -> Iterator[Batch]:
         """Like `batches`, but gathered ahead by a background thread, in a few buffers that are used again.
 
@@ -229,8 +229,8 @@ class FeatureArchive(PatchColumns):
 
         Args:
             rows, batch_size: as for `batches`.
-            buffers: at least two float32 arrays [batch_size, width] to gather into, such as page-locked memory; made
-                here by default.
+            buffers: at least two arrays [batch_size, width] to gather into, such as page-locked memory, float32 or
+                `dtype` as for `gather`, which the batches' features then are; made here, of float32, by default.
 
         Raises what `gather` raises.
         """

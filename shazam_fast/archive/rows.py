@@ -19,7 +19,10 @@ RowKey = SupportsIndex | slice | ArrayLike
 
 @dataclass(frozen=True)
 class Batch:
-    """Some patches of an archive: `rows` int64 [n], `features` float32 [n, sum of dims], `labels` int64 [n]."""
+    """Some patches of an archive: `rows` int64 [n], `features` [n, sum of dims], `labels` int64 [n].
+
+    Features are float32 unless `stream` was given buffers of the stored dtype.
+    """
 
     rows: NDArray[np.int64]
     features: NDArray[np.float32]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,18 +162,25 @@ class TrainingFeed:
         """The batches from row `first` on, on the host, each from a window that is read in the order of the disk."""
         start = first // window * window
         windows = [rows[at : at + window] for at in range(start, len(rows), window)]
-        size = min(window, len(rows))
-        buffers = [np.empty((size, self._archive.width), np.float32) for _ in range(WINDOWS_HELD)]
+        dtype: torch.dtype = getattr(torch, self._archive.dtype)  # as stored: half the memory that float32 takes
+        held = [torch.empty(min(window, len(rows)), self._archive.width, dtype=dtype) for _ in range(WINDOWS_HELD)]
+        picked = torch.empty(self._size, self._archive.width, dtype=dtype)
         staged = self._features if self._copied is None else torch.empty_like(self._features, device="cpu").pin_memory()
-        read = self._archive.stream(np.concatenate([np.sort(part) for part in windows]), window, buffers)
+        ordered = np.concatenate([np.sort(part) for part in windows])
+        read = self._archive.stream(ordered, window, [_as_stored(buffer) for buffer in held])
         for part, batch in zip(windows, read, strict=True):
             places = np.searchsorted(batch.rows, part)
             for at in range(max(first - start, 0), len(part), self._size):
                 chosen = places[at : at + self._size]
-                here = staged[: len(chosen)]
-                batch.features.take(chosen, axis=0, out=here.numpy(), mode="clip")  # "raise" would copy once more
-                yield here
+                here = picked[: len(chosen)]
+                batch.features.take(chosen, axis=0, out=_as_stored(here), mode="clip")  # "raise" would copy once more
+                yield staged[: len(chosen)].copy_(here)
             start += len(part)
+
+
+def _as_stored(features: Tensor) -> NDArray[Any]:
+    """The same memory in the form in which an archive fills it: bfloat16 as uint16."""
+    return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
 
 
 def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device) -> Tensor | None:
@@ -195,7 +203,7 @@ def resident_features(archive: FeatureArchive, rows: NDArray[np.int64], device: 
     for start in range(0, len(rows), LOADED_ROWS):
         part = rows[start : start + LOADED_ROWS]
         loaded = torch.empty(len(part), archive.width, dtype=dtype)
-        archive.gather(part, out=(loaded.view(torch.uint16) if dtype == torch.bfloat16 else loaded).numpy())
+        archive.gather(part, out=_as_stored(loaded))
         here = table[start : start + len(part)].copy_(loaded)
         if not torch.isfinite(here).all():
             archive.require_finite(part, loaded.float().numpy())

@@ -15,7 +15,7 @@ from .config import TrainConfig
 ORDER, TEACHERS, COLUMNS, MIXTURES = range(4)  # purposes of the random numbers
 MASKS = 1024  # different masks of feature dropout in an epoch, at most; later steps take them again
 BLOCK_BYTES = 4 << 20  # float32 features of the patches that "blocks" keeps together: a long read from any disk
-WINDOW_BLOCKS = 128  # of such blocks that are mixed with each other, 0.5 GB
+WINDOW_BLOCKS = 128  # of such blocks that are mixed with each other, 0.5 GB in float32
 RISING = 0.3  # fraction of the steps in which one-cycle raises the learning rate
 START, END = 0.04, 1e-4  # its first and last learning rate, relative to the highest
 

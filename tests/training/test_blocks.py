@@ -79,6 +79,24 @@ def test_batches_are_those_of_the_order_from_any_step_on(archive, step):
         np.testing.assert_array_equal(places.numpy(), order[start : start + size])
 
 
+@pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16",), ("bfloat16", "bfloat16"), ("float16", "bfloat16")])
+def test_windows_of_every_dtype(tmp_path, dtypes):
+    paths = {}
+    for number, dtype in enumerate(dtypes):
+        paths[f"t{number}"] = tmp_path / f"{number}.pt"
+        features = torch.randn(50, 5 + number, generator=torch.Generator().manual_seed(number))
+        torch.save(features.to(getattr(torch, dtype)), paths[f"t{number}"])
+    archive = sf.open(paths)
+    rows = np.arange(3, 50)
+    feed = TrainingFeed(archive, rows, torch.device("cpu"), 8)
+    order = np.random.default_rng(5).permutation(len(rows))
+    feed.begin(order, 0, 16)
+    for start in range(0, len(rows), 8):
+        expected = rows[order[start : start + 8]]
+        feed.fetch()
+        np.testing.assert_array_equal(feed.take(len(expected))[0].numpy(), archive.gather(expected))
+
+
 def test_a_resumed_training_gives_the_same_bits(tmp_path, archive, monkeypatch, small_blocks):
     options = {**QUICK, "shuffle": "blocks"}
     whole = tensors(sf.train(archive, **options).student)
