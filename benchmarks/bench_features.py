@@ -12,11 +12,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from feature_readers import READERS, SLOW, TEACHERS, WIDTH, Cold
+from feature_readers import READERS, SLOW, TEACHERS, WIDTH, Cold, bring_into_page_cache
 
 import shazam_fast as sf
 
@@ -52,6 +53,7 @@ def test_random_batches(measure, files, features, rows, provider, batch):
     rng = np.random.default_rng(1)
     read, rounds = READERS[provider](files, features, batch), 3 if provider in SLOW else 200
     indices = [rng.choice(rows, batch, replace=False) for _ in range(rounds)]
+    bring_into_page_cache(*(path for path in files.rglob("*") if path.is_file()))
     calls = 0
 
     def one():
@@ -135,6 +137,7 @@ def test_sequential_warm(measure, files, features, rows, provider, pool):
     The ceiling copies with as many threads as ours uses.
     """
     archive, block = sf.open(files / "a.archive"), 2048
+    bring_into_page_cache(*map(Path, archive.files))
     out = np.empty((block, WIDTH), np.float16)
     starts = range(0, rows - block + 1, block)
     source = np.concatenate([features[name] for name in TEACHERS], axis=1)
