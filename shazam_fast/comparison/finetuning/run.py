@@ -247,7 +247,7 @@ def _labelled_rows(images: ImageTable, name: str) -> NDArray[np.int64]:
     if (labels < 0).any():
         first = images.paths[rows[labels < 0][0]]
         raise MismatchError(
-            f"split {name!r}: {counted(np.count_nonzero(labels < 0), 'image')} without a label, the first: {first}"
+            f"split {name!r}: {counted(int((labels < 0).sum()), 'image')} without a label, the first: {first}"
         )
     absent = set(range(len(images.classes))) - set(labels.tolist())
     if name == "train" and absent:
