@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from ..errors import ArchiveError, NotInPlaceError
 from ..runtime.files import open_regular
-from .pieces import Piece
+from ..runtime.levels import LEVELS
+from .pieces import ITEM_BYTES, Piece
 from .tensors import INTEGERS, StoredTensor, feature_piece
 from .torch_pickle import decode
 
@@ -216,6 +217,17 @@ def read_piece(path: Path) -> Piece:
         f"{path}: expected a tensor, a tuple (features, labels), or a dictionary with one of {', '.join(FEATURES)}; "
         f"found {_describe(records)}: save the features alone with torch.save(features, path)"
     )
+
+
+def list_levels(path: Path) -> list[str]:
+    """Which levels a file of Shazam's encoders holds: "low", "mid" and "high"; none of them where it is another file.
+
+    Raises ArchiveError as `load_records` does.
+    """
+    match load_records(path):
+        case [StoredTensor() as low, StoredTensor() as mid, StoredTensor() as high, *rest] if len(rest) <= 1:
+            return list(LEVELS) if all(level.dtype in ITEM_BYTES for level in (low, mid, high)) else []
+    return []
 
 
 def read_levels(path: Path) -> dict[str, Piece]:

@@ -58,8 +58,8 @@ def split_teachers(sources: list[Source]) -> list[Source]:
     if kind != ".pt":
         return sources
     try:
-        levels = list(torch_zip.read_levels(sources[0].file))
-    except ArchiveError:  # another content, or a file that reading the piece will refuse with better words
+        levels = torch_zip.list_levels(sources[0].file)
+    except ArchiveError:  # a file that reading the piece will refuse with better words
         return sources
     return [
         replace(
@@ -70,7 +70,7 @@ def split_teachers(sources: list[Source]) -> list[Source]:
         )
         for level in levels
         for source in sources
-    ]
+    ] or sources
 
 
 def _split_matrices(sources: list[Source]) -> list[Source]:
