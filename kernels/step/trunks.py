@@ -5,7 +5,6 @@ A trunk has the buffers of batches of one size. Its `saved` begins with the toke
 
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
@@ -168,8 +167,9 @@ class LayeredTrunk(BareTrunk):
 
     def __init__(self, B: int, parameters: Parameters, precision: str) -> None:
         super().__init__(B, parameters, precision)
-        self._products = torch.empty_like(self._d_products)
-        self._between = [torch.empty_like(self.d_tokens) for _ in range(2)]  # gradients above and below a layer
+        like = self.saved
+        self._products = like.new_empty(self._d_products.shape)
+        self._between = [like.new_empty(self.d_tokens.shape) for _ in range(2)]  # gradients above and below a layer
         N, D = self.d_tokens.shape[1:]
         self._products_blocks = layer_blocks(N, D, precision, self.saved.itemsize)
         self._blocks = {x: self._products_blocks[x] for x in ("N", "D", "BLOCK_R", "BLOCK_N", "BLOCK_S", "num_warps")}
