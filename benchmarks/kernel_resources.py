@@ -30,7 +30,7 @@ def work(variant: Variant) -> tuple[int, int]:
 
 
 def step_work(variant: Variant) -> dict[str, tuple[int, int]]:
-    """FLOPs and bytes of the kernels that only the step of the bare student has, where the variant is one of them."""
+    """FLOPs and bytes of the kernels that only a step has, where the variant is one of them."""
     B, K, D, N, C = variant.B, LAYERS, variant.constexprs.get("D", 0), TEACHERS, CLASSES
     row, square, moving = 4 * B * D, 4 * D * D, 6  # a parameter and its two moments are read and written
     votes = N * D * C
@@ -41,6 +41,14 @@ def step_work(variant: Variant) -> dict[str, tuple[int, int]]:
         "update_stack": (K * (6 * B * N * D * D + 4 * D**3), K * (3 * N * row + (2 + 3 * moving) * square)),
         "update_head": (2 * B * D * (D + C), 4 * row + moving * square),
         "update_votes": (2 * B * votes, N * row + moving * 4 * votes),
+        "fold_residual_maps": (K * 4 * D**3, K * 10 * square),
+        "deepen": (2 * B * N * D * D, (variant.constexprs.get("PARTS", N) + 4 * N) * row + N * square),
+        "deepen_back": (2 * B * N * D * D, 9 * N * row + N * square),
+        "update_residual_stack": (K * (8 * B * N * D * D + 8 * D**3), K * (3 * N * row + (4 + 4 * moving) * square)),
+        "update_deep": (2 * B * N * D * D, 6 * N * row + moving * N * square),
+        "layer_forward": (4 * B * N * D * D + 4 * B * N * N * D, 6 * N * row + 2 * square),
+        "last_layer": (4 * B * N * N * D, (3 * N + 1) * row),
+        "layer_backward": (4 * B * N * D * D + 8 * B * N * N * D, 7 * N * row + 2 * square),
     }
     weights = 4 * COLUMNS * D
     if variant.constexprs.get("MIXED"):
