@@ -1,15 +1,20 @@
 """What every Triton kernel needs of a GPU, compiled ahead of time, and the least time its work can take there.
 
-    PYTHONPATH=tests python benchmarks/kernel_resources.py
+    PYTHONPATH=tests python benchmarks/kernel_resources.py [FOLDER ...] > benchmarks/results/kernel-resources.md
 
-Another Triton: `pip install --no-deps --target FOLDER triton==3.6.0`, then PYTHONPATH=tests:FOLDER.
+One table per folder with a Triton (`pip install --no-deps --target FOLDER triton==3.6.0`); without folders one of the
+Triton that is installed. The record has the oldest and the newest supported ones.
 
 Registers per thread, bytes spilled per thread and shared memory per block, for K = 5 layers, 4,864 float16 columns of
 features in all and 9 classes. Bytes count every input read once and every output written once, FLOPs count matrix
-products, two per multiply-add. The floor is the larger of bytes over the memory's rate and FLOPs over the products'
-rate, from the data sheets; a batch of 64 fits the second-level cache, so what it really takes from memory is less. No
-GPU is needed.
+products, two per multiply-add, in halves those of all parts. The floor is the larger of bytes over the memory's rate
+and FLOPs over the products' rate, from the data sheets; a batch of 64 fits the second-level cache, so what it really
+takes from memory is less. No GPU is needed.
 """
+
+import os
+import subprocess
+import sys
 
 import triton
 from kernel_variants import CLASSES, TEACHERS, Variant, variants
@@ -18,8 +23,8 @@ LAYERS = 5
 COLUMNS = 4864  # of Virchow, UNI, Phikon-v2 and GigaPath
 # Compute capability, bytes/s, and FLOP/s of products with float32 sums (dense), from NVIDIA's data sheets.
 GPUS = {
-    "RTX 4090": (89, 1.008e12, {"ieee": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12}),
-    "H100 SXM": (90, 3.35e12, {"ieee": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12}),
+    "RTX 4090": (89, 1.008e12, {"ieee": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12, "halves": 165.2e12}),
+    "H100 SXM": (90, 3.35e12, {"ieee": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "halves": 989.4e12}),
 }
 
 
@@ -77,13 +82,16 @@ def operation_work(variant: Variant) -> tuple[int, int]:
             K * ((3 + residual) * by_map + (5 + residual) * between), (1 + 3 * K) * tokens + maps + row + K * scores
         ),
         "folded_forward": (K * (by_map + between), tokens + maps // 2 + row),
+        "folded_in_halves": (K * 3 * (by_map + between), tokens + maps // 2 + row),
+        "projection_in_halves": (2 * 2 * B * COLUMNS * D, 2 * B * COLUMNS + 4 * COLUMNS * D + tokens),
         "projection_forward": (2 * B * COLUMNS * D, 2 * B * COLUMNS + 4 * COLUMNS * D + tokens),
         "projection_backward": (2 * B * COLUMNS * D, 2 * B * COLUMNS + 4 * COLUMNS * D + tokens),
     }[variant.kernel.fn.__name__]  # fmt: skip
 
 
-def main() -> None:
-    print(f"Triton {triton.__version__}\n")
+def print_table() -> None:
+    """The table of the Triton that is imported."""
+    print(f"\nTriton {triton.__version__}\n")
     needs = "registers | spilled | shared"
     print("| kernel | B | warps | MFLOP | MB |" + "".join(f" {gpu}: floor us | {needs} |" for gpu in GPUS))
     print("|---|" + "--:|" * (4 + 4 * len(GPUS)))
@@ -100,6 +108,22 @@ def main() -> None:
                 f"{report.shared_bytes / 1024:.1f} KiB",
             ]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def main() -> None:
+    folders = sys.argv[1:]
+    if folders == ["--table"]:
+        print_table()
+        return
+    print(
+        "What every kernel needs of a GPU, and the least time its work can take there, compiled ahead of time:\n"
+        "benchmarks/kernel_resources.py, which says what is counted."
+    )
+    for folder in folders or [None]:
+        path = os.environ["PYTHONPATH"] if folder is None else f"{folder}:{os.environ['PYTHONPATH']}"
+        environment = os.environ | {"PYTHONPATH": path}
+        sys.stdout.flush()
+        subprocess.run([sys.executable, __file__, "--table"], env=environment, check=True)
 
 
 if __name__ == "__main__":

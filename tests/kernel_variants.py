@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from compiled import Report, compile_report
 from shazam_fast.kernels import distillation, projection, stack_kernels, token_attention
+from shazam_fast.kernels.halves import projection as projection_halves
+from shazam_fast.kernels.halves import stack as stack_halves
 from shazam_fast.kernels.launch import ROWS, row_blocks, token_tile
 from shazam_fast.kernels.step import deep, head, layers, residual, start, trunks, weights
 
@@ -18,6 +20,7 @@ PARTS = 19  # of 4,864 columns
 POINTERS = {
     "present_ptr": "*u8", "batch_present_ptr": "*u8", "features_ptr": "*fp16", "starts_ptr": "*i32",
     "teachers_ptr": "*i32", "parts_ptr": "*i32", "columns_ptr": "*u8", "settings_ptr": "*fp64",
+    "blocks_ptr": "*i32", "high_ptr": "*fp16", "low_ptr": "*fp16",
 }  # fmt: skip
 POINTERS |= {
     f"{name}_ptr": "*i64"
@@ -102,6 +105,21 @@ def of_steps(D, precision) -> Iterator[Variant]:
     """The kernels that only steps have."""
     yield from of_step(D, precision)
     yield from (of_residual_step if D < trunks.LAYERED else of_layers)(D, precision)
+
+
+def of_halves() -> Iterator[Variant]:
+    """The kernels of scoring with maps in two float16 parts."""
+    for D in (64, 128):
+        constexprs = projection_halves.blocks(D)
+        num_warps = constexprs.pop("num_warps")
+        constexprs |= {"N": TEACHERS, "D": D, "ALIGN": 16}
+        kernel = projection_halves.projection_in_halves
+        yield Variant(f"projection in halves D={D}", kernel, constexprs, num_warps, 16384, "halves")
+    for N, D in ((4, 64), (4, 128), (16, 128)):
+        constexprs = stack_halves.blocks(N, D)
+        num_warps = constexprs.pop("num_warps")
+        kernel = stack_halves.folded_in_halves
+        yield Variant(f"folded stack in halves N={N} D={D}", kernel, constexprs, num_warps, 16384, "halves")
 
 
 def of_step(D, precision) -> Iterator[Variant]:
@@ -199,5 +217,6 @@ def variants() -> Iterator[Variant]:
         ):  # fmt: skip
             yield of_projection(f"projection {direction}", kernel, B, D, precision)
         yield of_projection(f"projection {direction}", kernel, 64, 128, "ieee", align=1)
+    yield from of_halves()
     yield from (v for D, precision in ((128, "ieee"), (128, "tf32"), (256, "ieee")) for v in of_steps(D, precision))
     yield from (v for precision in ("ieee", "tf32") for v in of_steps(512, precision))

@@ -204,12 +204,12 @@ def runs_in_core(weight: Tensor, teachers: int) -> bool:
     return cpu_obstacle(weight) is None and teachers <= _core.MAX_TEACHERS
 
 
-def kernel_precision(tokens: Tensor) -> str | None:
-    """The precision in which attention over tokens like these is Triton kernels; None where it is not."""
+def kernel_precision(operation: str, x: Tensor) -> str | None:
+    """The precision in which an operation on tokens or maps `x` is a Triton kernel; None where it is none."""
     backend, precision = _choice.get()
-    if backend == "reference" or (backend == "auto" and tokens.device.type == "cpu") or _no_triton():
+    if backend == "reference" or (backend == "auto" and x.device.type == "cpu") or _no_triton():
         return None
-    return precision if triton_obstacle("bare_stack", tokens, None, precision) is None else None
+    return precision if triton_obstacle(operation, x, None, precision) is None else None
 
 
 def _form(operation: str, x: Tensor, features: Tensor | None = None) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ def step_precision(like: Tensor, teachers: int, dim: int, residual: bool) -> str
         teachers, dim: N and D.
         residual: whether the student is residual, not bare.
     """
-    precision = kernel_precision(like.new_empty(0, teachers, dim))
+    precision = kernel_precision("bare_stack", like.new_empty(0, teachers, dim))
     if precision is None:
         return None
     from ..kernels import launch

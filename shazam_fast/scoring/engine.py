@@ -242,8 +242,10 @@ class Scorer:
 
 def to_scoring_form(student: Student, device: torch.device) -> Student | FoldedStudent:
     """The student in its fastest exact form, on `device`; the caller's own is left where it is."""
-    model = student.fold() if student.config.block == "bare" else copy.deepcopy(student)
-    return model.to(device).eval()
+    if student.config.block != "bare":
+        return copy.deepcopy(student).to(device).eval()
+    folded = student.fold().to(device).eval()
+    return folded.split() if device.type == "cuda" else folded
 
 
 def _parts(scores: RowScores) -> tuple[NDArray[Any] | None, ...]:

@@ -1,6 +1,9 @@
 """The folded student: a trained bare student with all linear maps multiplied out, for scoring."""
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 from .. import _core
 from ..errors import ShazamError
 from ..ops import dispatch as ops
+from ..ops import halves
 from ..ops.folding import fold_maps
 from .config import StudentConfig
 from .influence import withhold
@@ -41,6 +45,7 @@ class FoldedStudent(Predictor):
 
     shift: Tensor  # the features' means, subtracted before the first product, [sum of dims]
     unit: Tensor  # ones: features are shifted, not scaled, [sum of dims]
+    spread: Tensor  # the features' scales, [sum of dims]
     weight: Tensor  # all projections side by side, over the features' scales, [sum of dims, D]
     bias: Tensor  # [N, D]
     score_maps: Tensor  # all B_l side by side, [D, K*D]
@@ -50,6 +55,8 @@ class FoldedStudent(Predictor):
     head_weight_2: Tensor  # [D, C]
     head_bias_2: Tensor  # [C]
     votes: TeacherHeads | None  # the teacher heads, times their weight in the logits
+    _token_halves: halves.TokenHalves | None = None  # see `split`
+    _score_halves: halves.Halves | None = None
 
     def __init__(
         self,
@@ -73,8 +80,8 @@ class FoldedStudent(Predictor):
             weight = projection.weight.double() / scale.double()[:, None]
             score_maps, value_map = fold_maps(qkv)
             folded_head = _fold_head(head, value_map, 1.0 if teacher_heads is None else 1.0 - TEACHERS_SAY)
-        tensors = {"shift": mean, "unit": torch.ones_like(mean), "weight": weight, "bias": projection.bias}
-        tensors |= {"score_maps": score_maps, "value_map": value_map, **folded_head}
+        tensors = {"shift": mean, "unit": torch.ones_like(mean), "spread": scale, "weight": weight}
+        tensors |= {"bias": projection.bias, "score_maps": score_maps, "value_map": value_map, **folded_head}
         for name, tensor in tensors.items():  # copies: training the student further must not change this one
             self.register_buffer(name, tensor.detach().to(dtype, copy=True))
         self.votes = None if teacher_heads is None else deepcopy(teacher_heads).requires_grad_(False)
@@ -90,18 +97,44 @@ class FoldedStudent(Predictor):
 
         Returns logits [B, C], fused [B, D] and shares [B, N].
         """
-        return self._fuse(self._tokens(features, present), present)
+        return self._fuse(self._tokens(features, present), present, self._in_halves(features))
 
     def withhold(self, features: Tensor, keep: Tensor, present: Tensor | None = None) -> StudentOutput:
         """As `Student.withhold`; without gradients."""
-        return withhold(self._fuse, self._tokens(features, present), keep, present)
+        fuse = partial(self._fuse, in_halves=self._in_halves(features))
+        return withhold(fuse, self._tokens(features, present), keep, present)
+
+    def split(self) -> Self:
+        """Keep the largest maps in two float16 parts too: a GPU then multiplies float16 features on its tensor cores.
+
+        For float32 students, on the device where they compute. The error is no larger than float32's own, see
+        `kernels/halves`; where it would be, maps stay as they are.
+        """
+        if self.weight.dtype == torch.float32:
+            self._token_halves = halves.split_token_maps(self.weight, self.bias, self.shift, self.spread, self.dims)
+            self._score_halves = halves.split_score_maps(self.score_maps)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._token_halves = self._score_halves = None  # whoever moves or converts the student splits it again
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _in_halves(self, features: Tensor) -> bool:
+        """Whether products are taken in two parts: of float16 features, where kernels run and in full precision."""
+        split = self._token_halves is not None and features.dtype == torch.float16
+        return split and ops.kernel_precision("project", self.weight) == "ieee"
 
     def _tokens(self, features: Tensor, present: Tensor | None) -> Tensor:
+        if self._token_halves is not None and self._in_halves(features):
+            return halves.project(features, self._token_halves, present)
         maps = ops.TokenMaps(self.weight, self.bias, self.dims, (self.shift, self.unit))
         return ops.project(features, None, maps, present)  # [B, N, D]
 
-    def _fuse(self, tokens: Tensor, present: Tensor | None) -> StudentOutput:
-        pooled, shares = ops.folded_stack(tokens, self.score_maps, present)  # w T [B, D], w [B, N]
+    def _fuse(self, tokens: Tensor, present: Tensor | None, in_halves: bool) -> StudentOutput:
+        if in_halves and self._score_halves is not None and ops.kernel_precision("folded_stack", tokens):
+            pooled, shares = halves.folded_stack(tokens, self._score_halves, present)
+        else:
+            pooled, shares = ops.folded_stack(tokens, self.score_maps, present)  # w T [B, D], w [B, N]
         hidden = torch.addmm(self.head_bias_1, pooled, self.head_weight_1).relu_()
         hidden = F.layer_norm(hidden, hidden.shape[-1:])
         logits = torch.addmm(self.head_bias_2, hidden, self.head_weight_2)

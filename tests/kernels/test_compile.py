@@ -19,6 +19,7 @@ VARIANTS = {variant.name: variant for variant in variants() if variant.name not 
 ON_SM_90 = [
     "residual stack backward N=4 D=256 ieee", "residual stack backward N=4 D=256 tf32",
     "residual stack forward N=4 D=256 tf32", "folded stack N=4 D=128 ieee", "attention backward N=4 D=128",
+    "projection in halves D=128", "folded stack in halves N=16 D=128",
     "projection forward D=512 B=1024 tf32",
 ]  # fmt: skip
 
