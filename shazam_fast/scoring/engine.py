@@ -5,10 +5,10 @@ The scores of a patch depend on the rows of its tile alone, not on threads, part
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import chain, pairwise
 from threading import Barrier
 from types import TracebackType
 from typing import Any, Self
@@ -22,10 +22,18 @@ from .. import _core
 from ..archive.archive import FeatureArchive
 from ..errors import ArchiveError
 from ..student.folded import FoldedStudent
-from ..student.influence import influence_of
-from ..student.output import StudentOutput
 from ..student.student import Student
-from .inference import ArchiveForm, CoreForm, Tiles, infer, match_teachers, require_finite_results, stream_to_gpu
+from .gpu.streaming import Shapes, score_stream
+from .inference import (
+    ArchiveForm,
+    CoreForm,
+    RowScores,
+    Tiles,
+    infer,
+    match_teachers,
+    require_finite_results,
+    store_output,
+)
 
 TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of the 12 rows that its products take
 CHUNK_BYTES = 8 << 20  # bytes of features that are read from the disk at a time
@@ -34,23 +42,6 @@ BUFFERED_AHEAD = 8  # the same where chunks lie in buffers of our own
 LARGE = 0.25  # fraction of the machine's memory beyond which features are read past the page cache
 NO_ROWS = np.empty(0, np.int64)
 STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.float32}  # as `gather` takes them
-
-
-@dataclass(frozen=True)
-class RowScores:
-    """Scores of n rows.
-
-    Args:
-        probabilities: float32 [n, C].
-        shares: float32 [n, N]; None for residual students.
-        fused: float32 [n, D]; None unless asked for.
-        influence: float32 [n, E]; None unless asked for.
-    """
-
-    probabilities: NDArray[np.float32]
-    shares: NDArray[np.float32] | None
-    fused: NDArray[np.float32] | None
-    influence: NDArray[np.float32] | None = None
 
 
 class Scorer:
@@ -132,22 +123,45 @@ class Scorer:
         Raises NonFiniteError naming the teacher and the first row with a NaN or infinite feature, or the first row
         with such a logit.
         """
-        config = self._config
-        scores = RowScores(
-            np.empty((len(rows), len(config.classes)), np.float32),
-            np.empty((len(rows), len(config.teachers)), np.float32) if config.block == "bare" else None,
-            np.empty((len(rows), config.dim), np.float32) if self._fused else None,
-            np.empty((len(rows), len(config.encoder_names)), np.float32) if self._influence else None,
-        )
         if self._pool is None:
-            self._stream(rows, scores)
-        else:
-            self._share_out(rows, then, scores, self._pool)
+            (scores,) = self._stream([rows], len(rows))
+            return scores
+        arrays = (None if shape is None else np.empty(shape, np.float32) for shape in self._shapes(len(rows)))
+        scores = RowScores(*arrays)  # type: ignore[arg-type]
+        self._share_out(rows, then, scores, self._pool)
+        self._check(rows, scores)
+        return scores
+
+    def score_parts(self, parts: Iterable[NDArray[np.int64]], most: int) -> Iterator[RowScores]:
+        """Scores of part after part; on a GPU the next one's tiles are under way before a part's scores are waited for.
+
+        Args:
+            parts: the rows of each, int64 [n], n at least 1.
+            most: rows of the largest part.
+
+        Raises as `score`, at the part that has the fault.
+        """
+        if self._pool is None:
+            yield from self._stream(parts, most)
+            return
+        for rows, following in pairwise(chain(parts, [NO_ROWS])):
+            yield self.score(rows, following)
+
+    def _shapes(self, n: int) -> Shapes:
+        """Of the scores of n rows."""
+        config = self._config
+        return (
+            (n, len(config.classes)),
+            (n, len(config.teachers)) if config.block == "bare" else None,
+            (n, config.dim) if self._fused else None,
+            (n, len(config.encoder_names)) if self._influence else None,
+        )
+
+    def _check(self, rows: NDArray[np.int64], scores: RowScores) -> None:
         results = scores.probabilities.sum(axis=1)
         if scores.influence is not None:
             results += scores.influence.sum(axis=1)
         require_finite_results(self._archive, rows, results)
-        return scores
 
     def _leave(self) -> None:
         if self._pool is not None:
@@ -213,7 +227,7 @@ class Scorer:
             shape = (len(config.classes), config.dim)
             form = CoreForm(self._core, self.match.starts, *shape, self._value_map, size, self._influence)
         for start, output in infer(form, self._gathered(tiles, rows, self._empty(size))):
-            _store(targets, start, output)
+            store_output(targets, start, output)
 
     def _empty(self, rows: int) -> NDArray[Any]:
         """Room for features of some rows, as the model takes them: the core widens on its way."""
@@ -229,15 +243,12 @@ class Scorer:
             else:
                 yield start, torch.from_numpy(features)
 
-    def _stream(self, rows: NDArray[np.int64], scores: RowScores) -> None:
-        """The same on a CUDA device, whose results stay there until all are computed."""
-        results = [None if t is None else torch.empty(t.shape, device=self._device) for t in _parts(scores)]
-        tiles = stream_to_gpu(self._archive, rows, self._device)
-        for start, output in infer(ArchiveForm(self._model, self.match, self._influence), tiles):
-            _store(results, start, output)
-        for host, result in zip(_parts(scores), results, strict=True):
-            if host is not None and result is not None:
-                torch.from_numpy(host).copy_(result)
+    def _stream(self, parts: Iterable[NDArray[np.int64]], most: int) -> Iterator[RowScores]:
+        """The same on a CUDA device, all parts in one stream."""
+        form = ArchiveForm(self._model, self.match, self._influence)
+        for rows, scores in score_stream(form, self._archive, parts, most, self._shapes, self._device):
+            self._check(rows, scores)
+            yield scores
 
 
 def to_scoring_form(student: Student, device: torch.device) -> Student | FoldedStudent:
@@ -250,17 +261,3 @@ def to_scoring_form(student: Student, device: torch.device) -> Student | FoldedS
 
 def _parts(scores: RowScores) -> tuple[NDArray[Any] | None, ...]:
     return scores.probabilities, scores.shares, scores.fused, scores.influence
-
-
-def _store(targets: list[Tensor | None], start: int, output: StudentOutput) -> None:
-    """Probabilities, shares, fused features and influence of a batch into the targets that are wanted."""
-    probabilities, shares, fused, influence = targets
-    here = slice(start, start + len(output.logits))
-    assert probabilities is not None
-    probabilities[here] = output.logits.softmax(dim=1)
-    if shares is not None and output.shares is not None:
-        shares[here] = output.shares
-    if fused is not None:
-        fused[here] = output.fused
-    if influence is not None:
-        influence[here] = influence_of(output)

@@ -6,6 +6,7 @@ A student is brought into one of two forms that take the archive's columns as th
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from queue import SimpleQueue
 from threading import Lock
@@ -20,32 +21,62 @@ from .. import _core
 from ..archive.archive import FeatureArchive
 from ..errors import NonFiniteError
 from ..student.folded import FoldedStudent
-from ..student.influence import leave_one_out
+from ..student.influence import influence_of, leave_one_out
 from ..student.matching import TeacherMatch, require_same_features
 from ..student.output import StudentOutput
 from ..student.student import Student
 
-GPU_TILE_BYTES = 128 << 20  # largest tile; copies of 64 MB and more run at the bus's full rate
-GPU_TILES = 3  # number of buffers: one is gathered, one copied, one computed
 SPOILT_ROWS = 16  # most rows whose logits one NaN spoils: those that a GPU kernel computes together
 
 Features = TypeVar("Features")
+Place = TypeVar("Place")
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Scores of n rows.
+
+    Args:
+        probabilities: float32 [n, C].
+        shares: float32 [n, N]; None for residual students.
+        fused: float32 [n, D]; None unless asked for.
+        influence: float32 [n, E]; None unless asked for.
+    """
+
+    probabilities: NDArray[np.float32]
+    shares: NDArray[np.float32] | None
+    fused: NDArray[np.float32] | None
+    influence: NDArray[np.float32] | None = None
+
+
+def store_output(targets: Sequence[Tensor | None], start: int, output: StudentOutput) -> None:
+    """Probabilities, shares, fused features and influence of a batch into the targets that are wanted."""
+    probabilities, shares, fused, influence = targets
+    here = slice(start, start + len(output.logits))
+    assert probabilities is not None
+    probabilities[here] = output.logits.softmax(dim=1)
+    if shares is not None and output.shares is not None:
+        shares[here] = output.shares
+    if fused is not None:
+        fused[here] = output.fused
+    if influence is not None:
+        influence[here] = influence_of(output)
 
 
 @torch.inference_mode()
 def infer(
-    form: Callable[[Features], StudentOutput], batches: Iterable[tuple[int, Features]]
-) -> Iterator[tuple[int, StudentOutput]]:
+    form: Callable[[Features], StudentOutput], batches: Iterable[tuple[Place, Features]]
+) -> Iterator[tuple[Place, StudentOutput]]:
     """Run a student over batches.
 
     Args:
         form: the student as a function of the archive's features.
-        batches: position of the first row, and features [B, archive's width], of each batch.
+        batches: which rows they are, and features [B, archive's width], of each batch.
 
-    Returns position and output of each batch; the output is valid until the next batch is asked for.
+    Returns rows and output of each batch; the output is valid until the next batch is asked for.
     """
-    for start, features in batches:
-        yield start, form(features)
+    for place, features in batches:
+        yield place, form(features)
 
 
 def match_teachers(student: Student, archive: FeatureArchive, allow_missing_teachers: bool = False) -> TeacherMatch:
@@ -118,45 +149,6 @@ class CoreForm:
         more = None if withheld is None else withheld.numpy()
         self._core.forward(features.numpy(), self._starts, logits.numpy(), shares.numpy(), pooled.numpy(), more)
         return StudentOutput(logits, lambda: pooled @ self._value_map, shares, withheld=withheld)
-
-
-def gpu_tile_rows(archive: FeatureArchive) -> int:
-    """Rows per tile on a GPU."""
-    return max(1, GPU_TILE_BYTES // archive.row_bytes)
-
-
-def stream_to_gpu(
-    archive: FeatureArchive, rows: NDArray[np.int64], device: torch.device
-) -> Iterator[tuple[int, Tensor]]:
-    """(position of the first row, features [B, width] as stored, on the device) of tile after tile.
-
-    A tile is gathered, as stored, into one of a few pinned buffers and copied on a stream of its own; the host waits
-    only for the copy that last used the buffer. Features are valid until the next tile is asked for.
-    """
-    stored: torch.dtype = getattr(torch, archive.dtype)
-    size = min(gpu_tile_rows(archive), len(rows))
-    pinned = [torch.empty(size, archive.width, dtype=stored, pin_memory=True) for _ in range(GPU_TILES)]
-    there = [torch.empty(size, archive.width, dtype=stored, device=device) for _ in range(GPU_TILES)]
-    copied = [torch.cuda.Event() for _ in range(GPU_TILES)]
-    used = [torch.cuda.Event() for _ in range(GPU_TILES)]
-    copies, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    copies.wait_stream(compute)  # the buffers' memory may still be in use by what was computed before
-    try:
-        for index, start in enumerate(range(0, len(rows), size)):
-            slot, chosen = index % GPU_TILES, rows[start : start + size]
-            n = len(chosen)
-            copied[slot].synchronize()
-            raw = pinned[slot].view(torch.uint16) if stored == torch.bfloat16 else pinned[slot]
-            archive.gather(chosen, out=raw[:n].numpy())
-            with torch.cuda.stream(copies):
-                copies.wait_event(used[slot])
-                there[slot][:n].copy_(pinned[slot][:n], non_blocking=True)
-                copied[slot].record(copies)
-            compute.wait_event(copied[slot])
-            yield start, there[slot][:n]
-            used[slot].record(compute)
-    finally:  # also where the consumer stops early: no buffer goes back while a copy into it is under way
-        compute.wait_stream(copies)
 
 
 class Chunk:

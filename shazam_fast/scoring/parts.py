@@ -17,7 +17,8 @@ from ..runtime.documents import Json
 from ..runtime.files import writing
 from ..runtime.jobs.foreign import require_same_job
 from ..runtime.jobs.part_directory import PartDirectory
-from .engine import TILE_ROWS, RowScores
+from .engine import TILE_ROWS
+from .inference import RowScores
 from .manifest import MANIFEST, ScoresManifest, manifest_parquet, read_manifest
 
 if TYPE_CHECKING:

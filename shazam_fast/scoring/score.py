@@ -3,17 +3,18 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..archive.archive import FeatureArchive
 from ..archive.opening import ArchiveLike, as_archive
@@ -27,8 +28,9 @@ from ..student.config import StudentConfig
 from ..student.loading import load_student
 from ..student.matching import TeacherMatch
 from ..student.student import Student
-from .engine import NO_ROWS, TILE_ROWS, Scorer
-from .inference import gpu_tile_rows, match_teachers
+from .engine import TILE_ROWS, Scorer
+from .gpu.streaming import gpu_tile_rows
+from .inference import match_teachers
 from .manifest import MANIFEST, ScoresManifest
 from .parts import ScoreJob, ScoreParts, Work, choose_part_rows, make_table, rounding_error
 from .scores import Scores, open_scores
@@ -188,13 +190,19 @@ def plan_job(
 
 def _score_in_memory(job: ScoreJob, work: Work, progress: Progress) -> tuple[list["pa.Table"], float]:
     """A table of every part, and the largest rounding error."""
-    tables, archive, error = [], work.archive, 0.0
-    with _scorer(job, work) as scorer:
+    tables, error, asked = [], 0.0, deque[NDArray[np.int64]]()
+
+    def rows_of_parts() -> Iterator[NDArray[np.int64]]:
         for part in range(job.parts):
-            if len(rows := job.rows_of(archive, part)):
-                scores = scorer.score(rows)
-                tables.append(make_table(archive, job, rows, scores))
-                error = max(error, rounding_error(job, scores))
+            if len(rows := job.rows_of(work.archive, part)):
+                asked.append(rows)
+                yield rows
+
+    with _scorer(job, work) as scorer:
+        for scores in scorer.score_parts(rows_of_parts(), job.part_rows):
+            rows = asked.popleft()
+            tables.append(make_table(work.archive, job, rows, scores))
+            error = max(error, rounding_error(job, scores))
             progress.advance(len(rows))
     return tables, error
 
@@ -203,18 +211,26 @@ def _score_to_disk(parts: ScoreParts, missing: Sequence[int], work: Work, progre
     """Part after part, each written while the next ones are computed."""
     job, archive, writers = parts.scored, work.archive, WRITERS[work.device.type]
     writing: list[Future[int]] = []
+    asked = deque[tuple[int, NDArray[np.int64]]]()
 
     def settle(most: int) -> None:
         """Wait until at most so many parts are being written."""
         while len(writing) > most:
             progress.advance(writing.pop(0).result())
 
+    def rows_of_parts() -> Iterator[NDArray[np.int64]]:
+        for part in missing:
+            rows = job.rows_of(archive, part)
+            if len(rows):
+                asked.append((part, rows))
+                yield rows
+            else:
+                parts.write(part, archive, rows, None)
+
     with _scorer(job, work) as scorer, ThreadPoolExecutor(writers) as pool:
         try:
-            for part, following in zip_longest(missing, missing[1:]):
-                rows = job.rows_of(archive, part)
-                then = NO_ROWS if following is None else job.rows_of(archive, following)
-                scores = scorer.score(rows, then) if len(rows) else None
+            for scores in scorer.score_parts(rows_of_parts(), job.part_rows):
+                part, rows = asked.popleft()
                 settle(writers - 1)
                 writing.append(pool.submit(parts.write, part, archive, rows, scores))
         finally:

@@ -7,7 +7,8 @@ import torch
 from synthetic import CLASSES, TEACHERS, make_patches
 
 import shazam_fast as sf
-from shazam_fast.scoring.inference import gpu_tile_rows, require_finite_results
+from shazam_fast.scoring.gpu.streaming import gpu_tile_rows
+from shazam_fast.scoring.inference import require_finite_results
 
 NAN = np.float16(np.nan).tobytes()
 
