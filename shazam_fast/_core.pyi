@@ -221,6 +221,42 @@ def folded_scores(
     tokens: T [B, N, D], finite also where a teacher is absent.
     """
 
+def project(
+    features: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64] | None,
+    dims: Sequence[int],
+    mean: Floats,
+    scale: Floats,
+    present: Present,
+    weight: Floats,
+    bias: Floats,
+    columns: Floats | None,
+    tokens: Floats,
+    threads: int = 1,
+) -> None:
+    """Chosen rows of a table, standardised, each teacher's columns through its own map.
+
+    features: [R, sum of dims], float32, float16 or uint16 (bfloat16), the values of a row contiguous.
+    rows: int64 [B], or None: all rows in order.
+    mean, scale: [sum of dims]; features are divided by `scale`.
+    present: [B, N], or None; the columns of a missing teacher count 0.
+    weight, bias: [sum of dims, D] and [N, D].
+    columns: gets what is multiplied, [B, sum of dims]; None: not wanted.
+    tokens: gets the result, [B, N, D].
+
+    The same bits for any number of threads.
+    """
+
+def product(left: Floats, right: Floats, bias: Floats | None, out: Floats, threads: int = 1) -> None:
+    """out = left right + bias, [rows, depth] and [depth, columns].
+
+    left, right: the values of rows or of columns are contiguous, of one of the two those of rows.
+    bias: [columns], contiguous, or None.
+    out: [rows, columns], the values of a row contiguous. It overlaps none of the others.
+
+    The same bits for any number of threads.
+    """
+
 def stacked_product(
     left: Floats,
     right: Floats,

@@ -2,11 +2,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <numeric>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/module.h"
 #include "bindings/unlocked.h"
+#include "training/projection.h"
 #include "training/stacked_products.h"
 
 namespace shazam {
@@ -63,6 +69,78 @@ void multiply(const py::array& left, const py::array& right, const OptionalArray
   stacked_product(task, threads);
 }
 
+/// A matrix with the values of its rows or, then `transposed`, of its columns side by side.
+MatrixStack<const float> matrix_of(const py::array& array, const char* name, bool& transposed) {
+  check_float32(array, name);
+  require(array.ndim() == 2 && array.size() > 0, name, "[rows, columns], none of them 0");
+  transposed = array.shape(1) > 1 && array.strides(1) != sizeof(float);
+  if (transposed && array.shape(0) > 1 && array.strides(0) != sizeof(float)) {
+    throw StoreError(ErrorKind::Dtype,
+                     std::string(name) + ": the values of rows or columns must be contiguous");
+  }
+  return {static_cast<const float*>(array.data()), 0, step_of(array, transposed ? 1 : 0, name)};
+}
+
+void multiply_matrices(const py::array& left, const py::array& right, const OptionalArray& bias,
+                       py::array out, int threads) {
+  StackedProduct task{};
+  task.left = matrix_of(left, "left", task.left_transposed);
+  task.right = matrix_of(right, "right", task.right_transposed);
+  require(!task.left_transposed || !task.right_transposed, "left", "not both transposed");
+  task.S = 1, task.rows = left.shape(0), task.depth = left.shape(1), task.columns = right.shape(1);
+  require(right.shape(0) == task.depth, "right", "a shape that fits `left`");
+  task.bias = bias ? input(*bias, {task.columns}, "bias") : nullptr;
+  bool transposed = false;
+  const MatrixStack<const float> to = matrix_of(out, "out", transposed);
+  check_writable(out, "out");
+  const bool fits = out.shape(0) == task.rows && out.shape(1) == task.columns;
+  require(fits && !transposed, "out", "a shape that fits the other arrays");
+  require(task.rows == 1 || to.stride >= task.columns, "out", "rows that do not overlap");
+  task.out = {static_cast<float*>(out.mutable_data()), 0, to.stride};
+  checked_threads(threads);
+  const Unlocked unlocked;
+  stacked_product(task, threads);
+}
+
+void check_rows(const Int64Array& rows, int64_t count) {
+  const int64_t* const values = rows.data();
+  const bool inside = std::all_of(values, values + rows.size(),
+                                  [&](int64_t row) { return row >= 0 && row < count; });
+  require(inside, "rows", "rows of the features");
+}
+
+void project_rows(const py::array& features, const OptionalArray& rows, std::vector<int64_t> dims,
+                  const py::array& mean, const py::array& scale, const OptionalArray& present,
+                  const py::array& weight, const py::array& bias, OptionalArray columns,
+                  py::array tokens, int threads) {
+  require(features.ndim() == 2 && bias.ndim() == 2, "features, bias", "2 dimensions");
+  const DType dtype = matrix_dtype(features.dtype(), "features");
+  const int64_t width = features.shape(1), N = static_cast<int64_t>(dims.size());
+  // NumPy may give an axis of length 1, and all axes of an empty array, any stride.
+  require(features.size() == 0 || width == 1 || features.strides(1) == item_size(dtype), "features",
+          "contiguous rows");
+  const bool fits = std::all_of(dims.begin(), dims.end(), [](int64_t dim) { return dim > 0; });
+  require(fits && std::accumulate(dims.begin(), dims.end(), int64_t{0}) == width, "dims",
+          "the columns of the features, at least 1 each");
+  std::optional<Int64Array> chosen;
+  if (rows) check_rows(chosen.emplace(int64_array(*rows, 1, "rows")), features.shape(0));
+  Projection task{};
+  task.features = {const_cast<std::byte*>(static_cast<const std::byte*>(features.data())),
+                   features.shape(0), width, features.strides(0), dtype};
+  task.rows = chosen ? chosen->data() : nullptr;
+  task.B = chosen ? chosen->size() : features.shape(0);
+  task.D = bias.shape(1), task.dims = std::move(dims);
+  task.mean = input(mean, {width}, "mean"), task.scale = input(scale, {width}, "scale");
+  task.present = mask(present, {task.B, N});
+  task.weight = input(weight, {width, task.D}, "weight");
+  task.bias = input(bias, {N, task.D}, "bias");
+  task.columns = output(columns, {task.B, width}, "columns");
+  task.tokens = output(tokens, {task.B, N, task.D}, "tokens");
+  checked_threads(threads);
+  const Unlocked unlocked;
+  project(task, threads);
+}
+
 }  // namespace
 
 void bind_training(py::module_& module) {
@@ -70,6 +148,11 @@ void bind_training(py::module_& module) {
   module.def("stacked_product", &multiply, arg("left"), arg("right"), arg("bias").none(true),
              arg("out"), arg("left_transposed") = false, arg("right_transposed") = false,
              arg("threads") = 1);
+  module.def("project", &project_rows, arg("features"), arg("rows").none(true), arg("dims"),
+             arg("mean"), arg("scale"), arg("present").none(true), arg("weight"), arg("bias"),
+             arg("columns").none(true), arg("tokens"), arg("threads") = 1);
+  module.def("product", &multiply_matrices, arg("left"), arg("right"), arg("bias").none(true),
+             arg("out"), arg("threads") = 1);
 }
 
 }  // namespace shazam

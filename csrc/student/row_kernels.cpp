@@ -129,8 +129,9 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
 #endif
 
 #define KERNELS(set)                                                                      \
-  RowKernels{#set,          set::dots, set::combine,       set::compare,          set::pull, \
-             set::subtract, set::fold, set::multiply_tile, set::multiply_columns, 2 * set::kLanes}
+  RowKernels{#set,          set::dots,        set::combine, set::compare,       set::pull,             \
+             set::subtract, set::standardise, set::fold,    set::multiply_tile, set::multiply_columns, \
+             2 * set::kLanes}
 
 std::vector<RowKernels> detect_row_kernels() {
   std::vector<RowKernels> kernels;

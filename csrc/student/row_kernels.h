@@ -106,6 +106,9 @@ struct RowKernels {
   /// x -= shift.
   void (*subtract)(float* x, const float* shift, int64_t width);
 
+  /// x = (x - mean) inverse.
+  void (*standardise)(float* x, const float* mean, const float* inverse, int64_t width);
+
   void (*fold)(const FoldLanes& task);
 
   void (*multiply_tile)(const TileProduct& task);

@@ -143,6 +143,14 @@ TARGET void subtract(float* x, const float* shift, int64_t width) {
   }
 }
 
+TARGET void standardise(float* x, const float* mean, const float* inverse, int64_t width) {
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const int64_t lanes = std::min(kLanes, width - d);
+    const Vector centred = load(x + d, lanes) - load(mean + d, lanes);
+    store(x + d, centred * load(inverse + d, lanes), lanes);
+  }
+}
+
 using Integers = uint32_t __attribute__((vector_size(sizeof(Vector))));
 
 /// exp(x) to about one unit in the last place for x <= 0; 0 below -87, NaN for NaN.

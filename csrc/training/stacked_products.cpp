@@ -9,29 +9,17 @@
 namespace shazam {
 namespace {
 
-constexpr int64_t kSide = 4;  // of the squares that are transposed in registers
+constexpr int64_t kPieceRows = 256;  // at most, of which a tile fits a quarter of a cache
+constexpr int64_t kLeastRows = 24;   // of a piece, fewer are not worth a thread
+constexpr int64_t kSide = 4;         // of the squares that are transposed in registers
 using Four = float __attribute__((vector_size(16)));
+using Order = int32_t __attribute__((vector_size(16)));
 
-int64_t tiles_size(int64_t rows, int64_t depth) {
-  return rows * kTileStride * ((depth + kTileDepth - 1) / kTileDepth);
-}
-
-/// Copies [rows, depth] into tiles of kTileDepth of the depth, one behind the other.
-void copy_tiles(const float* x, int64_t rows, int64_t depth, int64_t stride, float* tiles) {
-  for (int64_t first = 0; first < depth; first += kTileDepth) {
-    const size_t bytes = std::min(kTileDepth, depth - first) * sizeof(float);
-    for (int64_t row = 0; row < rows; ++row, tiles += kTileStride) {
-      std::memcpy(tiles, x + row * stride + first, bytes);
-    }
+/// Copies [rows, depth] into a tile.
+void copy_tile(const float* x, int64_t rows, int64_t depth, int64_t stride, float* tile) {
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(tile + row * kTileStride, x + row * stride, depth * sizeof(float));
   }
-}
-
-/// A left matrix in tiles, in a buffer of this thread's that is kept for the next one.
-const float* left_tiles(const StackedProduct& task, int64_t index) {
-  thread_local std::vector<float> tiles;
-  tiles.resize(std::max<size_t>(tiles.size(), tiles_size(task.rows, task.depth)));
-  copy_tiles(task.left[index], task.rows, task.depth, task.left.stride, tiles.data());
-  return tiles.data();
 }
 
 Four load_four(const float* from) {
@@ -44,106 +32,116 @@ Four load_four(const float* from) {
 void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   const Four a = load_four(from), b = load_four(from + from_stride);
   const Four c = load_four(from + 2 * from_stride), d = load_four(from + 3 * from_stride);
-  for (int k = 0; k < kSide; ++k) {
-    const Four column = {a[k], b[k], c[k], d[k]};
-    std::memcpy(to + k * to_stride, &column, sizeof(column));
+  const Four low_ab = __builtin_shuffle(a, b, Order{0, 4, 1, 5});
+  const Four high_ab = __builtin_shuffle(a, b, Order{2, 6, 3, 7});
+  const Four low_cd = __builtin_shuffle(c, d, Order{0, 4, 1, 5});
+  const Four high_cd = __builtin_shuffle(c, d, Order{2, 6, 3, 7});
+  const Four columns[kSide] = {__builtin_shuffle(low_ab, low_cd, Order{0, 1, 4, 5}),
+                               __builtin_shuffle(low_ab, low_cd, Order{2, 3, 6, 7}),
+                               __builtin_shuffle(high_ab, high_cd, Order{0, 1, 4, 5}),
+                               __builtin_shuffle(high_ab, high_cd, Order{2, 3, 6, 7})};
+  for (int k = 0; k < kSide; ++k) std::memcpy(to + k * to_stride, &columns[k], sizeof(Four));
+}
+
+/// Copies the transpose of [columns, depth] into a panel [depth, panel].
+void copy_panel(const float* from, int64_t columns, int64_t depth, int64_t stride, int64_t panel,
+                float* to) {
+  const int64_t whole = columns / kSide * kSide, deep = depth / kSide * kSide;
+  for (int64_t k = 0; k < deep; k += kSide) {
+    for (int64_t c = 0; c < whole; c += kSide) {
+      transpose_square(from + c * stride + k, stride, to + k * panel + c, panel);
+    }
+  }
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t k = c < whole ? deep : 0; k < depth; ++k) to[k * panel + c] = from[c * stride + k];
   }
 }
 
-/// Copies the transpose of [columns, depth] into panels [depth, panel], one behind the other.
-void copy_panels(const float* w, int64_t columns, int64_t depth, int64_t stride, int64_t panel,
-                 float* panels) {
-  for (int64_t first = 0; first < columns; first += panel, panels += depth * panel) {
-    const int64_t width = std::min(panel, columns - first);
-    const int64_t whole = width / kSide * kSide, deep = depth / kSide * kSide;
-    const float* const from = w + first * stride;
-    for (int64_t k = 0; k < deep; k += kSide) {
-      for (int64_t c = 0; c < whole; c += kSide) {
-        transpose_square(from + c * stride + k, stride, panels + k * panel + c, panel);
-      }
-    }
-    for (int64_t c = 0; c < width; ++c) {
-      for (int64_t k = c < whole ? deep : 0; k < depth; ++k) {
-        panels[k * panel + c] = from[c * stride + k];
-      }
-    }
-  }
-}
+/// Values of this thread's, kept for its next piece.
+struct Scratch {
+  std::vector<float> tile, panel, zeros;
 
-/// One matrix of a stack.
-class Product {
+  static float* of(std::vector<float>& values, int64_t count) {
+    values.resize(std::max<size_t>(values.size(), count));
+    return values.data();
+  }
+};
+
+/// Some rows of one matrix of the result.
+class Piece {
  public:
-  Product(const StackedProduct& task, const RowKernels& kernels, int64_t index)
+  Piece(const StackedProduct& task, const RowKernels& kernels, int64_t index, int64_t first,
+        int64_t rows)
       : task_(task),
         kernels_(kernels),
+        left_(task.left[index] + first * (task.left_transposed ? 1 : task.left.stride)),
         right_(task.right[index]),
-        panel_step_(kernels.panel),
-        weight_step_(task.right.stride),
         bias_(task.bias == nullptr ? nullptr : task.bias + index * task.columns),
-        out_(task.out[index]) {
-    if (bias_ == nullptr) zeros().resize(std::max<size_t>(zeros().size(), task.columns));
-    if (task.right_transposed) transpose_right();
-  }
+        out_(task.out[index] + first * task.out.stride),
+        rows_(rows) {}
 
-  /// Of tiles that `copy_tiles` made.
-  void run(const float* tiles) const {
-    for (int64_t first = 0; first < task_.depth; first += kTileDepth) {
-      kernels_.multiply_tile(block(tiles, 0, first));
-      tiles += task_.rows * kTileStride;
-    }
-  }
-
-  void run_transposed(const float* left) const {
-    for (int64_t first = 0; first < task_.depth; first += kTileDepth) {
-      kernels_.multiply_columns(block(left, task_.left.stride, first));
-      left += kTileDepth * task_.left.stride;
-    }
+  void run() const {
+    thread_local Scratch scratch;
+    for (int64_t k = 0; k < task_.depth; k += kTileDepth) multiply(k, scratch);
   }
 
  private:
-  static std::vector<float>& zeros() {
-    thread_local std::vector<float> values;  // kept for the thread's next matrix
-    return values;
+  /// What the depth from k on contributes.
+  void multiply(int64_t k, Scratch& scratch) const {
+    const int64_t depth = std::min(kTileDepth, task_.depth - k);
+    const float* left = left_ + k * (task_.left_transposed ? task_.left.stride : 1);
+    if (!task_.left_transposed) {
+      float* const tile = Scratch::of(scratch.tile, rows_ * kTileStride);
+      copy_tile(left, rows_, depth, task_.left.stride, tile);
+      left = tile;
+    }
+    const float* begin = bias_;
+    if (bias_ == nullptr) begin = Scratch::of(scratch.zeros, task_.columns);
+    const int64_t stride = task_.right.stride;
+    TileProduct block{left, task_.left.stride, right_ + k * stride, kernels_.panel, stride,
+                      k == 0 ? begin : nullptr, out_, task_.out.stride, rows_, task_.columns, depth};
+    if (!task_.right_transposed) return multiply(block);
+    block.weights = Scratch::of(scratch.panel, kTileDepth * kernels_.panel);
+    block.weight_step = kernels_.panel;
+    for (int64_t c = 0; c < task_.columns; c += kernels_.panel) {
+      block.columns = std::min(kernels_.panel, task_.columns - c);
+      block.out = out_ + c;
+      if (k == 0) block.bias = begin + c;
+      copy_panel(right_ + c * stride + k, block.columns, depth, stride, kernels_.panel,
+                 scratch.panel.data());
+      multiply(block);
+    }
   }
 
-  void transpose_right() {
-    thread_local std::vector<float> panels;
-    const int64_t panel = kernels_.panel, count = (task_.columns + panel - 1) / panel;
-    panels.resize(std::max<size_t>(panels.size(), count * panel * task_.depth));
-    copy_panels(right_, task_.columns, task_.depth, task_.right.stride, panel, panels.data());
-    right_ = panels.data(), panel_step_ = task_.depth * panel, weight_step_ = panel;
-  }
-
-  TileProduct block(const float* left, int64_t left_step, int64_t first) const {
-    const float* const begin = bias_ == nullptr ? zeros().data() : bias_;
-    return {left, left_step, right_ + first * weight_step_, panel_step_, weight_step_,
-            first == 0 ? begin : nullptr, out_, task_.out.stride, task_.rows, task_.columns,
-            std::min(kTileDepth, task_.depth - first)};
+  void multiply(const TileProduct& block) const {
+    (task_.left_transposed ? kernels_.multiply_columns : kernels_.multiply_tile)(block);
   }
 
   const StackedProduct& task_;
   const RowKernels& kernels_;
+  const float* left_;
   const float* right_;
-  int64_t panel_step_, weight_step_;
   const float* bias_;
   float* out_;
+  int64_t rows_;
 };
+
+/// Rows of a piece: of about the same number in all, a multiple of 4, the fewest that kernels take.
+int64_t piece_rows(const StackedProduct& task, int threads) {
+  const int64_t each = (threads + task.S - 1) / task.S;  // pieces of a matrix, for every thread one
+  const int64_t most = std::max(kLeastRows, (task.rows + each - 1) / each);
+  const int64_t pieces = (task.rows + std::min(most, kPieceRows) - 1) / std::min(most, kPieceRows);
+  return ((task.rows + pieces - 1) / pieces + 3) / 4 * 4;
+}
 
 }  // namespace
 
 void stacked_product(const StackedProduct& task, int threads, const RowKernels& kernels) {
-  if (task.left_transposed) {
-    parallel_for(task.S, threads, [&](int64_t index) {
-      Product(task, kernels, index).run_transposed(task.left[index]);
-    });
-    return;
-  }
-  const bool shared = task.left.step == 0;
-  const float* const common = shared ? left_tiles(task, 0) : nullptr;
-  const auto multiply = [&](int64_t index) {
-    Product(task, kernels, index).run(shared ? common : left_tiles(task, index));
-  };
-  parallel_for(task.S, threads, multiply);
+  const int64_t rows = piece_rows(task, threads), pieces = (task.rows + rows - 1) / rows;
+  parallel_for(task.S * pieces, threads, [&](int64_t index) {
+    const int64_t first = index % pieces * rows;
+    Piece(task, kernels, index / pieces, first, std::min(rows, task.rows - first)).run();
+  });
 }
 
 }  // namespace shazam

@@ -30,7 +30,8 @@ struct StackedProduct {
   MatrixStack<float> out;
 };
 
-/// Every matrix is computed by one thread: the same bits for any number of threads.
+/// Matrices of many rows are cut into pieces. Every value is summed in the order of the depth: the same
+/// bits for any number of threads.
 void stacked_product(const StackedProduct& task, int threads,
                      const RowKernels& kernels = row_kernels().front());
 

@@ -1,6 +1,7 @@
 """Eq. (1): the chosen rows of a feature table, standardised, each teacher's columns through its own linear map.
 
-On the CPU every teacher is one product of PyTorch's or oneDNN's; on an NVIDIA GPU all of them are one Triton kernel.
+On an AMD processor with AVX-512 all of it is one call of the compiled core, on other CPUs every teacher is one product
+of PyTorch's; on an NVIDIA GPU all of them are one Triton kernel.
 `kernels/reference.py` defines the result. Gradients can be taken once.
 """
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .._core import project
 from ..kernels.reference import TokenMaps
-from ..runtime.products import product, weight_gradient, write_weight_gradient
-from .masks import wants_gradient
+from ..runtime.products import CORE_PRODUCTS, product, weight_gradient, write_weight_gradient
+from .masks import mask_array, wants_gradient
 
 BLOCK_ROWS = 512  # rows that are standardised at a time where no gradient is wanted
 
@@ -23,11 +25,14 @@ def project_cpu(features: Tensor, rows: Tensor | None, maps: TokenMaps, present:
 
     features [R, sum of dims] -> tokens [B, N, D].
     """
-    x = (features if rows is None else features[rows]).to(maps.weight.dtype)
-    if maps.standard is not None and not wants_gradient(x, maps.weight, maps.bias):
+    if not _core_takes(features, rows, maps):
+        features, rows = (features if rows is None else features[rows]).to(maps.weight.dtype), None
+    if maps.standard is not None and not wants_gradient(features, maps.weight, maps.bias):
         with torch.no_grad():
-            return _project_in_blocks(x, maps.standard, maps, present)
-    tokens: Tensor = _Project.apply(x, maps.standard, maps.weight, maps.bias, maps.dims, present)
+            if _core_takes(features, rows, maps):
+                return _project_in_core(features, rows, maps, present)[0]
+            return _project_in_blocks(features, maps.standard, maps, present)
+    tokens: Tensor = _Project.apply(features, rows, maps.standard, maps.weight, maps.bias, maps.dims, present)
     return tokens
 
 
@@ -92,21 +97,51 @@ def _project_in_blocks(
     return tokens
 
 
+def _core_takes(features: Tensor, rows: Tensor | None, maps: TokenMaps) -> bool:
+    """Whether one call of the compiled core gathers, standardises and multiplies; it gives features no gradient."""
+    stored = features.dtype in (torch.float32, torch.float16) and features.stride(1) == 1
+    chosen = rows is None or (rows.dtype == torch.int64 and rows.ndim == 1)
+    return CORE_PRODUCTS and stored and chosen and maps.standard is not None and not features.requires_grad
+
+
+def _project_in_core(
+    features: Tensor, rows: Tensor | None, maps: TokenMaps, present: Tensor | None, *, keep: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens [B, N, D] and, if they are to be kept, the standardised columns [B, sum of dims]."""
+    assert maps.standard is not None
+    B, (N, D) = len(features if rows is None else rows), maps.bias.shape
+    tokens = maps.weight.new_empty(B, N, D)
+    columns = maps.weight.new_empty(B, features.shape[1]) if keep else None
+    mean, scale, weight, bias = (x.detach().contiguous().numpy() for x in (*maps.standard, maps.weight, maps.bias))
+    project(
+        features.numpy(), None if rows is None else rows.numpy(), list(maps.dims), mean, scale, mask_array(present),
+        weight, bias, None if columns is None else columns.numpy(), tokens.numpy(), torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens, columns
+
+
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         features: Tensor,
+        rows: Tensor | None,
         standard: tuple[Tensor, Tensor] | None,
         weight: Tensor,
         bias: Tensor,
         dims: Sequence[int],
         present: Tensor | None,
     ) -> Tensor:
-        columns = _columns(features.detach(), standard, dims, present)
-        tokens = features.new_empty(len(features), len(bias), bias.shape[1])
-        for i, (x, W, b) in enumerate(zip(columns, weight.detach().split(list(dims)), bias.detach(), strict=True)):
-            tokens[:, i] = product(x, W, b)
+        maps = TokenMaps(weight, bias, dims, standard)
+        if _core_takes(features, rows, maps):
+            tokens, kept = _project_in_core(features, rows, maps, present, keep=True)
+            assert kept is not None
+            columns = kept.split(list(dims), dim=1)
+        else:
+            columns = _columns(features.detach(), standard, dims, present)
+            tokens = features.new_empty(len(features), len(bias), bias.shape[1])
+            for i, (x, W, b) in enumerate(zip(columns, weight.detach().split(list(dims)), bias.detach(), strict=True)):
+                tokens[:, i] = product(x, W, b)
         ctx.save_for_backward(weight, present, None if standard is None else standard[1], *columns)
         return tokens
 
@@ -114,8 +149,9 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
         weight, present, scale, *columns = ctx.saved_tensors
-        wants_features, _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        d_rows = d_tokens.transpose(0, 1).contiguous()  # [N, B, D]
+        wants_features, _, _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        d_tokens = d_tokens.contiguous()
+        d_rows = d_tokens.unbind(1)  # [B, D] each
         d_weight = None
         if wants_weight:
             d_weight = torch.empty_like(weight)  # filled part by part: large temporaries cost page faults
@@ -124,10 +160,10 @@ class _Project(torch.autograd.Function):
         d_features = None
         if wants_features:
             maps = weight.split([x.shape[1] for x in columns])
-            parts = [product(d, W.T) for d, W in zip(d_rows, maps, strict=True)]
+            parts = [product(d.contiguous(), W.T) for d, W in zip(d_rows, maps, strict=True)]
             d_features = torch.cat(_hide_columns(parts, present), dim=1)
             d_features = d_features if scale is None else d_features.div_(scale)
-        return d_features, None, d_weight, d_tokens.sum(dim=0) if wants_bias else None, None, None
+        return d_features, None, None, d_weight, d_tokens.sum(dim=0) if wants_bias else None, None, None
 
 
 def _columns(

@@ -129,11 +129,17 @@ class TestEveryShape:
         )
 
 
-@pytest.mark.parametrize("onednn", [False, True])
+@pytest.fixture(params=["MKL", "oneDNN", "core"])
+def library(request, monkeypatch):
+    """By whom matrices are multiplied, the smallest too."""
+    monkeypatch.setattr(products, "ONEDNN_PRODUCTS", request.param == "oneDNN" and torch.backends.mkldnn.is_available())
+    for module in (products, projection):
+        monkeypatch.setattr(module, "CORE_PRODUCTS", request.param == "core")
+    monkeypatch.setattr(products, "WORTH", 0)
+
+
 @pytest.mark.parametrize(("B", "D", "dims"), [(1, 3, [2]), (300, 33, [70, 5, 300]), (64, 128, [1280, 1024, 1536])])
-def test_project(B, D, dims, onednn, masked, monkeypatch):
-    monkeypatch.setattr(products, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(products, "ONEDNN_WORTH", 0)
+def test_project(B, D, dims, library, masked):
     g = generator(B, D)
     N, width = len(dims), sum(dims)
     inputs = torch.randn(B, width, generator=g), torch.randn(width, D, generator=g), torch.randn(N, D, generator=g)
@@ -153,6 +159,32 @@ def test_project(B, D, dims, onednn, masked, monkeypatch):
         for module, dtype in [(cpu_ops, torch.float32), (reference, torch.float32), (reference, torch.float64)]
     ]
     assert_as_accurate(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_project_chosen_rows_of_a_table_that_is_only_read(dtype, library, masked):
+    g = generator(5)
+    B, D, dims = 70, 33, [70, 5, 300]
+    table = torch.randn(99, 400, generator=g).to(dtype)[:, 10:385]  # rows with a gap
+    rows = torch.randint(99, (B,), generator=g)
+    moments = torch.randn(375, generator=g), torch.rand(375, generator=g) + 0.5
+    moments[1][7] = torch.inf  # leaves the column out
+    inputs = torch.randn(375, D, generator=g), torch.randn(3, D, generator=g)
+    present = make_present(B, 3, g) if masked else None
+
+    def project(module):
+        def tokens(weight, bias):
+            maps = reference.TokenMaps(weight, bias, dims, tuple(moment.to(weight.dtype) for moment in moments))
+            return (module.project(table, rows, maps, present),)
+
+        return tokens
+
+    upstream = torch.randn(B, 3, D, generator=g)
+    found = run(project(cpu_ops), torch.float32, *inputs, upstream=upstream)
+    plain, exact = (run(project(reference), t, *inputs, upstream=upstream) for t in (torch.float32, torch.float64))
+    assert_as_accurate(found, plain, exact)
+    with torch.no_grad():
+        assert_as_accurate(project(cpu_ops)(*inputs), plain[:1], exact[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -212,10 +244,7 @@ def test_stacks_without_gradients(B, N, D, masked):
     )
 
 
-@pytest.mark.parametrize("onednn", [False, True])
-def test_stack_with_either_product(onednn, monkeypatch):
-    monkeypatch.setattr(products, "ONEDNN_PRODUCTS", onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(products, "ONEDNN_WORTH", 0)
+def test_stack_with_any_product(library):
     TestEveryShape().test_bare_stack(64, 4, 128, True)
     TestEveryShape().test_folded_stack(64, 4, 128, True)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from shazam_fast.kernels import reference
 
-from shazam_fast._core import StoreError, stacked_product
+from shazam_fast._core import StoreError, product, project, stacked_product
 from shazam_fast.ops import stacked
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 1, 4, 5, 2), (2, 64, 3, 33, 5), (2, 7, 2, 128, 1), (1, 300, 1, 16, 2)]  # S, B, N, D, K
@@ -111,3 +111,48 @@ def test_the_core_refuses_what_does_not_fit(change, message):
     arrays = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
     with pytest.raises(StoreError, match=message):
         stacked_product(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left": normal(3, 4).double()}, "left"),
+        ({"left": normal(3, 8)[:, ::2]}, "left: the values of rows or columns"),
+        ({"left": normal(4, 3).T, "right": normal(5, 4).T}, "not both transposed"),
+        ({"right": normal(3, 5)}, "right: expected"),
+        ({"bias": normal(4)}, "bias: expected"),
+        ({"out": normal(5, 3).T}, "out: expected a shape"),
+        ({"out": normal(1, 5).expand(3, -1)}, "out: expected rows that do not overlap"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_a_product_refuses_what_does_not_fit(change, message):
+    arguments = {"left": normal(3, 4), "right": normal(4, 5), "bias": None, "out": normal(3, 5), **change}
+    arrays = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+    with pytest.raises(StoreError, match=message):
+        product(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": normal(6, 7).double()}, "features"),
+        ({"rows": torch.tensor([0, 6])}, "rows: expected rows of the features"),
+        ({"rows": torch.tensor([0, -1])}, "rows: expected rows of the features"),
+        ({"dims": [3, 3]}, "dims"),
+        ({"dims": [7, 0]}, "dims"),
+        ({"scale": normal(6)}, "scale: expected"),
+        ({"present": torch.ones(3, 2).bool()}, "present: expected"),
+        ({"columns": normal(6, 7)}, "columns: expected"),
+        ({"tokens": normal(2, 7, 5)}, "tokens: expected"),
+    ],
+)
+def test_a_projection_refuses_what_does_not_fit(change, message):
+    arguments = {
+        "features": normal(6, 7), "rows": torch.tensor([0, 5]), "dims": [3, 4], "mean": normal(7), "scale": normal(7),
+        "present": None, "weight": normal(7, 5), "bias": normal(2, 5), "columns": None, "tokens": normal(2, 2, 5),
+        "threads": 1, **change,
+    }  # fmt: skip
+    arrays = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+    with pytest.raises(StoreError, match=message):
+        project(**arrays)
