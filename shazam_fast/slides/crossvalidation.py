@@ -128,8 +128,8 @@ def train(
         out: directory for the student. After an interruption, run the same call again: finished folds are kept.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if PyTorch finds one.
         options: `dim`, `depth`, `dropout`, `top_k` (see `SlideConfig`), and `epochs`, `batch_size`, `patches`, `lr`,
-            `weight_decay`, `patience`, `seed`, `distillation`, `temperature`, `kl`, `supervise_teachers` (see
-            `FitOptions`).
+            `weight_decay`, `patience`, `seed`, `distillation`, `temperature`, `kl`, `supervise_teachers`, `precision`
+            (see `FitOptions`).
 
     Returns the student with metrics, predictions and history.
 

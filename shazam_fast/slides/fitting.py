@@ -17,6 +17,7 @@ from .cohort.folds import Fold
 from .cohort.targets import Targets, take
 from .losses import TaskLoss
 from .models.inference import predict
+from .models.mixed import multiplying
 from .models.packs import Pack, Packs
 from .models.pooling import SlideModel
 from .options import FitOptions, SlideConfig
@@ -85,7 +86,11 @@ def _train(
     """Train, and leave the model as it was after the best epoch. Returns one record per epoch."""
     device, training = model.feature_mean.device, take(targets, fold.train)
     loss = TaskLoss(task, targets, training, device)
-    packs = Packs(bags, fold.train, options.batch_size, options.patches, model.needs_regions, model.reads_patches)
+    standard = (model.feature_mean.cpu(), model.feature_scale.cpu()) if options.precision == "bf16" else None
+    packs = Packs(
+        bags, fold.train, options.batch_size, options.patches, model.needs_regions, model.reads_patches,
+        standard=standard,
+    )  # fmt: skip
     parameters = [*model.parameters(), *(distiller.parameters() if distiller else ())]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
     history: list[dict[str, Any]] = []
@@ -93,8 +98,9 @@ def _train(
     for epoch in range(options.epochs):
         started, total = time.monotonic(), 0.0
         model.train()
-        for pack in packs.epoch(np.random.default_rng([options.seed, epoch]), epoch):
-            total += _step(model, distiller, optimizer, loss, pack, packs.places, options.batch_size, bags)
+        with multiplying(options.precision):
+            for pack in packs.epoch(np.random.default_rng([options.seed, epoch]), epoch):
+                total += _step(model, distiller, optimizer, loss, pack, packs.places, options.batch_size, bags)
         outputs = predict([model.eval()], bags, fold.val, device)[0]
         val_loss = float(loss(outputs, torch.from_numpy(fold.val).to(device))) / len(fold.val)
         if not math.isfinite(val_loss):
@@ -138,7 +144,7 @@ def _step(
     if read.own_loss is not None:
         summed = summed + read.own_loss
     if not math.isfinite(value):
-        bags.archive.require_finite(pack.rows, pack.features[: len(pack.rows)].numpy())
+        bags.archive.require_finite(pack.rows, pack.features[: len(pack.rows)].float().numpy())
         raise NonFiniteError(f"{bags.archive.path}: the loss became {value}; give a smaller lr")
     optimizer.zero_grad(set_to_none=True)
     (summed / batch_size).backward()

@@ -19,6 +19,7 @@ OF_CLUSTERS = ("fusecpath",)  # models that need the clusters of selected patche
 TORCHMIL = "torchmil:"  # before the name of a model of torchmil
 OF_SLIDE_TEACHERS = ("slide_linear",)  # models that read slide-level teachers, and no patch
 DIRECTIONS = ("student_teacher", "teacher_student")  # of the KL divergence
+PRECISIONS = ("ieee", "bf16")  # of the products of a training step
 UNITS = ("slide", "patient")
 OF_SHAPE = ("dim", "depth", "dropout", "top_k")  # fields of SlideConfig that a user sets for any model
 
@@ -134,6 +135,9 @@ class FitOptions:
         temperature: tau of distillation; by default 3 for classes, 1 for survival.
         kl: "student_teacher" for KL(student || teacher), the paper's, or "teacher_student", the released code's.
         supervise_teachers: whether the slide-level teachers' predictions are trained on the task too.
+        precision: of the products of matrices in a training step: "ieee" (float32), or "bf16", operands and results
+            rounded to bfloat16, which processors with AVX-512 BF16 or AMX multiply twice as fast (others more slowly).
+            Parameters, sums, softmax and losses are float32, and so are validation, test and scoring.
         seed: random seed, 0 or more, also of the folds; the same seed on the same device gives the same bits.
 
     Raises ShazamError naming the first option that is out of range.
@@ -152,6 +156,7 @@ class FitOptions:
     temperature: float | None = None
     kl: str = "student_teacher"
     supervise_teachers: bool = True
+    precision: str = "ieee"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -164,6 +169,7 @@ class FitOptions:
             "distillation": require_number("distillation", self.distillation, 0.0, math.nextafter(1.0, 2.0)),
             "kl": require_choice("kl", self.kl, DIRECTIONS),
             "supervise_teachers": require_switch("supervise_teachers", self.supervise_teachers),
+            "precision": require_choice("precision", self.precision, PRECISIONS),
             "seed": require_count("seed", self.seed, 0, MOST_SEED),
         }
         if self.temperature is not None:
@@ -172,8 +178,11 @@ class FitOptions:
             object.__setattr__(self, name, value)
 
     def job(self) -> dict[str, Any]:
-        """What makes two fits the same."""
-        return asdict(self)
+        """What makes two fits the same; a fit that was begun before there was `precision` goes on."""
+        content = asdict(self)
+        if self.precision == "ieee":
+            del content["precision"]
+        return content
 
 
 def read_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], FitOptions]:

@@ -64,6 +64,7 @@ HELP = {
     "temperature": "Temperature of distillation. Default: 3 for classes, 1 for survival.",
     "kl": "student_teacher: KL(student || teacher), or teacher_student.",
     "supervise_teachers": "Train the slide-level teachers' predictions on the task too.",
+    "precision": "Of products in training: ieee (float32), or bf16, faster on processors with AVX-512 BF16 or AMX.",
     "seed": "Random seed, also of the folds.",
 }
 

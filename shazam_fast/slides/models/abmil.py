@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...ops.projection import linear
+from .mixed import linear
 from .pooling import PatchCodes, PatchEncoder, SlideModel
 
 BLOCK_ROWS = 4096  # patches that are scored at once on a CPU: what lies between the products stays in its cache

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ShazamError
-from ...ops.projection import linear
 from ...student.layers import fill_uniform
 from .abmil import AttentionScore
+from .elementwise import Dropout, softmax_of_largest
+from .mixed import linear
 from .pooling import PatchCodes, PatchEncoder, SlideModel
 from .regions import Regions
 
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         self.top_k = top_k
         self.qkv = nn.Linear(D, 3 * D)
         self.out = nn.Linear(D, D)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
         self.position = None
         if position:
             self.position = nn.Parameter(torch.empty(HEADS, KERNEL))  # w; a bias would cancel in the softmax
@@ -67,12 +68,8 @@ class Attention(nn.Module):
         if self.position is not None:
             query = query + band(self.position, K) @ (query * present[:, None, :, None])
         logits = query @ key.transpose(2, 3) / math.sqrt(D // HEADS)  # [R, H, K, K]
-        lowest = torch.finfo(logits.dtype).min
-        logits = logits.masked_fill(~present[:, None, None, :], lowest)
-        if self.top_k < K:
-            smallest = logits.detach().topk(self.top_k, dim=3).values[..., -1:]
-            logits = logits.masked_fill(logits < smallest, lowest)
-        mixed = (logits.softmax(dim=3) @ value).transpose(1, 2).reshape(R * K, D)
+        attention = softmax_of_largest(logits, present[:, None, None, :], self.top_k)
+        mixed = (attention @ value).transpose(1, 2).reshape(R * K, D)
         result: Tensor = self.dropout(linear(mixed, self.out.weight.T, self.out.bias).view(R, K, D))
         return result
 
@@ -173,6 +170,7 @@ class FuseCPath(SlideModel):
             raise ShazamError(f"dim: a multiple of {HEADS} expected for fusecpath, which has {HEADS} heads, found {D}")
         super().__init__(dims, D, outputs, dropout)
         self.encoder = PatchEncoder(sum(dims), D)
+        self.patch_dropout = Dropout(dropout)
         self.local = nn.ModuleList([LocalLayer(D, top_k) for _ in range(depth)])
         self.across = CrossLayer(D, top_k)
         self.norm = nn.LayerNorm(D)
@@ -180,7 +178,7 @@ class FuseCPath(SlideModel):
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`; the scores, which need the other patches, are made by `mix`."""
-        values = self.dropout(self.encoder(features, self.feature_mean, self.feature_scale))
+        values = self.patch_dropout(self.encoder(features, self.feature_mean, self.feature_scale))
         return PatchCodes(values, values.new_zeros(len(values)), None)
 
     def mix(self, codes: PatchCodes, regions: Regions | None) -> PatchCodes:

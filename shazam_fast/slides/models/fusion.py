@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...ops import dispatch as ops
 from ...student.layers import Projection, fill_uniform
 from .abmil import AttentionScore
+from .mixed import project
 from .pooling import PatchCodes, SlideModel, segment_softmax, segment_sum
 
 
@@ -53,7 +54,11 @@ class ShazamABMIL(SlideModel):
 
     def encode(self, features: Tensor) -> PatchCodes:
         """As `SlideModel.encode`, with shares [P, N] outside training."""
-        tokens = self.projection(features, None, (self.feature_mean, self.feature_scale), None)  # [P, N, D]
+        maps = self.projection
+        if features.dtype == torch.bfloat16:
+            tokens = project(features, maps.weight, maps.bias, maps.dims)  # [P, N, D]
+        else:
+            tokens = maps(features, None, (self.feature_mean, self.feature_scale), None)
         fused, shares = ops.bare_stack(tokens, self.qkv, None)
         return PatchCodes(fused, self.attention(fused), None if self.training else shares())
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bags import Bags
+from .mixed import block_rows, standardise
 from .regions import Regions, Room, measure_room, tabulate
 
 LENGTHS = 16  # numbers of patches with which packs are computed on a CPU: for each new one oneDNN compiles its products
@@ -26,7 +27,7 @@ class Pack(NamedTuple):
     """Features of several bags.
 
     Args:
-        features: float32 [P, width]; zeros where `segments` is the last place.
+        features: [P, width], float32 as stored, or standardised in bfloat16; zeros where `segments` is the last place.
         segments: int64 [P], which place each patch is in, 0..S.
         bags: int64 [S], which bag is in each place, -1 for an empty one.
         rows: int64 [p], rows of the archive, of the first p patches.
@@ -58,6 +59,8 @@ class Packs:
         patches: most patches of a bag in an epoch; of larger bags this many are drawn.
         regions: whether packs say which region each patch is of; the bags must have been selected.
         read: whether features are read; else packs have no columns.
+        standard: mean and scale of the columns, [width] each, on the CPU: features are standardised with these, and
+            rounded to bfloat16, while they are read. None: they are float32 as stored.
 
     >>> import tempfile
     >>> import shazam_fast as sf
@@ -78,8 +81,9 @@ class Packs:
         patches: int,
         regions: bool = False,
         read: bool = True,
+        standard: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self._bags, self._chosen, self._patches = bags, chosen, patches
+        self._bags, self._chosen, self._patches, self._standard = bags, chosen, patches, standard
         sizes = np.minimum(bags.sizes[chosen], patches)
         if bags.draws is not None:
             sizes = np.array([min(patches, max(map(len, bags.draws[bag]))) for bag in chosen.tolist()])
@@ -87,7 +91,8 @@ class Packs:
         self.size = _capacity(sizes, batch_size)
         self.places = SPARE_PLACES * batch_size
         # Two, since one pack is gathered while another is used; fresh memory would cost as much as reading.
-        self._buffers = [torch.zeros(self.size, self._width) for _ in range(2)]
+        dtype = torch.float32 if standard is None else torch.bfloat16
+        self._buffers = [torch.zeros(self.size, self._width, dtype=dtype) for _ in range(2)]
         self._room = _room_for(bags, chosen, batch_size) if regions else None
 
     def epoch(self, rng: np.random.Generator, number: int) -> Iterator[Pack]:
@@ -125,7 +130,7 @@ class Packs:
     def _gather(self, members: Sequence[int], drawn: Mapping[int, NDArray[np.int64]], features: Tensor) -> Pack:
         rows = np.concatenate([drawn[bag] for bag in members])
         if self._width:
-            self._bags.archive.gather(rows, out=features[: len(rows)].numpy())
+            self._read(rows, features[: len(rows)])
             features[len(rows) :].zero_()
         segments = torch.full((self.size,), self.places)
         lengths = torch.tensor([len(drawn[bag]) for bag in members])
@@ -137,6 +142,18 @@ class Packs:
             codes = [self._bags.regions_of(bag, drawn[bag]) for bag in members]
             regions = tabulate(codes, self.size, self.places + 1, self._room)
         return Pack(features, segments, bags, rows, regions)
+
+    def _read(self, rows: NDArray[np.int64], features: Tensor) -> None:
+        """Fill features [p, width] with rows of the archive."""
+        if self._standard is None:
+            self._bags.archive.gather(rows, out=features.numpy())
+            return
+        step = block_rows(self._width)  # what is rounded at once is still in the cache
+        read = torch.empty(min(step, len(rows)), self._width)
+        for start, target in zip(range(0, len(rows), step), features.split(step), strict=True):
+            part = read[: len(target)]
+            self._bags.archive.gather(rows[start : start + step], out=part.numpy())
+            standardise(part, self._standard, target)
 
 
 def round_up(count: int, step: int) -> int:

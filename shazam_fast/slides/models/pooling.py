@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...ops.projection import linear
 from ...student.layers import fill_uniform
+from .mixed import linear
 from .regions import Regions
 
 
@@ -114,7 +114,12 @@ class PatchEncoder(nn.Module):
             fill_uniform([self.weight, self.bias], width, None)
 
     def forward(self, features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """Values [P, D] of features [P, width] as stored; `mean` and `scale` of their columns."""
+        """Values [P, D] of features [P, width] as stored, or standardised in bfloat16.
+
+        `mean` and `scale` are those of the features' columns as stored.
+        """
+        if features.dtype == torch.bfloat16:
+            return linear(features, self.weight, self.bias).relu()
         bias = self.bias - (mean / scale) @ self.weight
         return linear(features, self.weight / scale[:, None], bias).relu()
 
@@ -202,7 +207,7 @@ class SlideModel(nn.Module):
         """Outputs of S slides.
 
         Args:
-            features: [P, sum of dims], as stored (they are standardised here).
+            features: [P, sum of dims], as stored (they are standardised here), or standardised in bfloat16.
             segments, count, regions, slide_features, labels: as in `Slides`.
         """
         return self.read(self.encode(features), Slides(segments, count, regions, slide_features, labels))
