@@ -1,57 +1,52 @@
-"""Whole slides on the CPU: an epoch of ABMIL against a plain loader, a step of FuseCPath, and the selection of patches.
+"""Whole slides on the CPU: an epoch of ABMIL against a plain loader, a step of FuseCPath, selection, scoring, memory.
 
     pytest benchmarks/bench_slides.py [--quick] --benchmark-json=out.json
 
 "loader" is what published MIL code does: one HDF5 file per slide (as TRIDENT writes it, chunks of one row), opened and
 read with h5py, one slide per step, gated ABMIL in eager PyTorch, AdamW. "torchmil" does the same with torchmil's ABMIL
 of the same shape, its collate function and PyTorch's DataLoader of batch size 1. "ours" reads the same files through
-packs of several slides. All read every patch of every slide once in a round, and compute in float32.
+packs of several slides. All read every patch of every slide once in a round, and compute in float32; "ours-bf16"
+multiplies in bfloat16 (`precision="bf16"`). The 200 slides of 1,000 to 20,000 patches are hard links to 20 files of
+random numbers, 0.9 GB instead of 8.6, which stay in the system's memory: reading is from there, not from the disk.
 
 "published" is a step of FuseCPath as its released code computes it, in eager PyTorch: 500 patches padded to 24 x 24, 64
 regions of 9, the position term as a convolution of the logits, the regions of all slides of the batch in one attention
 of which the 16 largest logits per query are kept, a table [regions, 3, patches, D] for what is sent back. "ours" is the
-model "fusecpath" of the same width on 50 clusters of 10 patches per slide. "-128" is the same with our default width.
+model "fusecpath" of the same width on 50 clusters of 10 patches per slide; "ours-bf16" rounds the features as well.
+512 is the published width, 128 our default.
 
 The records say which share of the ceiling was reached: the time that the products of matrices, which no program of the
-same formulas can leave out, take at this machine's rate of large float32 products, or that reading the features takes.
+same formulas can leave out, take at this machine's rate of large float32 products (bfloat16 may exceed it), or that
+reading the features takes.
+What selection costs by the number of patches: `slides_selection.py`. Memory is measured by `slide_memory.py`.
 """
 
-import math
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from slide_peers import CLASSES, COLUMNS, D, EagerABMIL, EagerFuseCPath, H5Bags
 from torch import nn
 from torch.nn import functional as F
 
 import shazam_fast as sf
 from shazam_fast.slides.bags import make_bags
+from shazam_fast.slides.models.mixed import multiplying, standardise
 from shazam_fast.slides.models.packs import Packs
 from shazam_fast.slides.models.regions import Room, tabulate
 from shazam_fast.slides.options import SlideConfig
 from shazam_fast.slides.selecting.clustering import Views, cluster, project_rows
 from shazam_fast.slides.selecting.spectral import cluster_spectral
-from shazam_fast.slides.students import build_model
+from shazam_fast.slides.students import SlideStudent, build_model
 
-COLUMNS, D, CLASSES = 1024, 128, 2
-BAGS, KEPT = 8, 16
+BAGS, CONTENTS = 8, 10  # slides of a step; slides that have the same file
 SELECTED = {"conch_v15": 768, "virchow2": 2560, "gigapath": 1536}
-
-
-class EagerABMIL(nn.Module):
-    """Gated ABMIL on one bag."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Linear(COLUMNS, D)
-        self.V, self.U, self.w = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 1, bias=False)
-        self.head = nn.Linear(D, CLASSES)
-
-    def forward(self, x):
-        h = self.encoder(x).relu()
-        a = torch.softmax(self.w(self.V(h).tanh() * self.U(h).sigmoid()), dim=0)
-        return self.head((a * h).sum(dim=0, keepdim=True))
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +56,17 @@ def job(request, tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("bench") / "features_uni", np.random.default_rng(0)
     folder.mkdir()
     sizes = rng.integers(100, 2000, 40) if quick else rng.integers(1000, 20_000, 200)
+    sizes = np.repeat(sizes[::CONTENTS], CONTENTS)
     for slide, n in enumerate(sizes.tolist()):
-        with h5py.File(folder / f"s{slide:03d}.h5", "w") as file:
+        path = folder / f"s{slide:03d}.h5"
+        if slide % CONTENTS:
+            os.link(folder / f"s{slide - slide % CONTENTS:03d}.h5", path)
+            continue
+        with h5py.File(path, "w") as file:
             x = rng.standard_normal((n, COLUMNS), dtype=np.float32)
             file.create_dataset("features", data=x, chunks=(1, COLUMNS))
             file.create_dataset("coords", data=np.stack([np.arange(n) * 256, np.zeros(n, dtype=int)], axis=1))
     return folder, sizes
-
-
-class H5Bags(torch.utils.data.Dataset):
-    """Slides as torchmil's bags, each read from its file when it is asked for."""
-
-    def __init__(self, folder, labels):
-        self.folder, self.labels = folder, labels
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, slide):
-        with h5py.File(self.folder / f"s{slide:03d}.h5") as file:
-            return {"X": torch.from_numpy(file["features"][:]), "Y": self.labels[slide]}
 
 
 def stepper(model):
@@ -124,25 +110,32 @@ def epoch_of_torchmil(folder, labels):
     return run
 
 
-def epoch_of_ours(folder, labels):
+def epoch_of_ours(folder, labels, precision="ieee"):
     model = build_model(SlideConfig({"uni": COLUMNS}, "classification", ("a", "b"), "gated_abmil", dropout=0.0))
     bags, step = make_bags(sf.open({"uni": folder}), "slide", {}), stepper(model)
-    packs = Packs(bags, np.arange(len(labels)), 4, int(bags.sizes.max()))
+    standard = (model.feature_mean, model.feature_scale) if precision == "bf16" else None
+    packs = Packs(bags, np.arange(len(labels)), 4, int(bags.sizes.max()), standard=standard)
 
     def run():
         seen = 0
-        for pack in packs.epoch(np.random.default_rng(0), 0):
-            members = torch.from_numpy(pack.bags[pack.bags >= 0])
-            features, segments, _ = pack.on(torch.device("cpu"))
-            outputs = model(features, segments, packs.places + 1).outputs[: len(members)]
-            step(F.cross_entropy(outputs, labels[members]))
-            seen += len(members)
+        with multiplying(precision):
+            for pack in packs.epoch(np.random.default_rng(0), 0):
+                members = torch.from_numpy(pack.bags[pack.bags >= 0])
+                features, segments, _ = pack.on(torch.device("cpu"))
+                outputs = model(features, segments, packs.places + 1).outputs[: len(members)]
+                step(F.cross_entropy(outputs, labels[members]))
+                seen += len(members)
         return seen
 
     return run
 
 
-EPOCHS = {"loader": epoch_of_loader, "torchmil": epoch_of_torchmil, "ours": epoch_of_ours}
+EPOCHS = {
+    "loader": epoch_of_loader,
+    "torchmil": epoch_of_torchmil,
+    "ours": epoch_of_ours,
+    "ours-bf16": partial(epoch_of_ours, precision="bf16"),
+}
 
 
 @pytest.mark.parametrize("provider", EPOCHS)
@@ -154,68 +147,9 @@ def test_epoch(job, measure, ceilings, provider):
     flops = rows * (4 * COLUMNS * D + 12 * D * D)  # no gradient by the features; V and U, forward and backward
     seen = measure(
         "ABMIL epoch", provider, run, rows=rows, nbytes=4 * COLUMNS * rows, flops=flops, baseline="loader",
-        ceilings=ceilings, device="cpu", rounds=3, warmup=1, slides=len(sizes),
+        ceilings=ceilings, device="cpu", rounds=2, warmup=1, slides=len(sizes),
     )  # fmt: skip
     assert seen == len(sizes)
-
-
-class EagerAttention(nn.Module):
-    """Multi-head attention of FuseCPath's released code, with its top-k."""
-
-    def __init__(self, width, position):
-        super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.position = nn.Conv2d(8, 8, (15, 1), padding=(7, 0), groups=8) if position else None
-
-    def forward(self, x):
-        B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, 8, C // 8).permute(2, 0, 3, 1, 4)
-        logits = q * (C // 8) ** -0.5 @ k.transpose(-2, -1)
-        if self.position is not None:
-            logits = logits + self.position(logits)
-        if N > KEPT:
-            smallest = logits.detach().cpu().topk(KEPT, dim=-1).values[..., -1:].expand_as(logits)
-            logits = logits.masked_fill(logits < smallest, -torch.finfo(logits.dtype).max)
-        return F.dropout(self.out((logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, N, C)), 0.1, self.training)
-
-
-class EagerFuseCPath(nn.Module):
-    """FuseCPath's released model. [B, n, columns] -> [B, CLASSES]."""
-
-    def __init__(self, columns, width):
-        super().__init__()
-        self.encoder = nn.Linear(columns, width)
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
-        self.local, self.across = EagerAttention(width, True), EagerAttention(width, False)
-        self.phi = nn.Parameter(torch.randn(width, 3) / width**0.5)
-        self.V, self.w, self.head = nn.Linear(width, 128), nn.Linear(128, 1, bias=False), nn.Linear(width, CLASSES)
-
-    def regions(self, x):
-        B, n, C = x.shape
-        side = math.ceil(math.sqrt(n) / 8) * 8
-        x = torch.cat([x, x.new_zeros(B, side * side - n, C)], dim=1)
-        r = side // 8
-        return x.view(B, 8, r, 8, r, C).permute(0, 1, 3, 2, 4, 5).reshape(-1, r * r, C)
-
-    def patches(self, x, shape):
-        B, n, C = shape
-        r = math.isqrt(x.shape[1])
-        return x.view(B, 8, 8, r, r, C).permute(0, 1, 3, 2, 4, 5).reshape(B, -1, C)[:, :n]
-
-    def forward(self, x):
-        x = F.dropout(self.encoder(x).relu(), 0.25, self.training)
-        x = x + self.patches(self.local(self.regions(self.norms[0](x))), x.shape)
-        z = self.regions(self.norms[1](x))  # [regions of all slides, 9, C]
-        logits = torch.einsum("wpc,cn->wpn", z, self.phi).transpose(1, 2)
-        combine, dispatch = logits.softmax(dim=-1), logits.softmax(dim=1)
-        low, high = logits.amin(dim=-1, keepdim=True), logits.amax(dim=-1, keepdim=True)
-        summaries = torch.einsum("wpc,wnp->wnpc", z, combine).sum(dim=-2).transpose(0, 1)
-        back = self.across(summaries).transpose(0, 1)
-        back = torch.einsum("wnc,wnp->wnpc", back, (logits - low) / (high - low + 1e-8))
-        back = torch.einsum("wnpc,wnp->wnpc", back, dispatch).sum(dim=1)
-        x = self.norms[2](x + self.patches(back, x.shape))
-        a = self.w(self.V(x).relu()).softmax(dim=1)
-        return self.head((a * x).sum(dim=1))
 
 
 def step_flops(patches, summaries, columns, width):
@@ -223,12 +157,12 @@ def step_flops(patches, summaries, columns, width):
     return 4 * patches * columns * width + 3 * (8 * width * width * (patches + summaries) + 2 * patches * width * 128)
 
 
-@pytest.mark.parametrize("provider", ["published", "ours", "published-128", "ours-128"])
-def test_fusecpath_step(measure, ceilings, provider):
+@pytest.mark.parametrize("provider", ["published", "ours", "ours-bf16"])
+@pytest.mark.parametrize("width", [512, 128])
+def test_fusecpath_step(measure, ceilings, width, provider):
     """A training step on 8 bags of 500 patches of three teachers: forward, backward, optimiser."""
     torch.manual_seed(0)
-    columns, width = sum(SELECTED.values()), 128 if provider.endswith("-128") else 512
-    published = provider.startswith("published")
+    columns, published = sum(SELECTED.values()), provider == "published"
     x, labels = torch.randn(BAGS * 500, columns), torch.arange(BAGS) % CLASSES
     if published:
         model = EagerFuseCPath(columns, width)
@@ -236,30 +170,36 @@ def test_fusecpath_step(measure, ceilings, provider):
         model = build_model(SlideConfig(SELECTED, "classification", ("a", "b"), "fusecpath", width))
         segments = torch.arange(BAGS).repeat_interleave(500)
         regions = tabulate([np.arange(500) % 50] * BAGS, len(x), BAGS, Room(BAGS * 50, 10, 50))
+    rounded = torch.zeros(x.shape, dtype=torch.bfloat16) if provider == "ours-bf16" else None
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-5)
 
+    def read():
+        if published:
+            return model(x.view(BAGS, 500, -1))
+        if rounded is None:
+            return model(x, segments, BAGS, regions).outputs
+        standardise(x, (model.feature_mean, model.feature_scale), rounded)  # as packs do while they read
+        with multiplying("bf16"):
+            return model(rounded, segments, BAGS, regions).outputs
+
     def step():
-        outputs = model(x.view(BAGS, 500, -1)) if published else model(x, segments, BAGS, regions).outputs
-        loss = F.cross_entropy(outputs, labels)
+        loss = F.cross_entropy(read(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.item()
 
     found = measure(
-        "FuseCPath step", provider, step, rows=len(x), nbytes=4 * x.numel(), baseline="published", device="cpu",
-        flops=step_flops(len(x), BAGS * 50 * 3, columns, width), ceilings=ceilings, rounds=5, warmup=1,
+        f"FuseCPath step, width {width}", provider, step, rows=len(x), nbytes=4 * x.numel(), baseline="published",
+        device="cpu", flops=step_flops(len(x), BAGS * 50 * 3, columns, width), ceilings=ceilings, rounds=5, warmup=1,
     )  # fmt: skip
     assert 0.1 < found < 3
 
 
 @pytest.mark.parametrize("method", ["kmeans", "spectral"])
-@pytest.mark.parametrize("rows", [15_000, 50_000, 100_000, 200_000])
-def test_selection(request, measure, rows, method):
-    """One slide's patches of three teachers: projection, clustering, nothing but reading left out."""
-    if request.config.getoption("--quick") and rows > 15_000:
-        pytest.skip("not in quick mode")
-    rng, width = np.random.default_rng(0), sum(SELECTED.values())
+def test_selection(measure, method):
+    """One slide's 15,000 patches of three teachers: projection, clustering, nothing but reading left out."""
+    rng, width, rows = np.random.default_rng(0), sum(SELECTED.values()), 15_000
     centres = rng.standard_normal((60, width), dtype=np.float32)
     batch = rng.standard_normal((5000, width), dtype=np.float32) + 0.5 * centres[rng.integers(0, 60, 5000)]
 
@@ -276,3 +216,31 @@ def test_selection(request, measure, rows, method):
     )  # fmt: skip
     assert len(found) == rows
     assert len(np.unique(found)) >= 45  # a cluster of the spectral form may be empty
+
+
+@pytest.mark.parametrize("model", ["gated_abmil", "shazam_abmil"])
+def test_scoring(job, measure, ceilings, model):
+    """All slides scored: outputs per slide, attention and shares per patch."""
+    folder, sizes = job
+    config = SlideConfig({"uni": COLUMNS}, "classification", ("a", "b"), model)
+    student, archive = SlideStudent(config, [build_model(config)]).eval(), sf.open({"uni": folder})
+    rows = int(sizes.sum())
+    scores = measure(
+        "slides scored", model, lambda: sf.slides.score(student, archive, device="cpu"), rows=rows,
+        nbytes=4 * COLUMNS * rows, flops=rows * 2 * COLUMNS * D, ceilings=ceilings, device="cpu", rounds=2, warmup=1,
+        slides=len(sizes),
+    )  # fmt: skip
+    assert scores.patches.num_rows == rows
+
+
+@pytest.mark.parametrize("patches", [1000, 20_000, 100_000])
+@pytest.mark.parametrize("task", ["scoring", "training"])
+def test_memory(benchmark, measure, task, patches):
+    """Megabytes beyond those of the process, see `slide_memory.py`; the time is that of the whole process."""
+    script = Path(__file__).with_name("slide_memory.py")
+    command = [sys.executable, str(script), task, str(patches)]
+    found = measure(
+        f"memory of {task}", f"{patches:,} a slide", rows=6 * patches, nbytes=0, device="cpu", rounds=1, warmup=0,
+        function=lambda: subprocess.run(command, check=True, capture_output=True, text=True).stdout,
+    )  # fmt: skip
+    benchmark.extra_info["memory_mb"] = float(found)

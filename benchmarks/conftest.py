@@ -126,6 +126,7 @@ def pytest_terminal_summary(terminalreporter, config):
             line += f"  {info['bytes'] / median / 1e9:7.2f} GB/s" if info["bytes"] else ""
             line += f"  {info['flops'] / median / 1e9:7.1f} GFLOP/s" if info["flops"] else ""
             line += f"  {median / info['steps'] * 1e6:,.0f} us/step" if "steps" in info else ""
+            line += f"  {info['memory_mb']:,.0f} MB" if "memory_mb" in info else ""
             line += f"  {info['floor_s'] / median:5.0%} of the ceiling" if "floor_s" in info else ""
             baseline = providers.get(info["baseline"])
             if baseline and baseline is not record:
