@@ -113,7 +113,7 @@ def write_sheet(
     if not most:
         raise MismatchError("none of the slides with an image has a patch with a position; nothing can be shown")
     row = HEAD + SHOWN + NAME
-    page = canvas.new_page(2 * EDGE + most * (SHOWN + GAP), 2 * EDGE + len(chosen) * row, "heatmap")
+    page = canvas.new_page(2 * EDGE + most * (SHOWN + GAP) - GAP, 2 * EDGE + len(chosen) * row, "heatmap")
     width, reader = page.get_size_inches()[0] - 2 * EDGE, SlideReader()
     for line, (title, patches) in enumerate(chosen.items()):
         top = EDGE + line * row

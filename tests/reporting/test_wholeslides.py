@@ -13,7 +13,7 @@ from shazam_fast.errors import ArchiveError, ImageError, MismatchError, ShazamEr
 from shazam_fast.images.overview import find_slides, read_overview
 from shazam_fast.reporting import canvas
 from shazam_fast.reporting.wholeslides import picture
-from shazam_fast.reporting.wholeslides.patches import describe, split_by_slide
+from shazam_fast.reporting.wholeslides.patches import SlidePatches, describe, split_by_slide
 from shazam_fast.reporting.wholeslides.picture import CAPTION, EDGE, HEAD, _Frame
 from shazam_fast.slides.cohort.curves import SurvivalCurve, SurvivalCurves
 
@@ -67,6 +67,14 @@ def test_the_map_is_bright_where_the_attention_is(place):
     patch = frame.shape[0] * PATCH / SIDE
     assert abs(x - middle[0]) < 2 * patch
     assert abs(y - middle[1]) < 2 * patch
+
+
+@pytest.mark.parametrize(("start", "margin"), [(0, 0), (5, 5), (4000, 30)])
+def test_margins_are_alike_on_both_sides_and_inside_the_slide(start, margin):
+    places = np.array([[start, start], [start + 900, start]], dtype=np.float64)
+    frame = _Frame(SlidePatches("s", 0, places, 100.0, np.ones(2), None, 0), None)
+    assert frame.corner.tolist() == [start - margin] * 2
+    assert frame.extent.tolist() == [1000 + 2 * margin, 100 + 2 * margin]
 
 
 def test_the_top_patches_are_the_telling_ones(place):

@@ -75,7 +75,7 @@ class _Frame:
     def __init__(self, slide: SlidePatches, image: Path | None) -> None:
         self.over_slide, self._image = image is not None, image
         first, last = slide.coords.min(axis=0), slide.coords.max(axis=0) + slide.size
-        margin = MARGIN * (last - first).max()
+        margin = np.clip(first, 0, MARGIN * (last - first).max())  # on both sides alike, none outside the slide
         self.corner = np.maximum(0, np.floor(first - margin)).astype(int)
         self.extent = np.ceil(last + margin).astype(int) - self.corner
         scale = LONG_SIDE / self.extent.max()

@@ -57,7 +57,7 @@ def top_patches(
     files = find_slides(images, [slide.name for slide in slides])
     slides = [slide for slide in slides if slide.name in files]
     found = {title: _choose(title, slides, members, per_slide) for title, members in _rows(scores).items()}
-    return write_sheet(found, count, files, "{:.1f} x", out)
+    return write_sheet(found, count, files, "{:.1f} x equal share", out)
 
 
 def _rows(scores: SlideScores) -> dict[str, NDArray[np.bool_]]:
