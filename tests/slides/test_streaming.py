@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from shazam_fast.slides.models import pooling
 from shazam_fast.slides.models.pooling import PatchCodes, Slides
 from shazam_fast.slides.models.streaming import Collected
 from shazam_fast.slides.options import SlideConfig
@@ -39,6 +40,19 @@ def test_chunks_give_what_the_whole_gives(scale):
             expected = getattr(wanted, name)
             assert (found is None) == (expected is None), name
             assert found is None or torch.allclose(found, expected, atol=1e-5), name
+
+
+def test_weighted_sums_of_few_and_of_many_slides(monkeypatch):
+    torch.manual_seed(0)
+    weights, values = torch.rand(50, requires_grad=True), torch.randn(50, 4, requires_grad=True)
+    segments, upstream = torch.randint(0, 7, (50,)), torch.randn(7, 4)  # in any order
+    found = []
+    for few in (7, 6):
+        monkeypatch.setattr(pooling, "FEW_SLIDES", few)
+        sums = pooling.segment_weighted_sum(weights, values, segments, 7)
+        found.append((sums, *torch.autograd.grad(sums, (weights, values), upstream)))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+    assert torch.allclose(found[0][0][3], (weights[:, None] * values)[segments == 3].sum(dim=0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "numbers"), [("mean", 1), ("gated_abmil", 1), ("shazam_abmil", 1 + len(TEACHERS))])

@@ -18,6 +18,8 @@ from ...student.layers import fill_uniform
 from .mixed import linear
 from .regions import Regions
 
+FEW_SLIDES = 64  # that are pooled by a product of matrices
+
 
 class PatchCodes(NamedTuple):
     """What a model makes of P patches, each by itself.
@@ -64,6 +66,26 @@ def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
     [1.0, 5.0]
     """
     return values.new_zeros(count, *values.shape[1:]).index_add(0, segments, values)
+
+
+def segment_weighted_sum(weights: Tensor, values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Sums over the patches of each slide, of values times the patch's weight. [P], [P, D] -> [S, D].
+
+    Of few slides it is a product of matrices, [S, P] [P, D], which reads the values once.
+
+    Args:
+        weights: [P].
+        values: [P, D], finite.
+        segments, count: as for `segment_sum`.
+
+    >>> weights, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> segment_weighted_sum(weights, values, torch.tensor([0, 1, 1]), 2).tolist()
+    [[1.0], [13.0]]
+    """
+    if count > FEW_SLIDES:
+        return segment_sum(weights[:, None] * values, segments, count)
+    by_slide = weights.new_zeros(count, len(weights)).scatter(0, segments[None], weights[None])
+    return by_slide @ values
 
 
 def segment_max(values: Tensor, segments: Tensor, count: int) -> Tensor:
@@ -180,7 +202,7 @@ class SlideModel(nn.Module):
     def pool(self, codes: PatchCodes, segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Slide features [S, D] and the attention [P] of their patches."""
         attention = segment_softmax(codes.scores, segments, count)
-        return segment_sum(attention[:, None] * codes.values, segments, count), attention
+        return segment_weighted_sum(attention, codes.values, segments, count), attention
 
     def read(self, codes: PatchCodes, slides: Slides) -> SlideOutput:
         """Outputs of slides whose patches are encoded already, to `codes`."""
@@ -192,7 +214,7 @@ class SlideModel(nn.Module):
         """Outputs of slides by their features [S, D], with the attention [P] and the shares [P, N] of their patches."""
         shares = None
         if patch_shares is not None:
-            shares = segment_sum(attention[:, None] * patch_shares, slides.segments, slides.count)
+            shares = segment_weighted_sum(attention, patch_shares, slides.segments, slides.count)
         return SlideOutput(self.head(self.dropout(pooled)), attention, shares, patch_shares)
 
     def forward(

@@ -11,7 +11,7 @@ end z_s = u_s / t_s and a_p = exp(e_p - m_s) / t_s, as in `pooling`. Of a patch 
 import torch
 from torch import Tensor
 
-from .pooling import PatchCodes, SlideModel, SlideOutput, Slides, segment_max, segment_sum
+from .pooling import PatchCodes, SlideModel, SlideOutput, Slides, segment_max, segment_sum, segment_weighted_sum
 
 
 class Collected:
@@ -70,7 +70,7 @@ class Collected:
             total, weighted = total * scale, weighted * scale[:, None]
         exponentials = (codes.scores - largest[segments]).exp()
         total = total + segment_sum(exponentials, segments, count)
-        self._sums = largest, total, weighted + segment_sum(exponentials[:, None] * codes.values, segments, count)
+        self._sums = largest, total, weighted + segment_weighted_sum(exponentials, codes.values, segments, count)
 
     def _join(self) -> PatchCodes:
         shares = [code.shares for code in self._chunks if code.shares is not None]
