@@ -52,7 +52,7 @@ def test_events_are_in_proportion_and_censored_times_may_be_few(cohort):
     events = np.repeat(np.arange(30) != 7, 2)
     folds = deal_folds(bags, SurvivalTargets(np.arange(1.0, 61.0), events), 5, 0)
     assert np.bincount(folds).tolist() == [12] * 5
-    with pytest.raises(MismatchError, match="an observed event is there for 1 patients, fewer than the 5 folds"):
+    with pytest.raises(MismatchError, match="an observed event is there for 1 patient, fewer than the 5 folds"):
         deal_folds(bags, SurvivalTargets(np.arange(1.0, 61.0), ~events), 5, 0)
 
 
