@@ -38,6 +38,33 @@ void evict(const std::string& path) {
   close(descriptor);
 }
 
+/// 5000 rows of 1024 numbers in a file that is not in the page cache.
+struct ColdRows {
+  int64_t columns = 1024, count = 5000;
+  TemporaryDirectory directory;
+  std::string path = directory.write("a", counting(columns * count));
+  FeatureStore store{columns, DType::Float32, {path}, {{0, 0, count, columns * 4}}};
+
+  ColdRows() { evict(path); }
+
+  bool in_memory(int64_t row) const { return resident(path, row * columns * 4); }
+  bool on_a_disk() const { return !in_memory(0); }  // else it is a file system in memory
+
+  /// Whether a row gets into the page cache within about a second.
+  bool arrives(int64_t row) const {
+    for (int wait = 0; wait < 1000 && !in_memory(row); ++wait) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return in_memory(row);
+  }
+};
+
+std::vector<int64_t> run_of_rows(int64_t first, size_t count) {
+  std::vector<int64_t> rows(count);
+  std::iota(rows.begin(), rows.end(), first);
+  return rows;
+}
+
 }  // namespace
 
 TEST(mapped_file_reads_and_notices_a_shrunk_file) {
@@ -159,16 +186,11 @@ TEST(no_more_files_stay_mapped_than_allowed) {
 }
 
 TEST(long_runs_are_in_the_page_cache_when_reading_ahead_returns) {
-  const TemporaryDirectory directory;
-  const int64_t columns = 1024, count = 5000;
-  const std::string path = directory.write("a", counting(columns * count));
-  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
-  std::vector<int64_t> rows(2000);
-  std::iota(rows.begin(), rows.end(), 1500);
-  evict(path);
-  if (resident(path, 0)) return;  // a file system in memory
-  store.read_ahead(rows.data(), rows.size());
-  for (int64_t row : rows) CHECK(resident(path, row * columns * 4));
+  const ColdRows cold;
+  if (!cold.on_a_disk()) return;
+  const std::vector<int64_t> rows = run_of_rows(1500, 2000);
+  cold.store.read_ahead(rows.data(), rows.size());
+  for (int64_t row : rows) CHECK(cold.in_memory(row));
 }
 
 TEST(long_runs_are_read_past_the_page_cache) {
@@ -192,65 +214,43 @@ TEST(long_runs_are_read_past_the_page_cache) {
 }
 
 TEST(reading_past_the_page_cache_leaves_it_as_it_is) {
-  const TemporaryDirectory directory;
-  const int64_t columns = 1024, count = 5000;
-  const std::string path = directory.write("a", counting(columns * count));
-  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
-  std::vector<int64_t> rows(2000);
-  std::iota(rows.begin(), rows.end(), 1500);
-  evict(path);
-  if (resident(path, 0)) return;  // a file system in memory
-  CHECK(store.looks_cold(rows.data(), rows.size()));
+  const ColdRows cold;
+  if (!cold.on_a_disk()) return;
+  const int64_t columns = cold.columns;
+  const std::vector<int64_t> rows = run_of_rows(1500, 2000);
+  CHECK(cold.store.looks_cold(rows.data(), rows.size()));
   std::vector<float> found(rows.size() * columns);
   const Matrix out{reinterpret_cast<std::byte*>(found.data()), static_cast<int64_t>(rows.size()),
                    columns, columns * 4, DType::Float32};
-  store.gather_past_cache(rows.data(), rows.size(), out);
+  cold.store.gather_past_cache(rows.data(), rows.size(), out);
   for (size_t i = 0; i < found.size(); ++i) CHECK(found[i] == 1500 * columns + static_cast<float>(i));
   int64_t present = 0;
-  for (int64_t row : rows) present += resident(path, row * columns * 4);
+  for (int64_t row : rows) present += cold.in_memory(row);
   CHECK(present < 100);  // looking reads a few pages
 }
 
 TEST(rows_that_left_the_page_cache_are_read_ahead) {
-  const TemporaryDirectory directory;
-  const int64_t columns = 1024, count = 5000;
-  const std::string path = directory.write("a", counting(columns * count));
-  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
+  const ColdRows cold;
+  if (!cold.on_a_disk()) return;
   const std::vector<int64_t> rows = {4999, 17, 18, 19, 2500, 4000};
-  evict(path);
-  if (resident(path, 0)) return;  // a file system in memory
-  store.will_need(rows.data(), rows.size());
-  for (int64_t row : rows) {
-    for (int wait = 0; wait < 1000 && !resident(path, row * columns * 4); ++wait) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    CHECK(resident(path, row * columns * 4));
-  }
-  CHECK(!resident(path, 1000 * columns * 4));
-  CHECK(gather(store, {4999, 17})[0] == 4999 * columns);
+  cold.store.will_need(rows.data(), rows.size());
+  for (int64_t row : rows) CHECK(cold.arrives(row));
+  CHECK(!cold.in_memory(1000));
+  CHECK(gather(cold.store, {4999, 17})[0] == 4999 * cold.columns);
 }
 
 TEST(of_long_runs_in_one_file_no_more_than_they_is_read_ahead) {
-  const TemporaryDirectory directory;
-  const int64_t columns = 1024, count = 5000, run = 400;  // 1.6 MB, of 20 MB
-  const std::string path = directory.write("a", counting(columns * count));
-  const FeatureStore store(columns, DType::Float32, {path}, {{0, 0, count, columns * 4}});
-  std::vector<int64_t> rows(2 * run);
-  std::iota(rows.begin(), rows.begin() + run, 0);
-  std::iota(rows.begin() + run, rows.end(), 3000);
-  evict(path);
-  if (resident(path, 0)) return;  // a file system in memory
-  store.will_need(rows.data(), rows.size());
-  for (int64_t row : {int64_t{0}, run - 1, int64_t{3000}, 3000 + run - 1}) {
-    for (int wait = 0; wait < 1000 && !resident(path, row * columns * 4); ++wait) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    CHECK(resident(path, row * columns * 4));
-  }
-  const std::vector<float> found = gather(store, rows);
+  const ColdRows cold;
+  if (!cold.on_a_disk()) return;
+  const int64_t columns = cold.columns, run = 400;  // 1.6 MB, of 20 MB
+  std::vector<int64_t> rows = run_of_rows(0, run);
+  for (int64_t row : run_of_rows(3000, run)) rows.push_back(row);
+  cold.store.will_need(rows.data(), rows.size());
+  for (int64_t row : rows) CHECK(cold.arrives(row));
+  const std::vector<float> found = gather(cold.store, rows);
   for (size_t i = 0; i < rows.size(); ++i) CHECK(found[i * columns] == rows[i] * columns);
   for (int64_t row : {run + 8, run + 300, int64_t{2000}, 3000 + run + 8}) {
-    CHECK(!resident(path, row * columns * 4));
+    CHECK(!cold.in_memory(row));
   }
 }
 
