@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .mixed import linear
 from .pooling import PatchCodes, PatchEncoder, SlideModel
 
-BLOCK_ROWS = 4096  # patches that are scored at once on a CPU: what lies between the products stays in its cache
+BLOCK_ROWS = 2048  # patches that are scored at once on a CPU: what lies between the products stays in its cache
 
 
 class AttentionScore(nn.Module):
