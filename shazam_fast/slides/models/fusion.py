@@ -42,6 +42,8 @@ class ShazamABMIL(SlideModel):
     (torch.Size([2, 2]), True)
     """
 
+    pools_by_attention = False  # one attention per column: the fused features are held until the last patch is seen
+
     def __init__(self, dims: Sequence[int], D: int, outputs: int, dropout: float, depth: int) -> None:
         super().__init__(dims, D, outputs, dropout)
         self.projection = Projection(dims, D)
