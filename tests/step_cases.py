@@ -4,7 +4,7 @@ import torch
 from compiled import skip_float64_products
 from shazam_fast.kernels import reference
 from shazam_fast.kernels.step import fused
-from shazam_fast.kernels.step.parts import Batch, Parameters, Residual, Settings, Source, Trained
+from shazam_fast.kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from torch.nn import functional as F
 
 LAM, DELTA, DECAY, RATE, VOTES = 0.75, 2.0, 0.125, 2.0**-7, 2.0
@@ -120,8 +120,7 @@ class Case:
             self.class_weights, VOTES, 0.5, precision,
         )  # fmt: skip
         plain, blocks = trained[: len(trained) - self.n_blocks], trained[len(trained) - self.n_blocks :]
-        parameters = Parameters(*plain)._replace(residual=Residual(*blocks) if blocks else None)
-        step = fused.FusedStep(parameters, settings)
+        step = fused.FusedStep(Parameters.collect(plain, blocks), settings)
         batch = Batch(self.features, resident, self.order, torch.zeros_like(self.order[:1]), self.labels)
         source = Source(
             batch, self.dims, self.standard, self.present, self.rates, self.kept, self.mixtures,

@@ -44,8 +44,8 @@ class _Buffers:
         self.factors, self.mask = like.new_empty(5), like.new_empty(1, dtype=torch.int64)
         parts = cut_columns(dims, like.device) if B < WIDE else None
         tokens = like.new_empty(B, N if parts is None else len(parts.teachers), D)
-        cut = (None, 1) if parts is None else (parts.firsts, parts.most)
-        self.parts, self.projected = parts, Projected(tokens, *cut, parameters.projection_bias.value)
+        firsts, most = (None, 1) if parts is None else (parts.firsts, parts.most)
+        self.parts, self.projected = parts, Projected(tokens, firsts, most, parameters.projection_bias.value)
         self.trunk = make_trunk(B, parameters, precision)
         self.d_targets = like.new_empty(B, N, D)
         self.d_fused, self.normal, self.d_normed, self.d_hidden = (like.new_empty(B, D) for _ in range(4))

@@ -47,6 +47,12 @@ class Parameters(NamedTuple):
     votes_bias: Trained | None = None  # [N, C]
     residual: Residual | None = None
 
+    @classmethod
+    def collect(cls, trained: Sequence[Trained], blocks: Sequence[Trained]) -> "Parameters":
+        """From what is trained in the order of the fields, and in that of `Residual`, empty for a bare student."""
+        votes = trained[9:] or (None, None)
+        return cls._make([*trained[:9], *votes, Residual(*blocks) if blocks else None])
+
     @property
     def head(self) -> tuple[Trained, ...]:
         """From `first` to `last_bias`."""

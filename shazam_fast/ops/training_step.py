@@ -4,12 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..kernels.step.parts import Batch, Parameters, Residual, Settings, Source, Trained
+from ..kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from .dispatch import kernel_precision
 
-__all__ = [
-    "OPTIMIZER", "Batch", "Parameters", "Residual", "Settings", "Source", "Trained", "make_step", "step_precision",
-]  # fmt: skip
+__all__ = ["OPTIMIZER", "Batch", "Parameters", "Settings", "Source", "Trained", "make_step", "step_precision"]
 
 OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False}  # what the kernels' AdamW takes
 

@@ -6,16 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.training_step import (
-    OPTIMIZER,
-    Parameters,
-    Residual,
-    Settings,
-    Source,
-    Trained,
-    make_step,
-    step_precision,
-)
+from ..ops.training_step import OPTIMIZER, Parameters, Settings, Source, Trained, make_step, step_precision
 from ..student.student import Student
 from .feed import TrainingFeed
 from .objective import Objective
@@ -49,8 +40,7 @@ def make_fused_step(
     settings = _settings(group, objective, kept_part, precision, losses)
     trained = [_with_moments(optimizer, parameter) for parameter in _trained(student)]
     blocks = [_with_moments(optimizer, parameter) for parameter in _trained_blocks(student)]
-    parameters = Parameters(*trained)._replace(residual=Residual(*blocks) if blocks else None)
-    take = make_step(parameters, settings)
+    take = make_step(Parameters.collect(trained, blocks), settings)
     present, rates, kept, mixtures = (plan.get(name) for name in ("present", "rates", "kept", "mixtures"))
     planned = present, rates, kept, mixtures, None if rates is None else group["lr"]
     standard = student.feature_mean, student.feature_scale
