@@ -7,7 +7,10 @@ from torch import Tensor
 from ..kernels.step.parts import Batch, Parameters, Settings, Source, Trained
 from .dispatch import kernel_precision
 
-__all__ = ["OPTIMIZER", "Batch", "Parameters", "Settings", "Source", "Trained", "make_step", "step_precision"]
+__all__ = [
+    "OPTIMIZER", "Batch", "Parameters", "Settings", "Source", "Trained", "compile_kernels", "make_step",
+    "step_precision",
+]  # fmt: skip
 
 OPTIMIZER = {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False}  # what the kernels' AdamW takes
 
@@ -34,3 +37,10 @@ def make_step(parameters: Parameters, settings: Settings) -> Callable[[int, Sour
     from ..kernels.step.fused import FusedStep
 
     return FusedStep(parameters, settings)
+
+
+def compile_kernels(step: Callable[[], None]) -> None:
+    """Compile the kernels of a step side by side, and take none; for a GPU."""
+    from ..kernels.step.compiling import compile_together
+
+    compile_together(step)

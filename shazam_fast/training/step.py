@@ -8,10 +8,12 @@ the host: rows come from the epoch's order by a counter on the device, losses go
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..ops.training_step import compile_kernels
 from ..student.student import Student
 from .feed import TrainingFeed
 from .fused import make_fused_step
@@ -84,10 +86,13 @@ class TrainingStep:
             graph.replay()
 
     def _compute(self, size: int) -> None:
+        self._chosen_step()(size)
+
+    def _chosen_step(self) -> Callable[[int], None]:
         if self._step is None:
             parts = self._student, self._optimizer, self._objective, self._feed, self._losses, self._index, self._plan
             self._step = make_fused_step(*parts, self._kept_fraction) or self._differentiate
-        self._step(size)
+        return self._step
 
     def _differentiate(self, size: int) -> None:
         """A step by autograd and the optimizer: what `make_fused_step` is held to."""
@@ -134,6 +139,8 @@ class TrainingStep:
     def _warm_up(self, size: int) -> None:
         """Steps whose results are undone; they compile kernels and allocate workspaces and the optimizer's moments."""
         before = [(tensor, tensor.clone()) for tensor in self._state()]
+        if (step := self._chosen_step()) != self._differentiate:
+            compile_kernels(partial(step, size))
         for _ in range(WARM_UPS):
             self._compute(size)
             for tensor in self._state():
