@@ -30,14 +30,15 @@ TILE = 16384  # patches
 
 
 class Visit:
-    """The records of one visit and the time that is left."""
+    """The records of one visit, each with the device and the versions, and the time that is left."""
 
     def __init__(self, out: Path, seconds: float) -> None:
         self.out, self.started, self.failed = out, time.monotonic(), False
         self.end = self.started + seconds
+        self.facts = {"device": torch.cuda.get_device_name() if GPU else processor(), **versions()}
 
     def keep(self, **record):
-        line = json.dumps({"at_s": round(time.monotonic() - self.started, 1), **record})
+        line = json.dumps({"at_s": round(time.monotonic() - self.started, 1), **record, **self.facts})
         print(line, flush=True)
         with (self.out / "records.jsonl").open("a") as file:
             file.write(line + "\n")
@@ -75,24 +76,41 @@ def make_student(archive):
     return sf.Student(config, torch.Generator().manual_seed(0)).eval()
 
 
-def steps_agree(visit, archive, block, dropout):
-    """Captured steps, plain ones and the definition, from the same start; the last batch is short."""
-    order, present = np.random.default_rng(1).permutation(archive.n_rows), None
+def first_start(visit, archive):
+    """From a student to the end of its first steps; with an empty cache of Triton, kernels are compiled."""
+    started = time.perf_counter()
+    OurLoop(archive, D, "bare").epoch(np.arange(archive.n_rows))
+    visit.keep(time="first start", seconds=time.perf_counter() - started)
+
+
+def after_epochs(archive, block, dropout, backend, plain, epochs):
+    """Parameters and losses after steps from the same start; the last batch of an epoch is short."""
+    present = None
     if dropout:
         present = np.random.default_rng(2).random((archive.n_rows, len(TEACHERS))) > 0.3
         present[:, 0] = True
-    found = []
-    for backend, plain in (("auto", False), ("auto", True), ("reference", True)):
-        with ops.use(backend):
-            loop = OurLoop(archive, D, block)
-            loop.epoch(order, present, plain)
-            found.append([*(p.detach() for p in loop.student.parameters()), loop.losses])
-    graph, plain, definition = found
+    with ops.use(backend):
+        loop = OurLoop(archive, D, block)
+        for epoch in range(epochs):
+            loop.epoch(np.random.default_rng(epoch).permutation(archive.n_rows), present, plain)
+        return [*(p.detach() for p in loop.student.parameters()), loop.losses]
+
+
+def steps_agree(visit, archive, block, dropout, steps):
+    """Captured steps and plain ones after at least so many, and captured ones and the definition after an epoch."""
+    epochs = -(-steps // -(-archive.n_rows // BATCH))
     case = {"block": block, "dropout": dropout}
-    visit.keep(check="graph = plain bits", **case, holds=all(map(torch.equal, graph, plain)))
-    *parameters, losses = [
-        float((a - b).norm() / b.norm().clamp_min(1e-20)) for a, b in zip(graph, definition, strict=True)
-    ]
+
+    def apart(found, wanted):
+        return [float((a - b).norm() / b.norm().clamp_min(1e-20)) for a, b in zip(found, wanted, strict=True)]
+
+    graph, plain = (after_epochs(archive, block, dropout, "auto", plain, epochs) for plain in (False, True))
+    holds = all(map(torch.equal, graph, plain))
+    visit.keep(check="graph = plain bits", **case, steps=steps, holds=holds, apart=max(apart(graph, plain)))
+    graph, definition = (
+        after_epochs(archive, block, dropout, backend, backend == "reference", 1) for backend in ("auto", "reference")
+    )
+    *parameters, losses = apart(graph, definition)
     visit.keep(check="graph ~ definition", **case, losses_apart=losses, parameters_apart=max(parameters))
 
 
@@ -109,6 +127,20 @@ def streamed_agrees(visit, archive):
         visit.keep(time="streamed step", us=us)
     finally:
         feed.RESIDENT_SHARE = share
+
+
+def recommended_time(visit, archive):
+    """What `sf.train` does by default, all included: the time of more epochs, over their steps."""
+    epochs = (2, 22) if GPU else (1, 2)
+    archive = sf.open(archive.path, splits=["val"] * BATCH + ["train"] * (archive.n_rows - BATCH))
+    seconds = []
+    for count in (epochs[0], *epochs):  # the first one compiles
+        started = time.perf_counter()
+        sf.train(archive, epochs=count, device=str(DEVICE))
+        seconds.append(time.perf_counter() - started)
+    steps = (epochs[1] - epochs[0]) * (archive.n_rows // BATCH - 1)
+    us = 1e6 * (seconds[2] - seconds[1]) / steps
+    visit.keep(time="step of the recommended recipe", us=us, seconds_at_first=seconds[0], seconds=seconds[2])
 
 
 def step_time(visit, archive, block, dim, precision):
@@ -151,7 +183,24 @@ def copy_rates(visit, archive):
     visit.keep(rate="copy to the device", gb_per_s=host.nbytes / took / 1e9, patches_per_s=n / took)
 
 
+def scoring_error(visit, archive):
+    """Float16 features in two parts and float32 ones, against float64, relative."""
+    x = torch.from_numpy(archive.gather(np.arange(min(archive.n_rows, 1024)))).half().to(DEVICE)
+    student = make_student(archive)
+    model = to_scoring_form(student, DEVICE)
+    with torch.inference_mode():
+        exact = student.double().fold().to(DEVICE)(x.double())
+        for features in (x, x.float()):
+            found = model(features)
+            errors = {
+                name: float((getattr(found, name) - getattr(exact, name)).norm() / getattr(exact, name).norm())
+                for name in ("logits", "shares")
+            }
+            visit.keep(check="scoring ~ float64", features=str(features.dtype), **errors)
+
+
 def resident_scoring(visit, archive, precision):
+    """Features that are there: float16 ones in two parts where the precision is "ieee", float32 ones as they are."""
     n = min(archive.n_rows, TILE)
     x = torch.from_numpy(archive.gather(np.arange(n))).to(DEVICE)
     model = to_scoring_form(make_student(archive), DEVICE)
@@ -181,19 +230,21 @@ def authors_time(visit, archive, compiled):
 def main() -> bool:
     """Whether all sections ran without an error."""
     visit = Visit(Path(sys.argv[1]), float(sys.argv[2]))
-    device = torch.cuda.get_device_name() if GPU else processor()
-    visit.keep(device=device, cores=os.cpu_count(), **versions())
+    visit.keep(cores=os.cpu_count())
     with tempfile.TemporaryDirectory() as folder:
         small = write_patches(Path(folder), BATCH * (31 if GPU else 2) + BATCH // 4)
-        visit.section(steps_agree, small, "bare", False)
+        visit.section(first_start, small)
+        visit.section(steps_agree, small, "bare", False, 1000 if GPU else 3)
         large = write_patches(Path(folder), BATCH * STEPS)
         visit.section(step_time, large, "bare", D, "ieee")
         visit.section(step_kernels, large, "bare")
+        visit.section(recommended_time, large)
         visit.section(scores_agree, small)
+        visit.section(scoring_error, small)
         visit.section(copy_rates, large)
         visit.section(resident_scoring, large, "ieee")
-        visit.section(steps_agree, small, "bare", True)
-        visit.section(steps_agree, small, "residual", True)
+        visit.section(steps_agree, small, "bare", True, 1)
+        visit.section(steps_agree, small, "residual", True, 1)
         visit.section(streamed_agrees, small)
         visit.section(streamed_scoring, write_patches(Path(folder), 131_072) if GPU else large)
         visit.section(step_time, large, "residual", D, "ieee")

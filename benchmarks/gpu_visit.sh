@@ -23,8 +23,9 @@ visit() {
     python3 -c "import xdist" 2>/dev/null && workers=(-n 12)
     timeout -k 5 "$left" python3 -m pytest -v "${workers[@]}" -p no:benchmark --tb=short -rfE \
       -k "not killed and not ctrl_c and not checkpoint" tests/training/test_training_step.py tests/ops \
-      tests/kernels/test_folding.py tests/kernels/test_projection.py tests/kernels/test_stack.py tests/scoring \
-      tests/training tests/kernels/test_distillation.py tests/kernels/test_attention.py | grep -v PASSED
+      tests/kernels/test_halves.py tests/kernels/test_folding.py tests/kernels/test_projection.py \
+      tests/kernels/test_stack.py tests/scoring tests/training tests/kernels/test_distillation.py \
+      tests/kernels/test_attention.py | grep -v PASSED
   fi
 }
 visit 2>&1 | tee "$out/log.txt"

@@ -154,6 +154,7 @@ def count_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its student stays on the CPU, in the interpreter")
 @pytest.mark.parametrize("heads", [False, True])
 def test_a_student_on_its_way_to_a_gpu_takes_float16_features_in_two_parts(heads, monkeypatch):
     """With no more error than in float32; float32 features, other precisions and moved students take whole maps."""
