@@ -2,10 +2,15 @@
 
 #include <algorithm>
 #include <cstdint>
-
-#include "store/thread_pool.h"
+#include <functional>
 
 namespace shazam {
+
+/// Runs body(task) for tasks [0, count) on up to `threads` threads, the caller among them: those of the
+/// OpenMP runtime that the process has, if any, otherwise those of the core's pool. Rethrows the
+/// first exception. A library whose threads wait for their next task by spinning, as those of OpenMP
+/// do, takes a core from any other pool.
+void run_tasks(int64_t count, int threads, const std::function<void(int64_t)>& body);
 
 /// Bytes that a task should touch: with fewer, waking a thread (about 10 microseconds) does not
 /// pay.
@@ -20,7 +25,7 @@ inline int64_t patches_per_task(int64_t bytes_per_patch) {
 template <typename Body>
 void for_patches(int64_t patches, int64_t bytes_per_patch, int threads, const Body& body) {
   const int64_t size = patches_per_task(bytes_per_patch);
-  parallel_for((patches + size - 1) / size, threads, [&](int64_t task) {
+  run_tasks((patches + size - 1) / size, threads, [&](int64_t task) {
     body(task * size, std::min(patches, (task + 1) * size));
   });
 }

@@ -130,8 +130,8 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
 
 #define KERNELS(set)                                                                      \
   RowKernels{#set,          set::dots,        set::combine, set::compare,       set::pull,             \
-             set::subtract, set::standardise, set::fold,    set::multiply_tile, set::multiply_columns, \
-             2 * set::kLanes}
+             set::subtract, set::standardise, set::exponentials, set::fold, set::multiply_tile,        \
+             set::multiply_columns, 2 * set::kLanes}
 
 std::vector<RowKernels> detect_row_kernels() {
   std::vector<RowKernels> kernels;

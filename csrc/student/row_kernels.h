@@ -109,6 +109,9 @@ struct RowKernels {
   /// x = (x - mean) inverse.
   void (*standardise)(float* x, const float* mean, const float* inverse, int64_t width);
 
+  /// x = exp(x) of values that are 0 at most.
+  void (*exponentials)(float* x, int64_t count);
+
   void (*fold)(const FoldLanes& task);
 
   void (*multiply_tile)(const TileProduct& task);

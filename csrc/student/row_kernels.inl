@@ -173,6 +173,13 @@ TARGET inline Vector exp_of_negative(Vector x) {
   return x < -87.0f ? Vector{} : p * power;
 }
 
+TARGET void exponentials(float* x, int64_t count) {
+  for (int64_t d = 0; d < count; d += kLanes) {
+    const int64_t lanes = std::min(kLanes, count - d);
+    store(x + d, exp_of_negative(load(x + d, lanes)), lanes);
+  }
+}
+
 /// product = left right, matrices [N, N] of which every value is a Vector, kFoldLanes apart.
 TARGET inline void multiply_squares(const float* left, const float* right, bool transposed,
                                     int64_t N, float* product) {

@@ -67,7 +67,7 @@ void forward_patch(const Attention& layer, const Patch& patch, float* P, Mutable
                    const RowKernels& kernels) {
   const int64_t N = layer.N, D = layer.D;
   kernels.dots(patch.query(), patch.key(), D, 1.0f / std::sqrt(static_cast<float>(D)), P);
-  softmax_rows(P, N, patch.present());
+  softmax_rows(P, N, patch.present(), kernels);
   if (!layer.pooled) return kernels.combine({P, N, 1}, patch.value(), D, T);
   float part[kMaxTeachers], pooled[kMaxTeachers];
   mean_parts(N, patch.present(), part);
@@ -115,7 +115,7 @@ void backward_patch(const Attention& layer, const Patch& patch, const float* P, 
 
 }  // namespace
 
-void softmax_rows(float* scores, int64_t N, const uint8_t* present) {
+void softmax_rows(float* scores, int64_t N, const uint8_t* present, const RowKernels& kernels) {
   for (float* row = scores; row != scores + N * N; row += N) {
     if (present != nullptr) {
       for (int64_t j = 0; j < N; ++j) {
@@ -124,8 +124,12 @@ void softmax_rows(float* scores, int64_t N, const uint8_t* present) {
     }
     // Without the largest score, exp would overflow beyond 88.
     const float largest = *std::max_element(row, row + N);
+    for (int64_t j = 0; j < N; ++j) row[j] -= largest;
+  }
+  kernels.exponentials(scores, N * N);
+  for (float* row = scores; row != scores + N * N; row += N) {
     float sum = 0.0f;
-    for (int64_t j = 0; j < N; ++j) sum += row[j] = std::exp(row[j] - largest);
+    for (int64_t j = 0; j < N; ++j) sum += row[j];
     for (int64_t j = 0; j < N; ++j) row[j] /= sum;
   }
 }

@@ -11,7 +11,8 @@ constexpr int64_t kMaxTeachers = 32;
 
 /// Row softmax of the scores [N, N] over the teachers that are present (null: all of them), in
 /// place. An absent teacher's column becomes 0, whatever its scores.
-void softmax_rows(float* scores, int64_t N, const uint8_t* present);
+void softmax_rows(float* scores, int64_t N, const uint8_t* present,
+                  const RowKernels& kernels = row_kernels().front());
 
 /// part [N]: the factor of each teacher's row in the mean over those present.
 void mean_parts(int64_t N, const uint8_t* present, float* part);

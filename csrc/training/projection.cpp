@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "store/convert.h"
-#include "store/thread_pool.h"
+#include "student/patch_tasks.h"
 
 namespace shazam {
 namespace {
@@ -78,7 +78,7 @@ void project(const Projection& task, int threads, const RowKernels& kernels) {
   std::vector<float> inverse(task.features.columns);
   for (size_t k = 0; k < inverse.size(); ++k) inverse[k] = 1.0f / task.scale[k];
   const int64_t rows = piece_rows(task, threads), pieces = (task.B + rows - 1) / rows;
-  parallel_for(static_cast<int64_t>(task.dims.size()) * pieces, threads, [&](int64_t index) {
+  run_tasks(static_cast<int64_t>(task.dims.size()) * pieces, threads, [&](int64_t index) {
     const int64_t first = index % pieces * rows;
     Piece(task, kernels, index / pieces, first, std::min(rows, task.B - first)).run(inverse.data());
   });

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "store/thread_pool.h"
+#include "student/patch_tasks.h"
 
 namespace shazam {
 namespace {
@@ -138,7 +138,7 @@ int64_t piece_rows(const StackedProduct& task, int threads) {
 
 void stacked_product(const StackedProduct& task, int threads, const RowKernels& kernels) {
   const int64_t rows = piece_rows(task, threads), pieces = (task.rows + rows - 1) / rows;
-  parallel_for(task.S * pieces, threads, [&](int64_t index) {
+  run_tasks(task.S * pieces, threads, [&](int64_t index) {
     const int64_t first = index % pieces * rows;
     Piece(task, kernels, index / pieces, first, std::min(rows, task.rows - first)).run();
   });

@@ -9,7 +9,7 @@ from .. import _core
 # oneDNN, which PyTorch carries as well, and than the core.
 CORE_PRODUCTS = _core.AMD_AVX512
 ONEDNN_PRODUCTS = _core.AMD_AVX512 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-CORE_ROWS = 512  # up to which, with weights of CORE_WEIGHTS values at most, the core is the fastest one; else oneDNN
+CORE_ROWS = 1024  # up to which, with weights of CORE_WEIGHTS values at most, the core is the fastest one; else oneDNN
 CORE_WEIGHTS = 1 << 18
 WORTH = 1 << 20  # multiplications from which on these two are faster than MKL; each call to them costs more
 
