@@ -13,7 +13,7 @@ from .._core import folded_scores
 from ..runtime.products import product
 from .masks import hide_missing, mask_array
 
-WORTH = 8  # tokens per column of the maps, from which on it pays to fold them for one batch
+WORTH = 16  # tokens per column of the maps, from which on it pays to fold them for one batch
 FOLDED_BYTES = 2 << 20  # intermediate values of folded scoring per thread at a time; they fit its cache
 
 
