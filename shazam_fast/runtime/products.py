@@ -52,8 +52,8 @@ def write_weight_gradient(x: Tensor, d: Tensor, out: Tensor) -> None:
 
 
 def _write(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    arrays = (None if tensor is None else tensor.detach().numpy() for tensor in (x, weight, bias, out))
-    _core.product(*arrays, torch.get_num_threads())
+    added = None if bias is None else bias.detach().numpy()
+    _core.product(x.detach().numpy(), weight.detach().numpy(), added, out.numpy(), torch.get_num_threads())
     return out
 
 
