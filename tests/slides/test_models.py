@@ -22,8 +22,6 @@ def build(model, task="classification", classes=("a", "b", "c"), depth=2):
     built = build_model(config).eval()
     built.feature_mean.normal_()
     built.feature_scale.uniform_(0.5, 2.0)
-    if model == "shazam_abmil":
-        torch.nn.init.normal_(built.sharpness)
     return built
 
 
@@ -66,10 +64,6 @@ def one_slide(name, p, x):
     if name == "max":
         pooled = h.amax(dim=0)
         attention = ((h == pooled).double() / (h == pooled).sum(dim=0)).mean(dim=1)
-    elif name == "shazam_abmil":
-        spread = math.sqrt(3 ** -(len(p["qkv"]) + 1) / len(TEACHERS))
-        by_column = torch.softmax(score(p, h, gated=True)[:, None] + p["sharpness"] * h / spread, dim=0)  # [n, D]
-        attention, pooled = by_column.mean(dim=1), (by_column * h).sum(dim=0)
     else:
         e = torch.zeros(len(x), dtype=x.dtype) if name == "mean" else score(p, h, name != "abmil")
         attention = torch.softmax(e, dim=0)
@@ -126,12 +120,10 @@ def test_shares_of_a_slide_are_the_exact_parts_of_its_pooled_feature():
     model = build("shazam_abmil", depth=1)
     x, segments = pack()
     codes = model.encode(x)
-    pooled, _ = model.pool(codes, segments, len(SIZES))
-    scores = codes.scores[:, None] + model.sharpness * codes.values / math.sqrt(3**-2 / len(TEACHERS))
-    attention = segment_softmax(scores, segments, len(SIZES))  # a_pd
+    pooled, attention = model.pool(codes, segments, len(SIZES))
     tokens = model.projection(x, None, (model.feature_mean, model.feature_scale), None)
     value_map = model.qkv[0][:, 16:]
-    parts = torch.einsum("pd,pn,pnd->pnd", attention, codes.shares, tokens @ value_map)  # a_pd w_pi (T_pi C)_d
+    parts = torch.einsum("p,pn,pnd->pnd", attention, codes.shares, tokens @ value_map)  # w_pi T_pi C
     by_slide = segment_sum(parts, segments, len(SIZES)).sum(dim=1)
     torch.testing.assert_close(by_slide, pooled, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(x, segments, len(SIZES)).shares.sum(dim=1), torch.ones(len(SIZES)))

@@ -103,10 +103,10 @@ def segment_max(values: Tensor, segments: Tensor, count: int) -> Tensor:
 
 
 def segment_softmax(scores: Tensor, segments: Tensor, count: int) -> Tensor:
-    """Softmax over the patches of each slide, column by column. [P] -> [P], [P, D] -> [P, D].
+    """Softmax over the patches of each slide. [P] -> [P].
 
     Args:
-        scores: [P] or [P, D].
+        scores: [P].
         segments, count: as for `segment_sum`.
 
     >>> segment_softmax(torch.tensor([5.0, 0.0, 0.0]), torch.tensor([0, 1, 1]), 2).tolist()
