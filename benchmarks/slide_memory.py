@@ -75,7 +75,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("scoring", "training"))
     parser.add_argument("patches", type=int, help="of each slide")
-    parser.add_argument("--model", default="shazam_abmil")
+    parser.add_argument("--model", default="gated_abmil")
     asked = parser.parse_args()
     for size in (100, asked.patches):  # what is loaded or compiled on first use is not counted
         with tempfile.TemporaryDirectory() as name:

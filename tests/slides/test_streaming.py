@@ -7,7 +7,7 @@ import torch
 from shazam_fast.slides.models import pooling
 from shazam_fast.slides.models.pooling import PatchCodes, Slides
 from shazam_fast.slides.models.streaming import Collected
-from shazam_fast.slides.options import SlideConfig
+from shazam_fast.slides.options import MODELS, OF_CLUSTERS, OF_SLIDE_TEACHERS, SlideConfig
 from shazam_fast.slides.students import build_model
 
 TEACHERS = {"uni": 5, "virchow2": 7, "gigapath": 3}
@@ -53,6 +53,20 @@ def test_weighted_sums_of_few_and_of_many_slides(monkeypatch):
         found.append((sums, *torch.autograd.grad(sums, (weights, values), upstream)))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
     assert torch.allclose(found[0][0][3], (weights[:, None] * values)[segments == 3].sum(dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in (*OF_CLUSTERS, *OF_SLIDE_TEACHERS)])
+def test_every_model_says_of_chunks_what_it_says_of_all(model):
+    """Whatever a model's own way to pool: chunks go the way that fits it."""
+    torch.manual_seed(0)
+    built, x, segments = build(model), torch.randn(70, sum(TEACHERS.values())) * 3, torch.arange(70) // 25
+    collected = Collected(built, Slides(segments, 3))
+    with torch.no_grad():
+        for chunk in x.split(9):
+            collected.add(built.encode(chunk))
+        wanted, found = built(x, segments, 3), collected.read()
+    for name in ("outputs", "attention"):
+        assert torch.allclose(getattr(found, name), getattr(wanted, name), atol=1e-5), name
 
 
 @pytest.mark.parametrize(("model", "numbers"), [("mean", 1), ("gated_abmil", 1), ("shazam_abmil", 1 + len(TEACHERS))])
