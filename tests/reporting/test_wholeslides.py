@@ -86,12 +86,10 @@ def test_the_top_patches_are_the_telling_ones(place):
     assert len(of_b) == 6
     assert {patch.slide for patch in of_b} == {"case-01", "case-03"}
     assert [patch.value for patch in of_b] == sorted((patch.value for patch in of_b), reverse=True)
-    assert {labels[patch.slide] for patch in of_b} == {"b"}
-    brown = 0
     for patch in of_b:
+        assert labels[patch.slide] == "b"
         image = np.asarray(Image.open(folder / "slides" / f"{patch.slide}.tif"))[patch.y : patch.y + PATCH]
-        brown += image[:, patch.x : patch.x + PATCH, 2].mean() < 60  # hardly any blue
-    assert brown >= 4  # of 6, where one patch in 16 is; columns that see no brown have patches of their own
+        assert image[:, patch.x : patch.x + PATCH, 2].mean() < 60  # brown: hardly any blue
     assert Image.open(folder / "sheet.png").size[0] > 1000
 
 
