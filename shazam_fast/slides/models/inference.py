@@ -1,8 +1,7 @@
 """Running models over whole slides: patches are encoded chunk by chunk and pooled once.
 
 Memory holds the features of a chunk, and of the patches of a few slides (of one, where it is large) their scores and
-shares. Models that need all patches of a slide at once, "shazam_abmil", "max", "fusecpath" and torchmil's, hold D
-numbers of each.
+shares. Models that need all patches of a slide at once, "max", "fusecpath" and torchmil's, hold D numbers of each.
 """
 
 from collections.abc import Iterator, Sequence
