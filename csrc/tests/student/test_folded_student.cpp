@@ -1,25 +1,15 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <random>
 #include <vector>
 
 #include "student/folded_student.h"
 #include "tests/check.h"
+#include "tests/values.h"
 
 using namespace shazam;
+using namespace shazam::testing;
 
 namespace {
-
-using Values = std::vector<float>;
-
-Values normal(int64_t count, float scale, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> draw(0.0f, scale);
-  Values values(count);
-  for (float& value : values) value = draw(random);
-  return values;
-}
 
 struct Model {
   std::vector<int64_t> dims;
@@ -30,10 +20,10 @@ struct Model {
       : dims(std::move(given)), D(D), K(K), C(C) {
     for (int64_t dim : dims) columns += dim;
     const auto scale = 1.0f / std::sqrt(static_cast<float>(D));
-    weight = normal(columns * D, 0.1f, 1), bias = normal(dims.size() * D, 1.0f, 2);
-    maps = normal(D * K * D, 0.3f * scale, 3), head_1 = normal(D * D, scale, 4);
-    head_bias_1 = normal(D, 1.0f, 5), head_2 = normal(D * C, 1.0f, 6);
-    head_bias_2 = normal(C, 1.0f, 7);
+    weight = normal(columns * D, 1, 0.1f), bias = normal(dims.size() * D, 2);
+    maps = normal(D * K * D, 3, 0.3f * scale), head_1 = normal(D * D, 4, scale);
+    head_bias_1 = normal(D, 5), head_2 = normal(D * C, 6);
+    head_bias_2 = normal(C, 7);
   }
 
   FoldedTensors tensors() const {
@@ -50,7 +40,7 @@ Values infer(const Model& model, Values& features, int64_t B, const RowKernels& 
   std::vector<int64_t> starts(N, 0);
   for (int64_t i = 1; i < N; ++i) starts[i] = starts[i - 1] + model.dims[i - 1];
   if (N > 2) starts[1] = -1;
-  Values out(B * (model.C + N + model.D) + 1, std::numeric_limits<float>::quiet_NaN());
+  Values out(B * (model.C + N + model.D) + 1, kPoison);
   const int64_t stride = model.columns * static_cast<int64_t>(sizeof(float));
   const Matrix matrix{reinterpret_cast<std::byte*>(features.data()), B, model.columns, stride,
                       DType::Float32};
@@ -68,7 +58,7 @@ TEST(folded_students_agree_in_every_kernel) {
   for (const Model& model : {Model({3}, 1, 1, 1), Model({5, 300, 7}, 31, 3, 5),
                              Model({256, 257}, 32, 2, 2), Model({40, 9, 8, 7}, 272, 2, 4)}) {
     for (int64_t B : {1, 12, 50}) {
-      Values features = normal(B * model.columns, 1.0f, 8);
+      Values features = normal(B * model.columns, 8);
       const Values expected = infer(model, features, B, row_kernels().back());
       for (const RowKernels& kernels : row_kernels()) {
         const Values found = infer(model, features, B, kernels);
@@ -85,7 +75,7 @@ TEST(folded_students_agree_in_every_kernel) {
 TEST(weights_lie_on_the_simplex_and_absent_teachers_have_none) {
   const Model model({5, 30, 7}, 24, 4, 3);
   constexpr int64_t B = 20, N = 3;
-  Values features = normal(B * model.columns, 20.0f, 8);  // scores of some hundreds
+  Values features = normal(B * model.columns, 8, 20.0f);  // scores of some hundreds
   for (const RowKernels& kernels : row_kernels()) {
     const Values out = infer(model, features, B, kernels);
     for (int64_t b = 0; b < B; ++b) {
@@ -99,8 +89,8 @@ TEST(weights_lie_on_the_simplex_and_absent_teachers_have_none) {
 TEST(logits_without_a_teacher_are_those_with_it_absent) {
   Model model({5, 30, 7}, 24, 4, 3);
   constexpr int64_t B = 50, N = 3, C = 3, D = 24;
-  model.votes = normal(N * D * C, 1.0f, 9), model.vote_biases = normal(N * C, 1.0f, 10);
-  Values features = normal(B * model.columns, 1.0f, 8);
+  model.votes = normal(N * D * C, 9), model.vote_biases = normal(N * C, 10);
+  Values features = normal(B * model.columns, 8);
   const Matrix matrix{reinterpret_cast<std::byte*>(features.data()), B, model.columns,
                       model.columns * static_cast<int64_t>(sizeof(float)), DType::Float32};
   for (const RowKernels& kernels : row_kernels()) {
@@ -140,9 +130,9 @@ TEST(the_mean_of_the_teachers_own_logits_is_added) {
       Model model(dims, 33, 2, 5);
       const auto N = static_cast<int64_t>(dims.size());
       const int64_t B = 13;
-      Values features = normal(B * model.columns, 1.0f, 8);
+      Values features = normal(B * model.columns, 8);
       const Values alone = infer(model, features, B, kernels);
-      model.vote_biases = normal(N * 5, 1.0f, 10);
+      model.vote_biases = normal(N * 5, 10);
       model.votes = Values(N * 33 * 5, 0.0f);
       const Values found = infer(model, features, B, kernels);
       for (int64_t b = 0; b < B; ++b) {

@@ -1,6 +1,4 @@
 #include <cmath>
-#include <limits>
-#include <random>
 #include <utility>
 
 #include "student/distillation.h"
@@ -8,23 +6,14 @@
 #include "student/row_kernels.h"
 #include "student/token_attention.h"
 #include "tests/check.h"
+#include "tests/values.h"
 
 using namespace shazam;
+using namespace shazam::testing;
 
 namespace {
 
-using Values = std::vector<float>;
-
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
 constexpr int64_t kWidths[] = {1, 3, 4, 5, 8, 15, 16, 17, 31, 33, 64, 100};
-
-Values normal(int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> draw;
-  Values values(count);
-  for (float& value : values) value = draw(random);
-  return values;
-}
 
 Values poisoned(int64_t count) { return Values(count, kPoison); }
 

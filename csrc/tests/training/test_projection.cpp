@@ -1,27 +1,15 @@
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <random>
 #include <vector>
 
 #include "tests/check.h"
+#include "tests/values.h"
 #include "training/projection.h"
 
 using namespace shazam;
+using namespace shazam::testing;
 
 namespace {
-
-using Values = std::vector<float>;
-
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
-
-Values normal(int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> draw;
-  Values values(count);
-  for (float& value : values) value = draw(random);
-  return values;
-}
 
 /// A table of R rows of which every third teacher of a patch is missing, and holds NaN there.
 struct Case {

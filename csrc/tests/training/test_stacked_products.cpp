@@ -1,18 +1,16 @@
 #include <cmath>
-#include <limits>
 #include <random>
 #include <vector>
 
 #include "tests/check.h"
+#include "tests/values.h"
 #include "training/stacked_products.h"
 
 using namespace shazam;
+using namespace shazam::testing;
 
 namespace {
 
-using Values = std::vector<float>;
-
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
 constexpr int64_t kGap = 3;  // values between two rows that belong to neither
 
 struct Case {

@@ -100,13 +100,9 @@ class _Rounded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         d = d_result.bfloat16()
-        return (
-            torch.mm(d, weight.T).float() if wants_x else None,
-            _weight_gradient(x, d) if wants_weight else None,
-            d_result.sum(dim=0) if wants_bias else None,
-        )
+        d_x = torch.mm(d, weight.T).float() if ctx.needs_input_grad[0] else None
+        return d_x, _weight_gradient(x, d), d_result.sum(dim=0)
 
 
 def _weight_gradient(x: Tensor, d: Tensor) -> Tensor:
