@@ -23,7 +23,7 @@ from ..archive.archive import FeatureArchive
 from ..errors import ArchiveError
 from ..student.folded import FoldedStudent
 from ..student.student import Student
-from .gpu.streaming import Shapes, score_stream
+from .gpu.streaming import Shapes, gpu_tile_rows, score_stream
 from .inference import (
     ArchiveForm,
     CoreForm,
@@ -246,7 +246,8 @@ class Scorer:
     def _stream(self, parts: Iterable[NDArray[np.int64]], most: int) -> Iterator[RowScores]:
         """The same on a CUDA device, all parts in one stream."""
         form = ArchiveForm(self._model, self.match, self._influence)
-        for rows, scores in score_stream(form, self._archive, parts, most, self._shapes, self._device):
+        size = min(gpu_tile_rows(self._archive, self._config), most)
+        for rows, scores in score_stream(form, self._archive, parts, size, self._shapes, self._device):
             self._check(rows, scores)
             yield scores
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,8 +184,9 @@ def plan_job(
         "influence": influence,
         "dtype": dtype,
         "device": describe_device(device),
+        **({"triton": version("triton")} if device.type == "cuda" and find_spec("triton") else {}),
         "rows of a part": part_rows,
-        "rows of a tile": gpu_tile_rows(archive) if device.type == "cuda" else TILE_ROWS,
+        "rows of a tile": gpu_tile_rows(archive, config) if device.type == "cuda" else TILE_ROWS,
     }
     return ScoreJob(manifest, job, archive.n_rows, part_rows, split, fused)
 

@@ -150,7 +150,10 @@ def test_the_row_of_a_nan_is_named_where_rows_computed_with_it_are_spoilt_too(ar
 
 
 def test_tiles_on_a_gpu_are_measured_in_bytes(archive):
-    assert gpu_tile_rows(archive) == (128 << 20) // archive.row_bytes
+    """Of the features, and of [B N, K D] where a student has no kernels."""
+    assert gpu_tile_rows(archive, sf.StudentConfig({"uni": 12}, CLASSES, dim=1, depth=1)) == (128 << 20) // 78
+    wide = sf.StudentConfig({f"t{i}": 8 for i in range(16)}, CLASSES, dim=1024, depth=12)
+    assert gpu_tile_rows(archive, wide) == 1365
 
 
 def test_evaluate_needs_labels_and_the_same_classes(trained, tmp_path):

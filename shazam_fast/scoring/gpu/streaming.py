@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...archive.archive import FeatureArchive
+from ...student.config import StudentConfig
 from ...student.output import StudentOutput
 from ..inference import RowScores, infer, store_output
 
 TILE_BYTES = 128 << 20  # largest tile; copies of 64 MB and more run at the bus's full rate
+BETWEEN_BYTES = 1 << 30  # largest matrix that PyTorch makes of a tile, [B N, K D], where no kernel applies
 BUFFERS = 3  # of tiles: one is gathered, one copied, one computed
 
 Shapes = Sequence[tuple[int, ...] | None]  # of probabilities, shares, fused features and influence; None: not wanted
@@ -36,9 +38,10 @@ def cut_tiles(parts: Iterable[NDArray[np.int64]], size: int) -> Iterator[Tile]:
             yield Tile(rows, start, min(start + size, len(rows)))
 
 
-def gpu_tile_rows(archive: FeatureArchive) -> int:
-    """Rows per tile."""
-    return max(1, TILE_BYTES // archive.row_bytes)
+def gpu_tile_rows(archive: FeatureArchive, config: StudentConfig) -> int:
+    """Rows per tile: neither its features nor what a student without kernels keeps of them fills the GPU's memory."""
+    between = 4 * len(config.teachers) * config.depth * config.dim  # bytes of [N, K D] in float32
+    return max(1, min(TILE_BYTES // archive.row_bytes, BETWEEN_BYTES // between))
 
 
 def page_locked(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -113,7 +116,7 @@ def score_stream(
     form: Callable[[Tensor], StudentOutput],
     archive: FeatureArchive,
     parts: Iterable[NDArray[np.int64]],
-    most: int,
+    size: int,
     shapes: Callable[[int], Shapes],
     device: torch.device,
 ) -> Iterator[tuple[NDArray[np.int64], RowScores]]:
@@ -123,11 +126,10 @@ def score_stream(
         form: the student as a function of features as stored, on the device.
         archive: where the features are.
         parts: the rows of each, int64 [n], n at least 1.
-        most: rows of the largest part.
+        size: rows per tile.
         shapes: of the scores of so many rows.
         device: the GPU.
     """
-    size = min(gpu_tile_rows(archive), most)
     sent: tuple[NDArray[np.int64], PartOnGpu] | None = None
     for tile, output in infer(form, stream_to_gpu(archive, cut_tiles(parts, size), size, device)):
         if tile.start == 0:
