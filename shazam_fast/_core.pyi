@@ -52,6 +52,7 @@ class FeatureStore:
         extents: npt.NDArray[np.int64],
         max_open: int = 512,
         manifest: tuple[bytes, int, int] | None = None,
+        modified: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Checks all that can be checked without opening a file, and opens none.
 
@@ -62,6 +63,8 @@ class FeatureStore:
             in progress on another thread may hold up to as many again.
         manifest: path, modification time in nanoseconds and inode of the document that lists the files; a file that
             is first opened after that document was written anew raises "changed".
+        modified: int64 [files], when each file was last written, in nanoseconds, as of when its layout was read; 0:
+            not known. A file that was written since raises "changed".
         """
 
     @property

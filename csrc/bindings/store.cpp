@@ -46,7 +46,8 @@ using ManifestStamp = std::tuple<std::string, int64_t, uint64_t>;  // path, modi
 std::shared_ptr<FeatureStore> make_store(int64_t columns, const std::string& dtype,
                                          const py::sequence& files, const py::array& extents,
                                          int max_open,
-                                         const std::optional<ManifestStamp>& manifest) {
+                                         const std::optional<ManifestStamp>& manifest,
+                                         const std::optional<py::array>& modified) {
   const auto table = int64_array(extents, 2, "extents");
   require(table.shape(1) == 4, "extents", "4 columns");
   std::vector<Extent> list(table.shape(0));
@@ -59,7 +60,9 @@ std::shared_ptr<FeatureStore> make_store(int64_t columns, const std::string& dty
     listing = Manifest{path, modified_ns, inode};
   }
   return std::make_shared<FeatureStore>(columns, parse_dtype(dtype), paths(files),
-                                        std::move(list), max_open, std::move(listing));
+                                        std::move(list), max_open, std::move(listing),
+                                        modified ? to_vector(*modified, "modified")
+                                                 : std::vector<int64_t>());
 }
 
 void gather_into(const FeatureStore& store, const py::array& rows, py::array out, int threads) {
@@ -154,7 +157,7 @@ void bind_store(py::module_& module) {
   using py::arg;
   py::class_<FeatureStore, std::shared_ptr<FeatureStore>>(module, "FeatureStore")
       .def(py::init(&make_store), arg("columns"), arg("dtype"), arg("files"), arg("extents"),
-           arg("max_open") = 512, arg("manifest") = py::none())
+           arg("max_open") = 512, arg("manifest") = py::none(), arg("modified") = py::none())
       .def_property_readonly("rows", &FeatureStore::rows)
       .def_property_readonly("columns", &FeatureStore::columns)
       .def_property_readonly("dtype", [](const FeatureStore& self) { return name(self.dtype()); })

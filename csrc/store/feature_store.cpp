@@ -57,11 +57,12 @@ std::string describe(int64_t rows, int64_t columns) {
 
 FeatureStore::FeatureStore(int64_t columns, DType dtype, std::vector<std::string> files,
                            std::vector<Extent> extents, int max_open,
-                           std::optional<Manifest> manifest)
+                           std::optional<Manifest> manifest,
+                           const std::vector<int64_t>& modified)
     : columns_(columns),
       dtype_(dtype),
       extents_(std::move(extents)),
-      files_(std::move(files), max_open, std::move(manifest)) {
+      files_(std::move(files), max_open, std::move(manifest), modified) {
   if (columns < 1 || __builtin_mul_overflow(columns, item_size(dtype), &row_bytes_)) {
     throw StoreError(ErrorKind::Bounds, "a row cannot have " + std::to_string(columns) + " values");
   }

@@ -41,7 +41,8 @@ class FeatureStore {
  public:
   FeatureStore(int64_t columns, DType dtype, std::vector<std::string> files,
                std::vector<Extent> extents, int max_open = 512,
-               std::optional<Manifest> manifest = std::nullopt);
+               std::optional<Manifest> manifest = std::nullopt,
+               const std::vector<int64_t>& modified = {});
 
   int64_t rows() const { return first_row_.back(); }
   int64_t columns() const { return columns_; }

@@ -46,11 +46,20 @@ void Manifest::require_unchanged() const {
   throw StoreError(ErrorKind::Changed, path + ": written anew after it was opened; open it again");
 }
 
-FileTable::FileTable(std::vector<std::string> paths, int max_open, std::optional<Manifest> manifest)
+FileTable::FileTable(std::vector<std::string> paths, int max_open, std::optional<Manifest> manifest,
+                     const std::vector<int64_t>& modified)
     : manifest_(std::move(manifest)), max_open_(max_open) {
   if (max_open < 1) throw StoreError(ErrorKind::Bounds, "max_open must be at least 1");
+  if (!modified.empty() && modified.size() != paths.size()) {
+    throw StoreError(ErrorKind::Bounds, "one time per file expected, found " +
+                                            std::to_string(modified.size()) + " for " +
+                                            std::to_string(paths.size()));
+  }
   files_.resize(paths.size());
-  for (size_t i = 0; i < paths.size(); ++i) files_[i].path = std::move(paths[i]);
+  for (size_t i = 0; i < paths.size(); ++i) {
+    files_[i].path = std::move(paths[i]);
+    if (!modified.empty()) files_[i].modified_ns = modified[i];
+  }
   const std::lock_guard lock(registry().mutex);
   registry().tables.insert(this);
 }
@@ -102,12 +111,11 @@ std::shared_ptr<MappedFile> FileTable::insert(int64_t file, std::shared_ptr<Mapp
   // A new file has another time too, unless it is a copy that keeps the time. The inode proves
   // nothing: some network file systems number inodes anew.
   const MappedFile::Identity now = mapping->identity();
-  if (entry.seen && now.modified_ns != entry.identity.modified_ns) {
+  if (entry.modified_ns != 0 && now.modified_ns != entry.modified_ns) {
     throw StoreError(ErrorKind::Changed,
                      entry.path + ": was written or replaced after it was first opened");
   }
-  entry.seen = true;
-  entry.identity = now;
+  entry.modified_ns = now.modified_ns;
   mapping->advise(access_);
   recent_.push_front(file);
   entry.recency = recent_.begin();

@@ -30,7 +30,10 @@ struct Manifest {
 /// files beyond that stay mapped without one. Every method may be called from any thread.
 class FileTable {
  public:
-  FileTable(std::vector<std::string> paths, int max_open, std::optional<Manifest> manifest);
+  /// `modified` is when each file was last written, in nanoseconds, as of when its layout was read; 0 or
+  /// no numbers at all: not known.
+  FileTable(std::vector<std::string> paths, int max_open, std::optional<Manifest> manifest,
+            const std::vector<int64_t>& modified);
   ~FileTable();
   FileTable(const FileTable&) = delete;
   FileTable& operator=(const FileTable&) = delete;
@@ -43,8 +46,8 @@ class FileTable {
 
   /// The mapped file. A new mapping is checked to hold what `require` declared; after reading,
   /// `MappedFile::require_unchanged` checks that the file has not changed since. Throws Missing,
-  /// Truncated, Changed (the file was written, or another one has taken its path, since the first
-  /// `open`, or a manifest was written anew), Unsupported or System.
+  /// Truncated, Changed (the file was written, or another one has taken its path, since its layout was
+  /// read or the first `open`, or a manifest was written anew), Unsupported or System.
   std::shared_ptr<const MappedFile> open(int64_t file);
 
   /// How the files will be read: those that are open now, and those opened later.
@@ -54,8 +57,7 @@ class FileTable {
   struct File {
     std::string path;
     int64_t required_bytes = 0;
-    MappedFile::Identity identity;
-    bool seen = false;
+    int64_t modified_ns = 0;  // when its layout was read, or at the first `open`; 0 before
     std::shared_ptr<MappedFile> mapping;
     std::list<int64_t>::iterator recency;  // valid while mapping is set
   };

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from ..errors import MismatchError, ShazamError
 from ..formats.pieces import SPLITS
+from ..runtime.summaries import counted
 
 logger = logging.getLogger("shazam_fast")
 
 NEAREST = 0.5  # fraction of a wanted share by which it may be missed before that is an error
-KINDS = ("patients", "slides of unknown patient", "patches of unknown patient and slide")
+KINDS = (("patient", ""), ("slide", " of unknown patient"), ("patch", " of unknown patient and slide"))
 SIZE_FIRST = 4  # weight of a split's size, relative to that of all classes' proportions in it
 PASSES = 10  # over all groups, to improve a split group by group
 
@@ -91,10 +92,10 @@ class GroupedSplit:
         default = GroupedSplit.val  # of both
         left = [name for name in ("val", "test") if getattr(self, name) == default]
         said = f" ({' and '.join(left)}: {default} is the default where no share is given)" if left else ""
+        shares = "" if n_units == 1 else "larger shares or test=0 (--val, --test), or "
         return MismatchError(
             f"{where}: too few slides or patients ({n_units}) for a {share:.0%} split with the shares val={self.val} "
-            f"and test={self.test}{said}; give larger shares or test=0 (--val, --test), or splits= (--splits) as a "
-            "table or one per patch"
+            f"and test={self.test}{said}; give {shares}splits= (--splits) as a table or one per patch"
         )
 
 
@@ -124,7 +125,9 @@ def _units(patient: NDArray[np.int64], slide: NDArray[np.int64], where: str) -> 
     kind = np.where(patient >= 0, 0, np.where(slide >= 0, 1, 2))
     code = np.select([kind == 0, kind == 1], [patient, slide], np.arange(len(patient)))
     _, units = np.unique(np.stack([kind, code], axis=1), axis=0, return_inverse=True)
-    found = [f"{len(np.unique(code[kind == k]))} {KINDS[k]}" for k in range(3) if (kind == k).any()]
+    found = [
+        counted(len(np.unique(code[kind == k])), one) + rest for k, (one, rest) in enumerate(KINDS) if (kind == k).any()
+    ]
     logger.info("%s: split by %s", where, " and ".join(found) or "nothing: no patch has a label")
     return units.reshape(-1)
 

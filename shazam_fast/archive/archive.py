@@ -63,7 +63,8 @@ class FeatureArchive(PatchColumns):
         listed = contents.stamp
         stamp = None if listed is None else (os.fsencode(listed.path), listed.time, listed.inode)
         self._stores = [
-            _core.FeatureStore(b.columns, b.dtype, b.files, b.table, manifest=stamp) for b in contents.blocks
+            _core.FeatureStore(b.columns, b.dtype, b.files, b.table, manifest=stamp, modified=b.modified)
+            for b in contents.blocks
         ]
         super().__init__(contents, self._stores[0].rows)
         self._first_column = np.cumsum([0, *(b.columns for b in contents.blocks)]).tolist()

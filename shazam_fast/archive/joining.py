@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ..annotation.columns import encode_labels
 from ..errors import ArchiveError, MismatchError, NotInPlaceError
 from ..formats.geometry import NOT_KNOWN, Geometry, merge_geometry
 from ..formats.index.trees import Trees
-from ..formats.pieces import UNKNOWN, Contents, CoordsColumn, InMemory, Source, StoredCoords
+from ..formats.pieces import UNKNOWN, Contents, CoordsColumn, FileState, InMemory, Piece, Source, StoredCoords
 from ..runtime.progress import Progress
 from ..runtime.summaries import counted
 from ..tables.slide_names import choose_slides, match_slides
@@ -59,10 +62,10 @@ def join(
     left_out: dict[str, str] = {}
     keys = _common_keys(path, by_teacher, slides, left_out if skip else None)
     n_slides = len({slide for slide, _ in keys} | left_out.keys())
-    if trees is not None:
-        chosen = [files[key] for files in by_teacher.values() for key in keys]
-        known = iter(trees.read(chosen, f"opening {path.name}"))
-        by_teacher = {teacher: dict(zip(keys, known, strict=False)) for teacher in by_teacher}
+    chosen = [files[key] for files in by_teacher.values() for key in keys]
+    known = chosen if trees is None else trees.read(chosen, f"opening {path.name}")
+    read = iter([_stamped(one) if one is before else one for before, one in zip(chosen, known, strict=True)])
+    by_teacher = {teacher: dict(zip(keys, read, strict=False)) for teacher in by_teacher}
     matrices = {teacher: Matrix(teacher, loads) for teacher in by_teacher}
     joined = _join_slides(path, by_teacher, keys, matrices, loads, left_out if skip else None)
     for key, found in joined.items():
@@ -73,6 +76,18 @@ def join(
         why = f": {next(iter(left_out.values()))}" if left_out else ""
         raise MismatchError(f"{path}: no patches: empty or left out: {counted(len(keys), 'slide')}{why}")
     return _assemble(path, matrices, joined, classes, left_out)
+
+
+def _stamped(source: Source) -> Source:
+    """The source, whose piece will tell when its file was last written, as those of an index do."""
+    return replace(source, read=partial(_read_stamped, source))
+
+
+def _read_stamped(source: Source) -> Piece:
+    modified = 0
+    with suppress(OSError):  # reading it tells why
+        modified = FileState.of(source.path).modified
+    return replace(source.read(), modified=modified)
 
 
 def _join_slides(

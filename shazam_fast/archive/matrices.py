@@ -63,6 +63,7 @@ class Matrix:
         dtypes = {piece.dtype for _, piece in self._pieces}
         dtype: DTypeName = next(iter(dtypes)) if len(dtypes) == 1 else "float32"
         names: dict[str, int] = {}
+        modified: dict[str, int] = {}
         of_run: list[int] = []  # file of every run
         runs = []
         for source, stored in self._pieces:
@@ -74,9 +75,11 @@ class Matrix:
                 of_run += [names.setdefault(os.path.abspath(file), len(names)) for file in piece.files]
             else:
                 of_run += [names.setdefault(name, len(names))] * len(piece.runs)
+                modified[name] = stored.modified
             runs.append(piece.runs)
         table = np.column_stack([np.array(of_run, dtype=np.int64), np.concatenate(runs)])
-        return Extents(self._pieces[0][1].columns, dtype, tuple(names), table)
+        times = np.array([modified.get(name, 0) for name in names], dtype=np.int64)
+        return Extents(self._pieces[0][1].columns, dtype, tuple(names), table, times)
 
     def _prepare(self, name: str, piece: Piece, dtype: DTypeName) -> Piece:
         """The piece, with virtual offsets where its file cannot be memory-mapped as `dtype`."""

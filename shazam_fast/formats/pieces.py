@@ -113,6 +113,7 @@ class Piece(msgspec.Struct, frozen=True, eq=False, dict=True):
     coordinates mean; `encoder` is the name of the teacher that the file itself gives, "" where it gives none.
     `files` is the file of each run where they lie in several (a native archive's parts), empty where all lie in the
     source's file. `coords_place` is where the coordinates lie in an HDF5 file; None where they must be decoded.
+    `modified` is when the source's file was last written, in nanoseconds, as of before it was read; 0: not known.
     """
 
     columns: int
@@ -126,6 +127,7 @@ class Piece(msgspec.Struct, frozen=True, eq=False, dict=True):
     encoder: str = ""
     files: tuple[str, ...] = ()
     coords_place: Place | None = None
+    modified: int = 0
 
     @cached_property
     def n_rows(self) -> int:
@@ -164,13 +166,15 @@ class Extents:
     """Rows of one matrix [rows, columns] as they lie in files.
 
     `table` is int64 [n, 4]: file index, byte offset, rows, row stride in bytes; the matrix is the extents' rows one
-    after another.
+    after another. `modified` is int64 [files], when each file was last written, in nanoseconds, as of when its layout
+    was read; 0: not known. None where that is known of no file.
     """
 
     columns: int
     dtype: DTypeName
     files: tuple[str, ...]
     table: NDArray[np.int64]
+    modified: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

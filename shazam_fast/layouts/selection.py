@@ -132,7 +132,7 @@ def _columns_of(contents: Contents, teacher: str) -> Extents:
     while first >= (block := next(blocks)).columns:
         first -= block.columns
     shift = np.array([0, first * ITEM_BYTES[block.dtype], 0, 0])
-    return Extents(contents.teachers[teacher], block.dtype, block.files, block.table + shift)
+    return replace(block, columns=contents.teachers[teacher], table=block.table + shift)
 
 
 def _rows_of(block: Extents, rows: NDArray[np.int64]) -> Extents:
@@ -142,9 +142,9 @@ def _rows_of(block: Extents, rows: NDArray[np.int64]) -> Extents:
     extent = np.searchsorted(first, rows, side="right") - 1
     place = offset[extent] + (rows - first[extent]) * stride[extent]
     if not rows.size:
-        return Extents(block.columns, block.dtype, block.files, np.empty((0, 4), dtype=np.int64))
+        return replace(block, table=np.empty((0, 4), dtype=np.int64))
     together = (np.diff(place) == stride[extent[:-1]]) & (np.diff(file[extent]) == 0)
     starts = np.concatenate([[0], np.flatnonzero(~together) + 1])
     lengths = np.diff(np.append(starts, len(rows)))
     table = np.stack([file[extent[starts]], place[starts], lengths, stride[extent[starts]]], axis=1)
-    return Extents(block.columns, block.dtype, block.files, table)
+    return replace(block, table=table)

@@ -19,6 +19,7 @@ from ..runtime.documents import Count, Json, Name, Record, Text, encode_document
 from ..runtime.files import file_checksum, write_durably
 from ..runtime.jobs.foreign import require_kind
 from ..runtime.jobs.part_directory import Part
+from ..runtime.summaries import name_some
 from ..runtime.tensors import fill_module, read_described, require_shapes, write_tensors
 from ..teachers.licences import find_licence
 from .bags import Bags
@@ -206,11 +207,15 @@ def load_student(student: SlideStudent | str | Path) -> SlideStudent:
 def require_teachers(student: SlideStudent, teachers: Mapping[str, int], where: Path) -> None:
     """Raise MismatchError unless an archive has the student's teachers, in its order."""
     wanted = dict(student.config.teachers)
-    if list(wanted.items()) != list(teachers.items()):
-        raise MismatchError(
-            f"{where}: the student's teachers {wanted} expected, in this order, found {dict(teachers)}; open it with "
-            f"teachers={list(wanted)}"
-        )
+    if list(wanted.items()) == list(teachers.items()):
+        return
+    if other := [name for name, dim in wanted.items() if teachers.get(name) != dim]:
+        remedy = f"{name_some(other)} missing or of another width: a student of slides needs all its teachers"
+    else:
+        remedy = f"open it with teachers={list(wanted)}"
+    raise MismatchError(
+        f"{where}: the student's teachers {wanted} expected, in this order, found {dict(teachers)}; {remedy}"
+    )
 
 
 def require_slide_teachers(student: SlideStudent, bags: Bags) -> None:

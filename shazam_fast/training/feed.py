@@ -71,7 +71,8 @@ class _Sums:
         mean = self.total / n
         scale = (self._squares / n - mean.square()).clamp_min(0.0).sqrt()
         mean += self._shift
-        constant = scale <= 1e-12 * mean.abs()  # what rounding leaves of a constant column
+        least = 1e-12 * mean.abs()  # what rounding leaves of a constant column
+        constant = scale <= least.clamp_min(torch.finfo(torch.float32).tiny)  # 1 / scale is a float32 too
         return mean.float(), torch.where(constant, 1.0, scale).float()
 
 

@@ -407,6 +407,24 @@ def test_a_part_that_shrinks_while_it_is_open(archive):
         archive.labels  # noqa: B018 - reading is the test
 
 
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("again", [False, True])
+def test_files_written_between_opening_and_reading_are_refused(tmp_path, index, again):
+    """Their layout was read before: their bytes would be taken for rows that they are not."""
+    (folder := tmp_path / "uni").mkdir()
+    for name in ("s1", "s2"):
+        np.save(folder / f"{name}.npy", np.ones((100, 32), np.float32))
+        os.utime(folder / f"{name}.npy", (1e9, 1e9))
+    for _ in range(1 + again):  # the second time from the index
+        opened = sf.open({"uni": folder}, index=index)
+    picked = sf.open({"uni": folder}, slides=["s2"], index=index)
+    np.save(folder / "s2.npy", np.ones((200, 16), np.float32))
+    assert opened.gather([0]).all()
+    for archive, row in ((opened, 100), (picked, 0)):
+        with pytest.raises(sf.ArchiveError, match=r"s2.npy: was written or replaced after it was first opened"):
+            archive.gather([row])
+
+
 def test_rows_that_were_read_ahead_are_the_same(archive):
     archive.read_ahead(np.arange(300))
     archive.read_ahead(np.array([7, 3, 299]))

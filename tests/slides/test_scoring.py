@@ -23,6 +23,20 @@ def cohort(tmp_path):
     return make_cohort(tmp_path / "a", slides=9, sizes=(1, 60))
 
 
+@pytest.mark.parametrize("model", ["mean", "abmil", "gated_abmil", "shazam_abmil"])
+@pytest.mark.parametrize("size", [1e37, 1e38])
+def test_features_too_large_for_the_model_are_an_error(tmp_path, model, size):
+    """In a patch's values or, where these still are numbers, in their sum over a slide."""
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(size=(400, dim)).astype(np.float32) for name, dim in TEACHERS.items()}
+    for matrix in features.values():
+        matrix[300:] = size
+    slides = np.repeat(["fine", "large"], [300, 100])
+    archive = sf.open(sf.write_archive(tmp_path / "a", features, slides=slides, dtype="float32"))
+    with pytest.raises(NonFiniteError, match=r"('large'|row 3\d\d): .*too large for float32"):
+        sf.slides.score(make_student(model), archive, device="cpu")
+
+
 @pytest.mark.parametrize("model", ["mean", "max", "abmil", "shazam_abmil"])
 def test_chunks_and_groups_change_nothing(cohort, monkeypatch, model):
     archive, _, _ = cohort

@@ -141,9 +141,12 @@ def test_standardisation_is_learned_on_the_training_split(archive, patches):
 
 
 def test_a_constant_feature_is_left_alone(tmp_path, patches):
+    """Nor is one divided whose standard deviation is so small that its inverse is no float32."""
+    patches["features"]["uni"] = patches["features"]["uni"].astype(np.float32)
     patches["features"]["uni"][:, 3] = 0.1
-    student = sf.train(sf.write_archive(tmp_path / "a", **patches), **QUICK).student
-    assert student.feature_scale[3] == 1.0
+    patches["features"]["uni"][:, 4] *= 1e-40
+    student = sf.train(sf.write_archive(tmp_path / "a", **patches, dtype="float32"), **QUICK).student
+    assert student.feature_scale[3] == student.feature_scale[4] == 1.0
     assert all(p.isfinite().all() for p in student.parameters())
 
 

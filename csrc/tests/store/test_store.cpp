@@ -268,6 +268,25 @@ TEST(a_file_replaced_behind_the_store_is_refused_when_reopened) {
   CHECK(throws(ErrorKind::Changed, files[0], [&] { gather(store, {0}); }));
 }
 
+TEST(a_file_written_after_its_layout_was_read_is_refused_at_once) {
+  const TemporaryDirectory directory;
+  const std::vector<std::string> files = {directory.write("a", counting(2)),
+                                          directory.write("b", counting(2))};
+  struct stat status;
+  stat(files[0].c_str(), &status);
+  const std::vector<int64_t> modified = {modified_ns(status), 0};
+  const std::vector<Extent> extents = {{0, 0, 1, 8}, {1, 0, 1, 8}};
+  gather(FeatureStore(2, DType::Float32, files, extents, 2, std::nullopt, modified), {0, 1});
+  const FeatureStore store(2, DType::Float32, files, extents, 2, std::nullopt, modified);
+  postdate(files[0]);
+  postdate(files[1]);
+  gather(store, {1});  // of which nothing was known
+  CHECK(throws(ErrorKind::Changed, files[0], [&] { gather(store, {0}); }));
+  CHECK(throws(ErrorKind::Bounds, "found 1 for 2", [&] {
+    FeatureStore(2, DType::Float32, files, extents, 2, std::nullopt, {1});
+  }));
+}
+
 TEST(threads_share_a_large_gather) {
   const TemporaryDirectory directory;
   const int64_t columns = 1000, count = 2000;

@@ -58,7 +58,7 @@ def learn(source: Source) -> Learned | None:
     """Read one source; None where it cannot be read. Its positions are told by a digest and read again when needed."""
     try:
         states = tuple(FileState.of(file) for file in (source.path, *source.beside))
-        piece = source.read()
+        piece = replace(source.read(), modified=states[0].modified)
     except (ShazamError, OSError):
         return None
     if piece.coords is None or isinstance(piece.coords, StoredCoords) or piece.n_rows == 0:

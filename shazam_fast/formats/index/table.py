@@ -130,6 +130,7 @@ class Table:
             geometry=self._geometries[self._geometry[number]],
             encoder=self._encoders[self._encoder[number]],
             coords_place=place,
+            modified=state[1],
         )
         vars(piece)["n_rows"] = self._n_rows[number]  # which it would count
         return piece

@@ -139,7 +139,7 @@ def require_same_job(path: Path, found: Mapping[str, Json] | None, job: Mapping[
     different = [key for key in different if key in job and key in found] or different
     different = [key for key in different if key not in FOLLOWING] or different
     if different:
-        words = ", ".join(_difference(key, found.get(key), job.get(key)) for key in different)
+        words = ", ".join(_difference(key, found, job) for key in different)
         raise MismatchError(f"{path}: was written with {words}; choose another --out, or delete it")
 
 
@@ -147,11 +147,13 @@ _DIGEST = re.compile(r"[0-9a-f]{16,}")
 SHOWN = 80  # characters of a value in a message
 
 
-def _difference(key: str, found: Json, wanted: Json) -> str:
+def _difference(key: str, found: Mapping[str, Json], wanted: Mapping[str, Json]) -> str:
     other = f"{'other' if key.endswith('s') else 'another'} {key}"
-    if _DIGEST.fullmatch(str(wanted)) or _DIGEST.fullmatch(str(found)):
+    if any(_DIGEST.fullmatch(str(job.get(key))) for job in (found, wanted)):
         return other
-    shown = ["all" if value is None else repr(value) for value in (found, wanted)]
+    shown = [
+        "the default" if key not in job else "all" if job[key] is None else repr(job[key]) for job in (found, wanted)
+    ]
     there, now = (text if len(text) <= SHOWN else f"{text[:SHOWN]}..." for text in shown)
     return f"{other} ({there}, now {now})"
 

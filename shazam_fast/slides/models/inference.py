@@ -22,6 +22,7 @@ from .streaming import Collected
 
 CHUNK_ROWS = 2048  # patches that are encoded at once
 STEP_ROWS = 256  # multiples of which are encoded, with zeros at the end: oneDNN compiles its products for each number
+TOO_LARGE = "the model's values are not finite: its features are too large for float32; scale them"
 GROUP_ROWS = 8192  # patches of slides that are pooled at once, more where one slide has more
 
 
@@ -51,7 +52,8 @@ def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], de
         chosen: int64 [n], numbers of the bags.
         device: where the models are.
 
-    Yields groups of bags, in the order of `chosen`. Raises NonFiniteError for NaN or infinity, naming the first row.
+    Yields groups of bags, in the order of `chosen`. Raises NonFiniteError for NaN or infinity, naming the first row, or
+    the first bag where only the model's outputs are.
     """
     for members in _group(bags.sizes[chosen]):
         numbers = chosen[members]
@@ -62,6 +64,8 @@ def walk(models: Sequence[SlideModel], bags: Bags, chosen: NDArray[np.int64], de
         of_slides = None if bags.slide_features is None else torch.from_numpy(bags.slide_features[numbers]).to(device)
         slides = Slides(places, len(numbers), regions, of_slides)
         outputs = [collected.read() for collected in _encode(models, bags, rows, slides)]
+        if models[0].reads_patches:
+            _require_finite(bags, numbers, outputs)
         yield Group(numbers, rows, segments, outputs)
 
 
@@ -79,11 +83,20 @@ def _encode(models: Sequence[SlideModel], bags: Bags, rows: NDArray[np.int64], s
             features = F.pad(features, (0, 0, 0, spare))
         for model, own in zip(models, collected, strict=True):
             codes = _first(model.encode(features), count)
-            if not torch.isfinite(codes.values).all():
+            finite = torch.isfinite(codes.values).all(dim=1)
+            if not finite.all():
                 bags.archive.require_finite(batch.rows, batch.features)
-                raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[0]}: the model's values are not finite")
+                raise NonFiniteError(f"{bags.archive.path}: row {batch.rows[int(finite.int().argmin())]}: {TOO_LARGE}")
             own.add(codes)
     return collected
+
+
+def _require_finite(bags: Bags, numbers: NDArray[np.int64], outputs: Sequence[SlideOutput]) -> None:
+    for output in outputs:
+        finite = torch.isfinite(output.outputs).all(dim=1)
+        if not finite.all():
+            bag = bags.names[numbers[int(finite.int().argmin())]]
+            raise NonFiniteError(f"{bags.archive.path}: {bag!r}: {TOO_LARGE}")
 
 
 def _first(codes: PatchCodes, count: int) -> PatchCodes:
