@@ -39,7 +39,7 @@ def learned(rows, dtype="float32", columns=4, seed=0, place=True):
     in_file = Place(np.array([[16, n_rows, 8]]), 2, ">i4") if place else None
     coords = StoredCoords(f"/data/cohort/{seed}.h5", state, in_file, "<i4", b"%016d" % seed, reread)
     piece = Piece(columns, dtype, runs, coords if n_rows else np.empty((0, 2), "<i8"), geometry=Geometry("pixels", 256),
-                  encoder="uni", coords_place=in_file if n_rows else None)  # fmt: skip
+                  encoder="uni", coords_place=in_file if n_rows else None, modified=state.modified)  # fmt: skip
     return Learned((state, FileState(1, 2, 3, 4)), piece)
 
 
@@ -90,7 +90,7 @@ def test_runs_at_uneven_distances_and_far_apart():
     runs = np.array([[4096, 7, 16], [1 << 40, 1, 64], [10, 2, 16], [1 << 41, 3, 1 << 20]])
     one = learned(30)
     state = one.states[0]._replace(size=1 << 42)
-    piece = Piece(4, "float32", runs)
+    piece = Piece(4, "float32", runs, modified=state.modified)
     packed = Table(pack("me", ROOT, 0, {"a": Learned((state,), piece), "/data/cohort/0.h5": one}), "me", ROOT)
     found = {key: piece for key, _, piece in pieces_of(packed)}
     assert equal(found["a"], piece)
