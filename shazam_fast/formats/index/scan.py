@@ -58,14 +58,14 @@ def learn(source: Source) -> Learned | None:
     """Read one source; None where it cannot be read. Its positions are told by a digest and read again when needed."""
     try:
         states = tuple(FileState.of(file) for file in (source.path, *source.beside))
-        piece = replace(source.read(), modified=states[0].modified)
+        piece = source.read()
     except (ShazamError, OSError):
         return None
-    if piece.coords is None or isinstance(piece.coords, StoredCoords) or piece.n_rows == 0:
-        return Learned(states, piece)
-    file, digest = os.path.abspath(source.path), digest_of(piece.coords)
-    coords = StoredCoords(file, states[0], piece.coords_place, piece.coords.dtype.str, digest, source.read)
-    return Learned(states, replace(piece, coords=coords))
+    coords = piece.coords
+    if coords is not None and not isinstance(coords, StoredCoords) and piece.n_rows > 0:
+        file, digest = os.path.abspath(source.path), digest_of(coords)
+        coords = StoredCoords(file, states[0], piece.coords_place, coords.dtype.str, digest, source.read)
+    return Learned(states, replace(piece, coords=coords, modified=states[0].modified))
 
 
 def digest_of(coords: NDArray[Any]) -> bytes:
