@@ -1,7 +1,6 @@
 #include "student/folded_student.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -12,7 +11,7 @@ namespace {
 
 constexpr int64_t kChunkPatches = 3 * kFoldLanes;  // whose tokens and products fill half a cache
 constexpr int64_t kRowsAtOnce = 12;  // that are widened into the nearest cache, see kBlockRows
-constexpr float kLayerNormEpsilon = 1e-5f;         // PyTorch's default
+constexpr float kLayerNormEpsilon = 1e-5f;  // PyTorch's default
 
 /// Copies [rows, depth], `stride` apart, into the form that products take: depth by kTileDepth.
 void copy_blocks(const float* x, int64_t rows, int64_t depth, float* blocks) {
@@ -24,36 +23,8 @@ void copy_blocks(const float* x, int64_t rows, int64_t depth, float* blocks) {
   }
 }
 
-/// The next rows from `row` on that are widened together.
-Matrix rows_of(const Matrix& features, int64_t row) {
-  return {features.row(row), std::min(kRowsAtOnce, features.rows - row), features.columns,
-          features.stride, features.dtype};
-}
-
-NextRows columns_of(const Matrix& features, int64_t start, int64_t depth) {
-  const int64_t size = item_size(features.dtype);
-  return {features.data + start * size, features.stride, features.rows, depth * size};
-}
-
 int64_t blocks_size(int64_t rows, int64_t depth) {
   return rows * kTileStride * ((depth + kTileDepth - 1) / kTileDepth);
-}
-
-/// In place: LayerNorm without gain and bias of relu(x).
-void normalise(float* x, int64_t width) {
-  float sum = 0.0f;
-  for (int64_t d = 0; d < width; ++d) {
-    x[d] = x[d] < 0.0f ? 0.0f : x[d];  // NaN stays
-    sum += x[d];
-  }
-  const float mean = sum / static_cast<float>(width);
-  float square = 0.0f;
-  for (int64_t d = 0; d < width; ++d) {
-    x[d] -= mean;
-    square += x[d] * x[d];
-  }
-  const float scale = 1.0f / std::sqrt(square / static_cast<float>(width) + kLayerNormEpsilon);
-  for (int64_t d = 0; d < width; ++d) x[d] *= scale;
 }
 
 }  // namespace
@@ -111,7 +82,7 @@ FoldedStudent::Packed FoldedStudent::pack(const float* values, int64_t depth, in
 /// The part of a product that the rows [first, first + depth) of the matrix contribute.
 void FoldedStudent::multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth,
                              int64_t rows, const float* bias, float* out, int64_t stride,
-                             const NextRows& next) const {
+                             const Widened& next) const {
   kernels_.multiply_tile({x, 0, matrix.panels.data() + first * kernels_.panel,
                           matrix.depth * kernels_.panel, kernels_.panel, bias, out, stride, rows,
                           matrix.columns, depth, next});
@@ -127,41 +98,41 @@ void FoldedStudent::multiply_all(const Packed& matrix, const float* x, int64_t r
   }
 }
 
-/// Columns [start, start + depth) of the features as float32, without the shift of the teachers'
-/// columns from `column` on. Subtracted before the product, a mean that is large for its spread
-/// costs no digits.
-void FoldedStudent::load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
-                               float* block) const {
-  for (int64_t row = 0; row < features.rows; ++row, block += kTileStride) {
-    const std::byte* from = features.row(row) + start * item_size(features.dtype);
-    if (features.dtype == DType::Float32) {
-      std::memcpy(block, from, depth * sizeof(float));
-    } else {
-      widen(features.dtype, from, block, depth);
-    }
-    if (!shift_.empty()) kernels_.subtract(block, shift_.data() + column, depth);
-  }
+/// The tile of one block of columns and up to kRowsAtOnce rows. Subtracted before the product, a mean
+/// that is large for its spread costs no digits.
+Widened FoldedStudent::tile_of(const Matrix& features, const Block& block, int64_t row,
+                               float* to) const {
+  return {features.row(row) + block.start * item_size(features.dtype),
+          features.stride,
+          std::min(kRowsAtOnce, features.rows - row),
+          block.depth,
+          features.dtype,
+          shift_.empty() ? nullptr : shift_.data() + block.column,
+          to};
 }
 
 void FoldedStudent::project(const Matrix& features, const std::vector<int64_t>& starts,
-                            float* tokens, float* block) const {
+                            float* tokens, float* room) const {
   const int64_t N = teachers(), rows = features.rows;
   const std::vector<Block> blocks = blocks_of(starts);
-  for (size_t index = 0; index < blocks.size(); ++index) {
-    const auto [i, first, start, column, depth] = blocks[index];
-    const float* bias = first == 0 ? bias_.data() + i * D_ : nullptr;
-    for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
-      const Matrix here = rows_of(features, row);
-      load_block(here, start, column, depth, block);
-      NextRows next;
-      if (row + kRowsAtOnce < rows) {
-        next = columns_of(rows_of(features, row + kRowsAtOnce), start, depth);
-      } else if (index + 1 < blocks.size()) {
-        next = columns_of(rows_of(features, 0), blocks[index + 1].start, blocks[index + 1].depth);
-      }
-      multiply(projections_[i], block, first, depth, here.rows, bias, tokens + (row * N + i) * D_,
-               N * D_, next);
-    }
+  const int64_t groups = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  const auto steps = static_cast<int64_t>(blocks.size()) * groups;
+  const auto tile_at = [&](int64_t step) {
+    if (step >= steps) return Widened{};
+    return tile_of(features, blocks[step / groups], step % groups * kRowsAtOnce,
+                   room + step % 2 * kRowsAtOnce * kTileStride);
+  };
+  Widened tile = tile_at(0), next = tile_at(1);
+  kernels_.widen_tile(tile);
+  for (int64_t step = 0; step < steps; ++step) {
+    const auto [i, first, start, column, depth] = blocks[step / groups];
+    const Widened later = tile_at(step + 2);
+    if (later.rows > 0) next.ahead = later.from - next.from;
+    const int64_t row = step % groups * kRowsAtOnce;
+    multiply(projections_[i], tile.to, first, depth, tile.rows,
+             first == 0 ? bias_.data() + i * D_ : nullptr, tokens + (row * N + i) * D_, N * D_, next);
+    tile = next;
+    next = later;
   }
   for (int64_t i = 0; i < N; ++i) {
     if (starts[i] >= 0) continue;
@@ -219,7 +190,7 @@ void FoldedStudent::classify(const float* pooled, int64_t patches, float* logits
   float* const hidden = scratch.data() + size;
   copy_blocks(pooled, patches, D_, scratch.data());
   multiply_all(head_, scratch.data(), patches, head_bias_1_.data(), hidden);
-  for (int64_t b = 0; b < patches; ++b) normalise(hidden + b * D_, D_);
+  for (int64_t b = 0; b < patches; ++b) kernels_.normalise_relu(hidden + b * D_, D_, kLayerNormEpsilon);
   kernels_.dots({hidden, patches, D_}, {head_weight_2_.data(), C_, D_}, D_, 1.0f, logits);
   for (int64_t b = 0; b < patches; ++b) {
     for (int64_t c = 0; c < C_; ++c) logits[b * C_ + c] += head_bias_2_[c];
@@ -250,7 +221,7 @@ void FoldedStudent::forward(const Matrix& features, const std::vector<int64_t>& 
   const int64_t N = teachers(), B = features.rows;
   thread_local std::vector<float> tokens, block, scratch;  // kept for the thread's next tile
   tokens.resize(std::max<size_t>(tokens.size(), B * N * D_));
-  block.resize(kRowsAtOnce * kTileStride);
+  block.resize(2 * kRowsAtOnce * kTileStride);
   project(features, starts, tokens.data(), block.data());
   std::vector<uint8_t> present(N);
   for (int64_t i = 0; i < N; ++i) present[i] = starts[i] >= 0;

@@ -67,14 +67,13 @@ class FoldedStudent {
 
   std::vector<Block> blocks_of(const std::vector<int64_t>& starts) const;
   Packed pack(const float* values, int64_t depth, int64_t columns, int64_t stride) const;
-  void load_block(const Matrix& features, int64_t start, int64_t column, int64_t depth,
-                  float* block) const;
+  Widened tile_of(const Matrix& features, const Block& block, int64_t row, float* to) const;
   void multiply(const Packed& matrix, const float* x, int64_t first, int64_t depth, int64_t rows,
-                const float* bias, float* out, int64_t stride, const NextRows& next = {}) const;
+                const float* bias, float* out, int64_t stride, const Widened& next = {}) const;
   void multiply_all(const Packed& matrix, const float* x, int64_t rows, const float* bias,
                     float* out) const;
   void project(const Matrix& features, const std::vector<int64_t>& starts, float* tokens,
-               float* block) const;
+               float* room) const;
   void load_scores(const float* tokens, int64_t patches, std::vector<FoldBuffer>& buffers,
                    std::vector<float>& scratch) const;
   void attend(const float* tokens, int64_t patches, const uint8_t* present,

@@ -1,9 +1,12 @@
 #include "student/row_kernels.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <utility>
+
+#include "store/convert.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -12,7 +15,8 @@
 // The row kernels are compiled once per instruction set, from row_kernels.inl and tile_product.inl.
 // Each namespace defines a Vector of kLanes floats and what its instruction set does differently:
 // `load_first` and `store_first` read and write the first `lanes` < kLanes values and leave the
-// rest 0 or untouched; `clamp` keeps NaN; `add_lanes` sums the lanes of each of four Vectors.
+// rest 0 or untouched; `load_half` widens kLanes float16 values; `clamp` keeps NaN; `add_lanes` sums
+// the lanes of each of four Vectors.
 
 namespace shazam {
 namespace {
@@ -31,6 +35,11 @@ inline Vector load_first(const float* from, int64_t lanes) {
 }
 inline void store_first(float* to, Vector v, int64_t lanes) {
   std::memcpy(to, &v, static_cast<size_t>(lanes) * sizeof(float));
+}
+inline Vector load_half(const std::byte* from) {
+  Vector v;
+  widen(DType::Float16, from, &v, kLanes);
+  return v;
 }
 inline Vector broadcast(float value) { return Vector{value, value, value, value}; }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
@@ -51,7 +60,7 @@ inline void add_lanes(const Vector* v, float* sums) {
 
 namespace avx2 {
 
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 using Vector = __m256;
 constexpr int64_t kLanes = 8;
 constexpr int kBlockRows = 6;
@@ -74,6 +83,9 @@ TARGET inline Vector load_first(const float* from, int64_t lanes) {
 TARGET inline void store_first(float* to, Vector v, int64_t lanes) {
   _mm256_maskstore_ps(to, first_lanes(lanes), v);
 }
+TARGET inline Vector load_half(const std::byte* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
 TARGET inline void add_lanes(const Vector* v, float* sums) {
   const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
   const __m128 upper = _mm256_extractf128_ps(pairs, 1);
@@ -87,7 +99,7 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
 
 namespace avx512 {
 
-#define TARGET __attribute__((target("avx512f,avx2,fma")))
+#define TARGET __attribute__((target("avx512f,avx2,fma,f16c")))
 using Vector = __m512;
 constexpr int64_t kLanes = 16;
 constexpr int kBlockRows = 12;  // of 32 registers
@@ -109,6 +121,9 @@ TARGET inline Vector load_first(const float* from, int64_t lanes) {
 TARGET inline void store_first(float* to, Vector v, int64_t lanes) {
   _mm512_mask_storeu_ps(to, first_lanes(lanes), v);
 }
+TARGET inline Vector load_half(const std::byte* from) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
 TARGET inline __m256 add_halves(Vector v) {
   // Masked as above; a plain cast of the lower half warns too.
   const __m512d bits = _mm512_castps_pd(v);
@@ -128,16 +143,18 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
 
 #endif
 
-#define KERNELS(set)                                                                      \
-  RowKernels{#set,          set::dots,        set::combine, set::compare,       set::pull,             \
-             set::subtract, set::standardise, set::exponentials, set::fold, set::multiply_tile,        \
-             set::multiply_columns, 2 * set::kLanes}
+#define KERNELS(set)                                                                             \
+  RowKernels{#set,             set::dots,           set::combine,       set::compare,          \
+             set::pull,        set::standardise,    set::normalise_relu, set::exponentials,     \
+             set::fold,        set::widen_tile,     set::multiply_tile, set::multiply_columns, \
+             2 * set::kLanes}
 
 std::vector<RowKernels> detect_row_kernels() {
   std::vector<RowKernels> kernels;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     if (__builtin_cpu_supports("avx512f")) kernels.push_back(KERNELS(avx512));
     kernels.push_back(KERNELS(avx2));
   }

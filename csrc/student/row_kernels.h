@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "store/dtype.h"
+
 namespace shazam {
 
 /// `count` rows of floats, `stride` values from one to the next.
@@ -60,12 +62,16 @@ struct FoldLanes {
 constexpr int64_t kTileDepth = 256;
 constexpr int64_t kTileStride = kTileDepth + 16;
 
-/// What the caller reads after a product, `bytes` of each row: it is fetched into the cache meanwhile.
-struct NextRows {
-  const std::byte* data = nullptr;
+/// Features that become a tile [rows, depth] of float32, its rows kTileStride apart.
+struct Widened {
+  const std::byte* from = nullptr;
   int64_t stride = 0;  // bytes from one row to the next
   int64_t rows = 0;
-  int64_t bytes = 0;
+  int64_t depth = 0;
+  DType dtype = DType::Float32;
+  const float* shift = nullptr;  // [depth], which is subtracted; or null
+  float* to = nullptr;
+  int64_t ahead = 0;  // bytes from each value to one that is read later: it is fetched into the cache
 };
 
 /// out [rows, columns] = bias + x weights, or out += x weights without a bias. Every value is summed
@@ -82,7 +88,7 @@ struct TileProduct {
   int64_t rows;
   int64_t columns;
   int64_t depth;
-  NextRows next = {};
+  Widened next = {};  // for the caller's next product: between steps of this one, while memory is waited for
 };
 
 /// The arithmetic over rows of any width behind all operations of the student, for one instruction
@@ -103,17 +109,18 @@ struct RowKernels {
   void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
                float* d_y);
 
-  /// x -= shift.
-  void (*subtract)(float* x, const float* shift, int64_t width);
-
   /// x = (x - mean) inverse.
   void (*standardise)(float* x, const float* mean, const float* inverse, int64_t width);
+
+  /// x = LayerNorm of relu(x), without gain and bias.
+  void (*normalise_relu)(float* x, int64_t width, float epsilon);
 
   /// x = exp(x) of values that are 0 at most.
   void (*exponentials)(float* x, int64_t count);
 
   void (*fold)(const FoldLanes& task);
 
+  void (*widen_tile)(const Widened& task);
   void (*multiply_tile)(const TileProduct& task);
   void (*multiply_columns)(const TileProduct& task);  // x is transposed
   int64_t panel;

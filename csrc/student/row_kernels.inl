@@ -136,18 +136,36 @@ TARGET void pull(const Pull& pull, const float* x, const float* y, int64_t width
   }
 }
 
-TARGET void subtract(float* x, const float* shift, int64_t width) {
-  for (int64_t d = 0; d < width; d += kLanes) {
-    const int64_t lanes = std::min(kLanes, width - d);
-    store(x + d, load(x + d, lanes) - load(shift + d, lanes), lanes);
-  }
-}
-
 TARGET void standardise(float* x, const float* mean, const float* inverse, int64_t width) {
   for (int64_t d = 0; d < width; d += kLanes) {
     const int64_t lanes = std::min(kLanes, width - d);
     const Vector centred = load(x + d, lanes) - load(mean + d, lanes);
     store(x + d, centred * load(inverse + d, lanes), lanes);
+  }
+}
+
+TARGET void normalise_relu(float* x, int64_t width, float epsilon) {
+  const auto n = static_cast<float>(width);
+  Vector sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
+  float found[4];
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const Vector value = load(x + d, std::min(kLanes, width - d));
+    sums[0] = sums[0] + (value < 0.0f ? Vector{} : value);  // NaN stays
+  }
+  add_lanes(sums, found);
+  const Vector mean = broadcast(found[0] / n);
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const int64_t lanes = std::min(kLanes, width - d);
+    const Vector value = load(x + d, lanes);
+    store(x + d, (value < 0.0f ? Vector{} : value) - mean, lanes);
+    const Vector centred = load(x + d, lanes);  // 0 behind the end
+    sums[1] = multiply_add(centred, centred, sums[1]);
+  }
+  add_lanes(sums, found);
+  const Vector scale = broadcast(1.0f / std::sqrt(found[1] / n + epsilon));
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const int64_t lanes = std::min(kLanes, width - d);
+    store(x + d, load(x + d, lanes) * scale, lanes);
   }
 }
 

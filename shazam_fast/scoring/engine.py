@@ -129,6 +129,9 @@ class Scorer:
         arrays = (None if shape is None else np.empty(shape, np.float32) for shape in self._shapes(len(rows)))
         scores = RowScores(*arrays)  # type: ignore[arg-type]
         self._share_out(rows, then, scores, self._pool)
+        if self._core is not None:
+            logits = torch.from_numpy(scores.probabilities)
+            logits.copy_(logits.softmax(dim=1))
         self._check(rows, scores)
         return scores
 
@@ -219,14 +222,15 @@ class Scorer:
 
     def _score_tiles(self, tiles: Tiles, rows: NDArray[np.int64], scores: RowScores) -> None:
         size = min(TILE_ROWS, len(rows))
+        gathered = self._gathered(tiles, rows, self._empty(size))
+        if self._core is not None:
+            form = CoreForm(self._core, self.match.starts, self._value_map, scores, size)
+            for start, features in gathered:
+                form(start, features)
+            return
         targets = [None if array is None else torch.from_numpy(array) for array in _parts(scores)]
-        if self._core is None:
-            form: ArchiveForm | CoreForm = ArchiveForm(self._model, self.match, self._influence)
-        else:
-            config = self._config
-            shape = (len(config.classes), config.dim)
-            form = CoreForm(self._core, self.match.starts, *shape, self._value_map, size, self._influence)
-        for start, output in infer(form, self._gathered(tiles, rows, self._empty(size))):
+        batches = ((start, torch.from_numpy(features)) for start, features in gathered)
+        for start, output in infer(ArchiveForm(self._model, self.match, self._influence), batches):
             store_output(targets, start, output)
 
     def _empty(self, rows: int) -> NDArray[Any]:
@@ -234,14 +238,15 @@ class Scorer:
         dtype = torch.float32 if self._core is None else STORED[self._archive.dtype]
         return torch.empty(rows, self._archive.width, dtype=dtype).numpy()
 
-    def _gathered(self, tiles: Tiles, rows: NDArray[np.int64], buffer: NDArray[Any]) -> Iterator[tuple[int, Tensor]]:
+    def _gathered(
+        self, tiles: Tiles, rows: NDArray[np.int64], buffer: NDArray[Any]
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Features of one tile after another, as far as there are any left; `buffer` holds one at a time."""
         for start, features in tiles:
-            here = rows[start : start + TILE_ROWS]
             if features is None:
-                yield start, torch.from_numpy(self._archive.gather(here, out=buffer[: len(here)], threads=1))
-            else:
-                yield start, torch.from_numpy(features)
+                here = rows[start : start + TILE_ROWS]
+                features = self._archive.gather(here, out=buffer[: len(here)], threads=1)
+            yield start, features
 
     def _stream(self, parts: Iterable[NDArray[np.int64]], most: int) -> Iterator[RowScores]:
         """The same on a CUDA device, all parts in one stream."""

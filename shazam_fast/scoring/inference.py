@@ -60,7 +60,8 @@ def store_output(targets: Sequence[Tensor | None], start: int, output: StudentOu
     if fused is not None:
         fused[here] = output.fused
     if influence is not None:
-        influence[here] = influence_of(output)
+        assert output.withheld is not None, "it was asked for"
+        influence[here] = influence_of(output.logits, output.withheld)
 
 
 @torch.inference_mode()
@@ -114,41 +115,37 @@ class ArchiveForm:
 
 
 class CoreForm:
-    """A folded student in the compiled core, for one thread, in buffers of its own.
+    """A folded student in the compiled core, for one thread, which writes its results to where they belong.
 
     Args:
         core: the student there; threads share it.
         starts: first of the archive's columns of each of the student's teachers, -1 for missing ones.
-        classes, dim: C and D of the student.
         value_map: C_K [D, D], from pooled to fused features.
-        most: rows of the largest batch.
-        influence: whether outputs have `withheld`.
+        scores: of all rows; `probabilities` gets logits.
+        most: rows of the largest tile.
     """
 
     def __init__(
-        self,
-        core: _core.FoldedStudent,
-        starts: list[int],
-        classes: int,
-        dim: int,
-        value_map: Tensor,
-        most: int,
-        influence: bool = False,
+        self, core: _core.FoldedStudent, starts: list[int], value_map: Tensor, scores: RowScores, most: int
     ) -> None:
-        self._core, self._starts, self._value_map = core, starts, value_map
-        self._buffers = [torch.empty(most, width) for width in (classes, len(starts), dim)]
-        self._withheld = torch.empty(len(starts) * most * classes) if influence else None
+        self._core, self._starts, self._value_map, self._scores = core, starts, value_map, scores
+        self._pooled = np.empty((most, len(value_map)), np.float32)
+        withheld = 0 if scores.influence is None else len(starts) * most * scores.probabilities.shape[1]
+        self._withheld = np.empty(withheld, np.float32)
 
-    def __call__(self, features: Tensor) -> StudentOutput:
-        """Features as stored, [B, archive's width] -> output, in buffers that the next call overwrites."""
-        logits, shares, pooled = (buffer[: len(features)] for buffer in self._buffers)
-        withheld = None
-        if self._withheld is not None:
+    def __call__(self, start: int, features: NDArray[Any]) -> None:
+        """Score the rows from `start` on, given their features as stored [B, archive's width]."""
+        scores, here, pooled = self._scores, slice(start, start + len(features)), self._pooled[: len(features)]
+        assert scores.shares is not None, "only bare students fold"
+        logits, withheld = scores.probabilities[here], None
+        if scores.influence is not None:
             shape = (len(self._starts), *logits.shape)
-            withheld = self._withheld[: math.prod(shape)].view(shape)
-        more = None if withheld is None else withheld.numpy()
-        self._core.forward(features.numpy(), self._starts, logits.numpy(), shares.numpy(), pooled.numpy(), more)
-        return StudentOutput(logits, lambda: pooled @ self._value_map, shares, withheld=withheld)
+            withheld = self._withheld[: math.prod(shape)].reshape(shape)
+        self._core.forward(features, self._starts, logits, scores.shares[here], pooled, withheld)
+        if scores.fused is not None:
+            scores.fused[here] = torch.from_numpy(pooled) @ self._value_map
+        if scores.influence is not None and withheld is not None:
+            scores.influence[here] = influence_of(torch.from_numpy(logits), torch.from_numpy(withheld))
 
 
 class Chunk:

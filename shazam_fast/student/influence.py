@@ -40,12 +40,15 @@ def withhold(
     return output
 
 
-def influence_of(output: StudentOutput) -> Tensor:
+def influence_of(logits: Tensor, withheld: Tensor) -> Tensor:
     """How far the predicted class's probability lies above that without each encoder, [B, E].
 
     Above 0, the encoder speaks for the predicted class; below 0, against it.
+
+    Args:
+        logits: [B, C].
+        withheld: the logits without each encoder in turn, [E, B, C].
     """
-    assert output.withheld is not None
-    probability, predicted = output.logits.softmax(dim=1).max(dim=1)  # [B], [B]
-    without = output.withheld.softmax(dim=2)  # [E, B, C]
+    probability, predicted = logits.softmax(dim=1).max(dim=1)  # [B], [B]
+    without = withheld.softmax(dim=2)  # [E, B, C]
     return (probability - without.gather(2, predicted.expand(len(without), -1)[..., None])[..., 0]).T

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "store/convert.h"
 #include "student/folded_student.h"
 #include "tests/check.h"
 #include "tests/values.h"
@@ -34,22 +35,33 @@ struct Model {
   }
 };
 
+/// Features side by side.
+template <typename T>
+Matrix matrix_of(std::vector<T>& features, int64_t columns, DType dtype) {
+  return {reinterpret_cast<std::byte*>(features.data()),
+          static_cast<int64_t>(features.size()) / columns, columns,
+          columns * static_cast<int64_t>(sizeof(T)), dtype};
+}
+
 /// Logits, weights and pooled, one after another.
-Values infer(const Model& model, Values& features, int64_t B, const RowKernels& kernels) {
+Values infer(const Model& model, const Matrix& features, const RowKernels& kernels) {
+  const int64_t B = features.rows;
   const auto N = static_cast<int64_t>(model.dims.size());
   std::vector<int64_t> starts(N, 0);
   for (int64_t i = 1; i < N; ++i) starts[i] = starts[i - 1] + model.dims[i - 1];
   if (N > 2) starts[1] = -1;
   Values out(B * (model.C + N + model.D) + 1, kPoison);
-  const int64_t stride = model.columns * static_cast<int64_t>(sizeof(float));
-  const Matrix matrix{reinterpret_cast<std::byte*>(features.data()), B, model.columns, stride,
-                      DType::Float32};
   float* const weights = out.data() + B * model.C;
   FoldedStudent(model.tensors(), kernels)
-      .forward(matrix, starts, out.data(), weights, weights + B * N);
+      .forward(features, starts, out.data(), weights, weights + B * N);
   CHECK(std::isnan(out.back()));
   out.pop_back();
   return out;
+}
+
+Values infer(const Model& model, Values& features, int64_t B, const RowKernels& kernels) {
+  CHECK(static_cast<int64_t>(features.size()) == B * model.columns);
+  return infer(model, matrix_of(features, model.columns, DType::Float32), kernels);
 }
 
 }  // namespace
@@ -91,8 +103,7 @@ TEST(logits_without_a_teacher_are_those_with_it_absent) {
   constexpr int64_t B = 50, N = 3, C = 3, D = 24;
   model.votes = normal(N * D * C, 9), model.vote_biases = normal(N * C, 10);
   Values features = normal(B * model.columns, 8);
-  const Matrix matrix{reinterpret_cast<std::byte*>(features.data()), B, model.columns,
-                      model.columns * static_cast<int64_t>(sizeof(float)), DType::Float32};
+  const Matrix matrix = matrix_of(features, model.columns, DType::Float32);
   for (const RowKernels& kernels : row_kernels()) {
     const FoldedStudent student(model.tensors(), kernels);
     Values logits(B * C), shares(B * N), pooled(B * D), withheld(N * B * C);
@@ -104,6 +115,44 @@ TEST(logits_without_a_teacher_are_those_with_it_absent) {
       student.forward(matrix, starts, logits.data(), shares.data(), pooled.data());
       CHECK(std::equal(logits.begin(), logits.end(), withheld.begin() + i * B * C));
     }
+  }
+}
+
+TEST(features_of_every_dtype_give_the_bits_of_the_same_features_in_float32) {
+  Model model({300, 5, 257, 16}, 40, 2, 3);
+  for (int64_t B : {1, 13, 53}) {
+    std::vector<uint16_t> narrow(B * model.columns);
+    for (size_t i = 0; i < narrow.size(); ++i) {  // between 2^-6 and 2^6 in float16, signs of both kinds
+      narrow[i] = static_cast<uint16_t>(i * 40503 % 0x3000 + 0x2400 + (i % 3 == 0 ? 0x8000 : 0));
+    }
+    for (DType dtype : {DType::Float16, DType::BFloat16}) {
+      Values wide(narrow.size());
+      widen(dtype, narrow.data(), wide.data(), static_cast<int64_t>(wide.size()));
+      for (const bool shifted : {false, true}) {
+        model.shift = shifted ? normal(model.columns, 11) : Values{};
+        for (const RowKernels& kernels : row_kernels()) {
+          const Values expected = infer(model, wide, B, kernels);
+          CHECK(infer(model, matrix_of(narrow, model.columns, dtype), kernels) == expected);
+          CHECK(std::none_of(expected.begin(), expected.end(), [](float x) { return std::isnan(x); }));
+        }
+      }
+    }
+  }
+}
+
+TEST(rows_of_features_may_be_far_apart_or_in_reverse) {
+  const Model model({300, 5, 257}, 40, 2, 3);
+  constexpr int64_t B = 30;
+  Values features = normal(B * model.columns, 8), reversed(features.size());
+  for (int64_t b = 0; b < B; ++b) {
+    std::copy_n(features.begin() + b * model.columns, model.columns,
+                reversed.end() - (b + 1) * model.columns);
+  }
+  Matrix backwards = matrix_of(reversed, model.columns, DType::Float32);
+  backwards.data = backwards.row(B - 1);
+  backwards.stride = -backwards.stride;
+  for (const RowKernels& kernels : row_kernels()) {
+    CHECK(infer(model, backwards, kernels) == infer(model, features, B, kernels));
   }
 }
 
