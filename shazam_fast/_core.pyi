@@ -85,11 +85,11 @@ class FeatureStore:
         threads: how many may work on it, 1 to 1024. Small requests use one in any case.
         """
 
-    def gather_past_cache(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
-        """Copies row rows[i] to out[i] by one thread; runs of 1 MiB and more are read past the page cache."""
+    def gather_past_cache(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any], threads: int = 1) -> bool:
+        """Like `gather`; runs of 256 KiB and more that the page cache lacks are read past it.
 
-    def looks_cold(self, rows: npt.NDArray[np.int64]) -> bool:
-        """Whether some of these rows seem to be missing in the page cache; one in 16 or more is looked at."""
+        Returns False, with nothing copied, where all rows seem to be in the page cache; one in 16 or more is looked at.
+        """
 
     def read_ahead(self, rows: npt.NDArray[np.int64]) -> None:
         """Reads these rows into the page cache unless they are there.
@@ -105,6 +105,14 @@ class FeatureStore:
 
     def advise(self, pattern: Literal["random", "sequential"]) -> None:
         """Tells the system how the files will be read: those open now and those opened later."""
+
+def take_rows(features: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: Floats) -> None:
+    """Copies row rows[i] of features in memory to out[i], widened to float32.
+
+    features: [R, columns], float32, float16 or uint16 (bfloat16), the values of a row contiguous.
+    rows: int64 [n], each in [0, R), in any order and with repetitions.
+    out: [n, columns].
+    """
 
 class Prefetcher:
     """Fills the caller's buffers with batches of rows, in order, on a thread of its own.
@@ -125,6 +133,7 @@ class Prefetcher:
         bounds: npt.NDArray[np.int64],
         buffers: Sequence[npt.NDArray[Any]],
         threads: int = 1,
+        past_cache: bool = False,
     ) -> None:
         """Starts at once.
 
@@ -135,6 +144,7 @@ class Prefetcher:
         buffers: at least one array [>= the largest batch, >= all columns], as `out` of `gather`.
             They are kept alive.
         threads: as in `gather`.
+        past_cache: whether to read as `gather_past_cache` does.
         """
 
     def next(self) -> tuple[int, int] | None:

@@ -1,5 +1,7 @@
 #include "bindings/arrays.h"
 
+#include <algorithm>
+
 namespace shazam {
 namespace {
 
@@ -53,6 +55,23 @@ DType matrix_dtype(const py::dtype& dtype, const std::string& name) {
   if (dtype.equal(py::dtype("uint16"))) return DType::BFloat16;
   fail(ErrorKind::Dtype,
        name + ": expected float32, float16 or uint16 (bfloat16), found " + text(dtype));
+}
+
+Matrix feature_matrix(const py::array& features) {
+  require(features.ndim() == 2, "features", "2 dimensions");
+  const DType dtype = matrix_dtype(features.dtype(), "features");
+  // NumPy may give an axis of length 1, and all axes of an empty array, any stride.
+  require(features.size() == 0 || features.shape(1) == 1 || features.strides(1) == item_size(dtype),
+          "features", "contiguous rows");
+  return {const_cast<std::byte*>(static_cast<const std::byte*>(features.data())),
+          features.shape(0), features.shape(1), features.strides(0), dtype};
+}
+
+void check_rows(const Int64Array& rows, int64_t count) {
+  const int64_t* const values = rows.data();
+  const bool inside = std::all_of(values, values + rows.size(),
+                                  [&](int64_t row) { return row >= 0 && row < count; });
+  require(inside, "rows", "rows of the features");
 }
 
 Matrix output_matrix(py::array& array) {

@@ -32,6 +32,12 @@ Int64Array int64_array(const py::array& array, py::ssize_t dimensions, const cha
 /// NumPy has no bfloat16: uint16 stands for its raw bits.
 DType matrix_dtype(const py::dtype& dtype, const std::string& name);
 
+/// Features that are read. The rows may be any distance apart.
+Matrix feature_matrix(const py::array& features);
+
+/// Throws Bounds unless all are rows of features that have `count` of them.
+void check_rows(const Int64Array& rows, int64_t count);
+
 /// An output of the store. The rows may be any distance apart.
 Matrix output_matrix(py::array& array);
 

@@ -14,6 +14,7 @@
 #include "bindings/unlocked.h"
 #include "store/feature_store.h"
 #include "store/prefetcher.h"
+#include "store/take.h"
 
 namespace shazam {
 namespace {
@@ -79,17 +80,13 @@ void read_ahead(const FeatureStore& store, const py::array& rows) {
   store.read_ahead(indices.data(), indices.size());
 }
 
-void gather_past_cache(const FeatureStore& store, const py::array& rows, py::array out) {
+bool gather_past_cache(const FeatureStore& store, const py::array& rows, py::array out,
+                       int threads) {
   const auto indices = int64_array(rows, 1, "rows");
   const Matrix target = output_matrix(out);
+  checked_threads(threads);
   const Unlocked unlocked;
-  store.gather_past_cache(indices.data(), indices.size(), target);
-}
-
-bool looks_cold(const FeatureStore& store, const py::array& rows) {
-  const auto indices = int64_array(rows, 1, "rows");
-  const Unlocked unlocked;
-  return store.looks_cold(indices.data(), indices.size());
+  return store.gather_past_cache(indices.data(), indices.size(), target, threads);
 }
 
 void read_into(const FeatureStore& store, int64_t start, int64_t stop, py::array out,
@@ -105,16 +102,28 @@ int64_t check_finite(const FeatureStore& store, int64_t start, int64_t stop) {
   return store.check_finite(start, stop);
 }
 
+void take_into(const py::array& features, const py::array& rows, py::array out) {
+  const Matrix source = feature_matrix(features);
+  const auto indices = int64_array(rows, 1, "rows");
+  check_rows(indices, source.rows);
+  const Matrix target = output_matrix(out);
+  require(target.rows == indices.size() && target.columns == source.columns &&
+              target.dtype == DType::Float32,
+          "out", "float32 of a shape that fits the other arrays");
+  const Unlocked unlocked;
+  take_rows(source, indices.data(), indices.size(), target);
+}
+
 /// A Prefetcher that keeps the arrays it fills alive.
 class PyPrefetcher {
  public:
   using Sources = std::vector<std::pair<std::shared_ptr<FeatureStore>, int64_t>>;
 
   PyPrefetcher(const Sources& sources, const py::array& rows, const py::array& bounds,
-               std::vector<py::array> buffers, int threads)
+               std::vector<py::array> buffers, int threads, bool past_cache)
       : buffers_(std::move(buffers)),
         prefetcher_(cast(sources), to_vector(rows, "rows"), to_vector(bounds, "bounds"),
-                    matrices(buffers_), checked_threads(threads)) {}
+                    matrices(buffers_), checked_threads(threads), past_cache) {}
   ~PyPrefetcher() { close(); }
 
   std::optional<std::pair<int64_t, int64_t>> next() {
@@ -164,8 +173,7 @@ void bind_store(py::module_& module) {
       .def_property_readonly("itemsize",
                              [](const FeatureStore& self) { return item_size(self.dtype()); })
       .def("gather", &gather_into, arg("rows"), arg("out"), arg("threads") = 1)
-      .def("gather_past_cache", &gather_past_cache, arg("rows"), arg("out"))
-      .def("looks_cold", &looks_cold, arg("rows"))
+      .def("gather_past_cache", &gather_past_cache, arg("rows"), arg("out"), arg("threads") = 1)
       .def("read_ahead", &read_ahead, arg("rows"))
       .def("read", &read_into, arg("start"), arg("stop"), arg("out"), arg("threads") = 1)
       .def("check_finite", &check_finite, arg("start"), arg("stop"))
@@ -173,10 +181,13 @@ void bind_store(py::module_& module) {
              self.advise(parse_access(pattern));
            }, arg("pattern"));
 
+  module.def("take_rows", &take_into, arg("features"), arg("rows"), arg("out"));
+
   py::class_<PyPrefetcher>(module, "Prefetcher")
       .def(py::init<const PyPrefetcher::Sources&, const py::array&, const py::array&,
-                    std::vector<py::array>, int>(),
-           arg("sources"), arg("rows"), arg("bounds"), arg("buffers"), arg("threads") = 1)
+                    std::vector<py::array>, int, bool>(),
+           arg("sources"), arg("rows"), arg("bounds"), arg("buffers"), arg("threads") = 1,
+           arg("past_cache") = false)
       .def("next", &PyPrefetcher::next)
       .def("release", &PyPrefetcher::release, arg("buffer"))
       .def("close", &PyPrefetcher::close);

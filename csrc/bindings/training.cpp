@@ -102,31 +102,19 @@ void multiply_matrices(const py::array& left, const py::array& right, const Opti
   stacked_product(task, threads);
 }
 
-void check_rows(const Int64Array& rows, int64_t count) {
-  const int64_t* const values = rows.data();
-  const bool inside = std::all_of(values, values + rows.size(),
-                                  [&](int64_t row) { return row >= 0 && row < count; });
-  require(inside, "rows", "rows of the features");
-}
-
 void project_rows(const py::array& features, const OptionalArray& rows, std::vector<int64_t> dims,
                   const py::array& mean, const py::array& scale, const OptionalArray& present,
                   const py::array& weight, const py::array& bias, OptionalArray columns,
                   py::array tokens, int threads) {
-  require(features.ndim() == 2 && bias.ndim() == 2, "features, bias", "2 dimensions");
-  const DType dtype = matrix_dtype(features.dtype(), "features");
-  const int64_t width = features.shape(1), N = static_cast<int64_t>(dims.size());
-  // NumPy may give an axis of length 1, and all axes of an empty array, any stride.
-  require(features.size() == 0 || width == 1 || features.strides(1) == item_size(dtype), "features",
-          "contiguous rows");
+  require(bias.ndim() == 2, "bias", "2 dimensions");
+  Projection task{};
+  task.features = feature_matrix(features);
+  const int64_t width = task.features.columns, N = static_cast<int64_t>(dims.size());
   const bool fits = std::all_of(dims.begin(), dims.end(), [](int64_t dim) { return dim > 0; });
   require(fits && std::accumulate(dims.begin(), dims.end(), int64_t{0}) == width, "dims",
           "the columns of the features, at least 1 each");
   std::optional<Int64Array> chosen;
   if (rows) check_rows(chosen.emplace(int64_array(*rows, 1, "rows")), features.shape(0));
-  Projection task{};
-  task.features = {const_cast<std::byte*>(static_cast<const std::byte*>(features.data())),
-                   features.shape(0), width, features.strides(0), dtype};
   task.rows = chosen ? chosen->data() : nullptr;
   task.B = chosen ? chosen->size() : features.shape(0);
   task.D = bias.shape(1), task.dims = std::move(dims);

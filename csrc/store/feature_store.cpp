@@ -111,17 +111,32 @@ void FeatureStore::gather(const int64_t* rows, int64_t count, const Matrix& out,
   });
 }
 
-void FeatureStore::gather_past_cache(const int64_t* rows, int64_t count, const Matrix& out) const {
+bool FeatureStore::gather_past_cache(const int64_t* rows, int64_t count, const Matrix& out,
+                                     int threads) const {
   check_output(out, count);
-  for_each_window(*this, visiting_order(rows, count, files_),
-                  [&](const Window& window) { window.copy_past_cache(out); });
-}
-
-bool FeatureStore::looks_cold(const int64_t* rows, int64_t count) const {
+  const std::vector<Wanted> wanted = visiting_order(rows, count, files_);
+  std::vector<Wanted> cached;  // what comes before the first window that is not
   bool found = false;
-  for_each_window(*this, visiting_order(rows, count, files_),
-                  [&](const Window& window) { found = found || window.looks_cold(); });
-  return found;
+  size_t done = 0;
+  for_each_window(*this, wanted, [&](const Window& window) {
+    const auto begin = wanted.begin() + done;
+    done += window.rows();
+    const bool cold = window.looks_cold();
+    if (!cold && !found) {
+      cached.insert(cached.end(), begin, wanted.begin() + done);
+      return;
+    }
+    found = true;
+    if (cold && window.has_long_runs()) {
+      window.copy_past_cache(out, threads);
+    } else {
+      window.read_ahead();
+      window.copy_to(out, threads);
+    }
+  });
+  if (!found) return false;
+  for_each_window(*this, cached, [&](const Window& window) { window.copy_to(out, threads); });
+  return true;
 }
 
 void FeatureStore::read(int64_t start, int64_t stop, const Matrix& out, int threads) const {
@@ -148,6 +163,13 @@ int64_t FeatureStore::check_finite(int64_t start, int64_t stop) const {
 void FeatureStore::will_need(const int64_t* rows, int64_t count) const {
   for_each_window(*this, visiting_order(rows, count, files_),
                   [](const Window& window) { window.read_ahead(); });
+}
+
+void FeatureStore::will_need_past_cache(const int64_t* rows, int64_t count) const {
+  for_each_window(*this, visiting_order(rows, count, files_),
+                  [](const Window& window) {
+                    if (!window.has_long_runs()) window.read_ahead();
+                  });
 }
 
 void FeatureStore::read_ahead(const int64_t* rows, int64_t count) const {

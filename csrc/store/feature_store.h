@@ -51,12 +51,10 @@ class FeatureStore {
   /// Copies rows[i] to out's row i, widened if `out` is float32. Otherwise `out` has our dtype.
   void gather(const int64_t* rows, int64_t count, const Matrix& out, int threads) const;
 
-  /// The same by one thread, with long runs read from the disk past the page cache: at a tenth of the
-  /// processor's time, and other files stay in it.
-  void gather_past_cache(const int64_t* rows, int64_t count, const Matrix& out) const;
-
-  /// Whether some of these rows seem to be missing in the page cache; one in 16 or more is looked at.
-  bool looks_cold(const int64_t* rows, int64_t count) const;
+  /// The same, but where half of the rows or more lie in long runs that the page cache lacks, these
+  /// are read from the disk past it: at a tenth of the processor's time, and other files stay in it.
+  /// Returns false, with nothing copied, where all rows seem to be in the page cache.
+  bool gather_past_cache(const int64_t* rows, int64_t count, const Matrix& out, int threads) const;
 
   /// As `gather` for the rows [start, stop).
   void read(int64_t start, int64_t stop, const Matrix& out, int threads) const;
@@ -66,6 +64,9 @@ class FeatureStore {
 
   /// Starts reading these rows into the page cache unless they are there, and returns at once.
   void will_need(const int64_t* rows, int64_t count) const;
+
+  /// The same where `gather_past_cache` takes them from there.
+  void will_need_past_cache(const int64_t* rows, int64_t count) const;
 
   /// Reads these rows into the page cache unless they are there. Returns when all runs of 1 MiB and
   /// more are there; reading the others has started.

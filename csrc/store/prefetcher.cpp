@@ -14,6 +14,7 @@ namespace shazam {
 namespace {
 
 constexpr int64_t kStepBytes = 16 << 20;   // filled at a time
+constexpr int kDirectReaders = 2;          // one reads while the other copies
 constexpr int64_t kAheadBytes = 64 << 20;  // read ahead of it: more than a disk has at work at a time
 
 [[noreturn]] void fail(ErrorKind kind, const std::string& message) {
@@ -51,12 +52,13 @@ void check_source(const Prefetcher::Source& source, const Matrix& buffer) {
 class Prefetcher::Worker {
  public:
   Worker(std::vector<Source> sources, std::vector<int64_t> rows, std::vector<int64_t> bounds,
-         std::vector<Matrix> buffers, int threads)
+         std::vector<Matrix> buffers, int threads, bool past_cache)
       : sources_(std::move(sources)),
         rows_(std::move(rows)),
         bounds_(std::move(bounds)),
         buffers_(std::move(buffers)),
         threads_(threads),
+        past_cache_(past_cache),
         lent_(buffers_.size(), false) {
     const int64_t largest = largest_batch(bounds_, static_cast<int64_t>(rows_.size()));
     if (buffers_.empty()) fail(ErrorKind::Bounds, "there must be at least one buffer");
@@ -143,7 +145,9 @@ class Prefetcher::Worker {
     announced_ = end;
     for (const Source& source : sources_) {
       try {
-        source.store->will_need(rows_.data() + begin, end - begin);
+        const auto announce =
+            past_cache_ ? &FeatureStore::will_need_past_cache : &FeatureStore::will_need;
+        (*source.store.*announce)(rows_.data() + begin, end - begin);
       } catch (const StoreError&) {
         return;  // filling these rows will meet it again, after the batches before are delivered
       }
@@ -178,7 +182,9 @@ class Prefetcher::Worker {
         part.data = buffer.row(row - first) + source.column * item_size(buffer.dtype);
         part.rows = count;
         part.columns = source.store->columns();
-        source.store->gather(rows_.data() + row, count, part, threads_);
+        const int64_t* const rows = rows_.data() + row;
+        if (past_cache_ && source.store->gather_past_cache(rows, count, part, kDirectReaders)) continue;
+        source.store->gather(rows, count, part, threads_);
       }
     }
   }
@@ -188,6 +194,7 @@ class Prefetcher::Worker {
   const std::vector<int64_t> bounds_;
   const std::vector<Matrix> buffers_;
   const int threads_;
+  const bool past_cache_;
   int64_t announced_ = 0;  // rows before this one were read ahead; of `thread_` alone
 
   std::mutex mutex_;  // guards all down to closing_
@@ -205,9 +212,10 @@ class Prefetcher::Worker {
 };
 
 Prefetcher::Prefetcher(std::vector<Source> sources, std::vector<int64_t> rows,
-                       std::vector<int64_t> bounds, std::vector<Matrix> buffers, int threads)
+                       std::vector<int64_t> bounds, std::vector<Matrix> buffers, int threads,
+                       bool past_cache)
     : worker_(std::make_unique<Worker>(std::move(sources), std::move(rows), std::move(bounds),
-                                       std::move(buffers), threads)),
+                                       std::move(buffers), threads, past_cache)),
       process_(getpid()) {}
 
 Prefetcher::~Prefetcher() { close(); }

@@ -14,6 +14,7 @@ namespace shazam {
 /// Batch k is made of rows[bounds[k]] ... rows[bounds[k + 1] - 1] of every source, each source
 /// filling the columns of the buffer from its offset on. A buffer is free, then filled, then lent
 /// by `next`, then free again by `release`. The memory of the buffers must outlive the object.
+/// With `past_cache`, rows that the page cache lacks are read past it.
 /// `next`, `release` and `close` may be called from different threads.
 class Prefetcher {
  public:
@@ -27,7 +28,7 @@ class Prefetcher {
   };
 
   Prefetcher(std::vector<Source> sources, std::vector<int64_t> rows, std::vector<int64_t> bounds,
-             std::vector<Matrix> buffers, int threads);
+             std::vector<Matrix> buffers, int threads, bool past_cache = false);
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;

@@ -20,7 +20,8 @@ constexpr int64_t kPrefetchBytes = 1 << 10;  // how much of its start; the hardw
 // The kernel reads ahead of a long run better by itself, but far beyond its end: for nothing where
 // the file's next run lies elsewhere.
 constexpr ptrdiff_t kLongBytes = 1 << 20;
-constexpr ptrdiff_t kGapBytes = 16 << 10;    // reading through a gap this small beats two reads
+constexpr ptrdiff_t kDirectLeast = 256 << 10;  // of a run that is worth passing by the page cache
+constexpr ptrdiff_t kGapBytes = 16 << 10;      // reading through a gap this small beats two reads
 
 /// Owns nothing where it touches the mapping: see `run_guarded`.
 void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
@@ -147,7 +148,7 @@ std::vector<Window::Run> Window::runs(const std::vector<Piece>& sorted) const {
       runs.back().last = &piece + 1;
       runs.back().end = std::max(runs.back().end, end);
     } else {
-      runs.push_back({&piece, &piece + 1, end});
+      runs.push_back({&piece, &piece + 1, end, false});
     }
   }
   return runs;
@@ -163,7 +164,7 @@ void Window::read_ahead(bool load_long_runs) const {
     const std::byte* const begin = all[i].first->source;
     const bool is_only = (i == 0 || all[i - 1].first->file != file) &&
                          (i + 1 == all.size() || all[i + 1].first->file != file);
-    if (all[i].end - begin >= kLongBytes && (load_long_runs || is_only)) {
+    if (all[i].bytes() >= kLongBytes && (load_long_runs || is_only)) {
       if (load_long_runs) file->load(begin, all[i].end);
       continue;
     }
@@ -176,31 +177,55 @@ const std::byte* Window::end_of(const Piece& piece) const {
   return piece.row(piece.rows - 1) + store_.row_bytes_;
 }
 
-void Window::copy_past_cache(const Matrix& out) const {
-  install_fault_handler();
-  const std::vector<Piece> sorted = in_file_order();
-  for (const Run& run : runs(sorted)) {
-    const bool is_long = run.end - run.first->source >= kLongBytes;
-    for (const Piece* piece = run.first; piece != run.last;) {
-      const std::byte* const begin = piece->source;
-      const Piece* next = piece;
-      const std::byte* stop = begin;
-      do {
-        stop = std::max(stop, end_of(*next++));
-      } while (next != run.last && end_of(*next) - begin <= MappedFile::kDirectBytes);
-      const bool fits = stop - begin <= MappedFile::kDirectBytes;
-      const std::byte* const memory =
-          is_long && fits ? piece->file->read_past_cache(begin, stop) : nullptr;
-      for (; piece != next; ++piece) {
-        if (memory != nullptr) {
-          copy_from(memory + (piece->source - begin), *piece, store_.dtype_, store_.columns_, out);
-        } else {
-          read_guarded([&] { copy(*piece, store_.dtype_, store_.columns_, out); });
-        }
+/// Runs of at most kDirectBytes. What is too short to be worth it, or a single piece that is longer,
+/// is not to be read past the page cache.
+std::vector<Window::Run> Window::direct_reads(const std::vector<Run>& runs) const {
+  std::vector<Run> reads;
+  for (const Run& run : runs) {
+    const bool is_long = run.bytes() >= kDirectLeast;
+    for (const Piece* piece = run.first; piece != run.last; ++piece) {
+      const std::byte* const end = end_of(*piece);
+      if (piece != run.first && end - reads.back().first->source <= MappedFile::kDirectBytes) {
+        reads.back().last = piece + 1;
+        reads.back().end = std::max(reads.back().end, end);
+      } else {
+        const bool fits = end - piece->source <= MappedFile::kDirectBytes;
+        reads.push_back({piece, piece + 1, end, is_long && fits});
       }
     }
   }
+  return reads;
+}
+
+void Window::copy_past_cache(const Matrix& out, int threads) const {
+  install_fault_handler();
+  const std::vector<Piece> sorted = in_file_order();
+  const std::vector<Run> reads = direct_reads(runs(sorted));
+  for (const Run& run : reads) {
+    if (!run.direct) run.first->file->will_need(run.first->source, run.end);
+  }
+  parallel_for(reads.size(), threads, [&](int64_t i) { copy_directly(reads[i], out); });
   require_unchanged();
+}
+
+bool Window::has_long_runs() const {
+  int64_t bytes = 0;
+  const std::vector<Piece> sorted = in_file_order();
+  for (const Run& run : direct_reads(runs(sorted))) bytes += run.direct ? run.bytes() : 0;
+  return 2 * bytes >= bytes_;
+}
+
+void Window::copy_directly(const Run& run, const Matrix& out) const {
+  const std::byte* const begin = run.first->source;
+  const std::byte* const memory =
+      run.direct ? run.first->file->read_past_cache(begin, run.end) : nullptr;
+  for (const Piece* piece = run.first; piece != run.last; ++piece) {
+    if (memory != nullptr) {
+      copy_from(memory + (piece->source - begin), *piece, store_.dtype_, store_.columns_, out);
+    } else {
+      read_guarded([&] { copy(*piece, store_.dtype_, store_.columns_, out); });
+    }
+  }
 }
 
 void Window::copy_to(const Matrix& out, int threads) const {

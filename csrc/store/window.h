@@ -38,11 +38,16 @@ class Window {
   /// returns.
   void read_ahead(bool load_long_runs = false) const;
 
+  int64_t rows() const { return bytes_ / store_.row_bytes_; }
+
+  /// Whether half of the bytes or more lie in runs that can be read past the page cache.
+  bool has_long_runs() const;
+
   /// Throws Shrunk or Changed when a file did not stay as it was.
   void copy_to(const Matrix& out, int threads) const;
 
-  /// The same by one thread. Long runs are read from the disk past the page cache.
-  void copy_past_cache(const Matrix& out) const;
+  /// The same, with long runs read from the disk past the page cache.
+  void copy_past_cache(const Matrix& out, int threads) const;
 
   /// Whether rows seem to be missing in the page cache.
   bool looks_cold() const;
@@ -56,14 +61,19 @@ class Window {
     const Piece* first;
     const Piece* last;
     const std::byte* end;
+    bool direct = false;  // to be read past the page cache
+
+    ptrdiff_t bytes() const { return end - first->source; }
   };
 
   int64_t find_extent(int64_t row, int64_t position) const;
   const MappedFile* open(int64_t file);
   std::vector<Piece> in_file_order() const;
   std::vector<Run> runs(const std::vector<Piece>& sorted) const;
+  std::vector<Run> direct_reads(const std::vector<Run>& runs) const;
   const std::byte* end_of(const Piece& piece) const;
   void copy_pieces(int64_t first, int64_t last, const Matrix& out) const;
+  void copy_directly(const Run& run, const Matrix& out) const;
   template <typename Work>
   void read_guarded(const Work& work) const;
   void require_unchanged() const;

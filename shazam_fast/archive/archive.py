@@ -196,11 +196,13 @@ class FeatureArchive(PatchColumns):
 
         Returns whether it did so: False, with nothing read, where all rows seem to be in the page cache.
         """
+        sources = [(s, out[:, at : at + s.columns]) for s, at in zip(self._stores, self._first_column, strict=False)]
         with self._store_errors():
-            if not any(store.looks_cold(rows) for store in self._stores):
+            left = [(store, part) for store, part in sources if not store.gather_past_cache(rows, part)]
+            if len(left) == len(sources):
                 return False
-            for store, start in zip(self._stores, self._first_column, strict=False):
-                store.gather_past_cache(rows, out[:, start : start + store.columns])
+            for store, part in left:
+                store.gather(rows, part)
         return True
 
     def batches(self, rows: NDArray[np.int64] | None = None, batch_size: int = 4096) -> Iterator[Batch]:
@@ -223,6 +225,7 @@ class FeatureArchive(PatchColumns):
         rows: NDArray[np.int64] | None = None,
         batch_size: int = STREAM_ROWS,
         buffers: list[NDArray[Any]] | None = None,
+        past_cache: bool = False,
     ) -> Iterator[Batch]:
         """Like `batches`, but gathered ahead by a background thread, in a few buffers that are used again.
 
@@ -232,6 +235,8 @@ class FeatureArchive(PatchColumns):
             rows, batch_size: as for `batches`.
             buffers: at least two arrays [batch_size, width] to gather into, such as page-locked memory, float32 or
                 `dtype` as for `gather`, which the batches' features then are; made here, of float32, by default.
+            past_cache: read what the page cache lacks past it, which then stays as it is: best for batches of 16 MB
+                and more that lie in long runs, of features that memory cannot hold.
 
         Raises what `gather` raises.
         """
@@ -243,7 +248,7 @@ class FeatureArchive(PatchColumns):
             buffers = [np.empty((size, self.width), dtype=np.float32) for _ in range(BATCHES_AHEAD + 1)]
         sources = list(zip(self._stores, self._first_column, strict=False))
         with self._store_errors():
-            prefetcher = _core.Prefetcher(sources, rows, bounds, buffers, self._threads)
+            prefetcher = _core.Prefetcher(sources, rows, bounds, buffers, self._threads, past_cache)
             try:
                 for start, stop in pairwise(bounds.tolist()):
                     filled = prefetcher.next()

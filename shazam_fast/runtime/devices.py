@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,22 +58,30 @@ def cgroup_cores(root: Path = Path("/")) -> float:
     Args:
         root: where /proc and /sys are.
     """
+    return min(map(_quota, cgroup_folders("cpu", root)), default=math.inf)
+
+
+def cgroup_folders(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """The cgroups (version 1 or 2) that bound this process, each before its parent; they need not exist.
+
+    Args:
+        controller: what they bound, "cpu" or "memory".
+        root: where /proc and /sys are.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return math.inf
-    found = [math.inf]
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / (controllers and "cpu")
+        mount = root / "sys/fs/cgroup" / (controllers and controller)
         own = mount / path.strip("/")  # in a container it may be missing there, and the mount be its own group
         for folder in (own, *own.parents):
-            found.append(_quota(folder))
+            yield folder
             if folder == mount:
                 break
-    return min(found)
 
 
 def _quota(folder: Path) -> float:

@@ -4,7 +4,6 @@ The scores of a patch depend on the rows of its tile alone, not on threads, part
 """
 
 import copy
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -21,6 +20,7 @@ from torch import Tensor
 from .. import _core
 from ..archive.archive import FeatureArchive
 from ..errors import ArchiveError
+from ..runtime.memory import exceeds_memory
 from ..student.folded import FoldedStudent
 from ..student.student import Student
 from .gpu.streaming import Shapes, gpu_tile_rows, score_stream
@@ -39,7 +39,6 @@ TILE_ROWS = 240  # rows per tile, one thread's work on the CPU; a multiple of th
 CHUNK_BYTES = 8 << 20  # bytes of features that are read from the disk at a time
 CHUNKS_AHEAD = 16  # number of chunks that are read and not scored yet: 0.1 s of a fast disk, which may pause
 BUFFERED_AHEAD = 8  # the same where chunks lie in buffers of our own
-LARGE = 0.25  # fraction of the machine's memory beyond which features are read past the page cache
 NO_ROWS = np.empty(0, np.int64)
 STORED = {"float16": torch.float16, "bfloat16": torch.uint16, "float32": torch.float32}  # as `gather` takes them
 
@@ -100,9 +99,7 @@ class Scorer:
             if isinstance(self._model, FoldedStudent) and (core := self._model.to_core()):
                 self._core, self._value_map = core, self._model.value_map
                 del self._model  # the core has a copy
-            if self._archive.n_rows * self._archive.row_bytes > LARGE * os.sysconf("SC_PHYS_PAGES") * os.sysconf(
-                "SC_PAGE_SIZE"
-            ):
+            if exceeds_memory(self._archive.n_rows * self._archive.row_bytes, often=False):
                 self._rooms = [self._empty(self._chunk_rows) for _ in range(BUFFERED_AHEAD)]
         except BaseException:
             self._leave()

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import _core
 from ..archive.archive import BATCHES_AHEAD, FeatureArchive
 from ..ops.training_step import Batch
+from ..runtime.memory import exceeds_memory
 from ..runtime.progress import Progress
 
 logger = logging.getLogger("shazam_fast")
@@ -18,6 +20,7 @@ logger = logging.getLogger("shazam_fast")
 
 RESIDENT_SHARE = 0.6  # fraction of the free device memory that the features of a split may take
 WINDOWS_HELD = 2  # one that batches are taken from, one that is read
+STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # half the memory that float32 takes
 LOADED_ROWS = 16384  # rows that are copied to the device at a time
 SUMMED_ROWS = 4096  # rows of a resident table that are widened to float64 at a time
 
@@ -90,6 +93,7 @@ class TrainingFeed:
         self._order = torch.zeros(len(rows), dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
         self._table = resident_features(archive, rows, device)
+        self._past_cache = exceeds_memory(len(rows) * archive.row_bytes, often=True)
         if self._table is None:
             self._features = torch.zeros(batch_size, archive.width, device=device)
             self._batches: Iterator[Tensor] = iter(())
@@ -163,19 +167,18 @@ class TrainingFeed:
         """The batches from row `first` on, on the host, each from a window that is read in the order of the disk."""
         start = first // window * window
         windows = [rows[at : at + window] for at in range(start, len(rows), window)]
-        dtype: torch.dtype = getattr(torch, self._archive.dtype)  # as stored: half the memory that float32 takes
-        held = [torch.empty(min(window, len(rows)), self._archive.width, dtype=dtype) for _ in range(WINDOWS_HELD)]
-        picked = torch.empty(self._size, self._archive.width, dtype=dtype)
+        shape = min(window, len(rows)), self._archive.width
+        held = [np.empty(shape, STORED[self._archive.dtype]) for _ in range(WINDOWS_HELD)]
         staged = self._features if self._copied is None else torch.empty_like(self._features, device="cpu").pin_memory()
         ordered = np.concatenate([np.sort(part) for part in windows])
-        read = self._archive.stream(ordered, window, [_as_stored(buffer) for buffer in held])
+        read = self._archive.stream(ordered, window, held, self._past_cache)
         for part, batch in zip(windows, read, strict=True):
             places = np.searchsorted(batch.rows, part)
             for at in range(max(first - start, 0), len(part), self._size):
                 chosen = places[at : at + self._size]
-                here = picked[: len(chosen)]
-                batch.features.take(chosen, axis=0, out=_as_stored(here), mode="clip")  # "raise" would copy once more
-                yield staged[: len(chosen)].copy_(here)
+                here = staged[: len(chosen)]
+                _core.take_rows(batch.features, chosen, here.numpy())
+                yield here
             start += len(part)
 
 

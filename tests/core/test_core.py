@@ -290,6 +290,22 @@ def start_prefetcher(tmp_path, buffers, batch=16, spoil=None):
     return _core.Prefetcher([(store, 0), (store, 7)], rows, bounds, arrays, 2), arrays, expected
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint16"])
+def test_rows_are_taken_from_memory(dtype):
+    features = np.random.default_rng(0).integers(0, 200, (50, 2 * 37)).astype(dtype)[:, :37]
+    expected = (features.astype(np.uint32) << 16).view(np.float32) if dtype == "uint16" else features.astype("f4")
+    rows, out = np.array([3, 49, 0, 3, 7]), np.zeros((5, 40), np.float32)
+    _core.take_rows(features, rows, out[:, 1:38])
+    np.testing.assert_array_equal(out[:, 1:38], expected[rows])
+    assert not out[:, [0, 38, 39]].any()
+    for wrong in ([50, 0, 0, 0, 0], [-1, 0, 0, 0, 0], [0, 1]):
+        with pytest.raises(_core.StoreError):
+            _core.take_rows(features, np.array(wrong), out[:, 1:38])
+    for refused in (out[:, :36], np.zeros((5, 37), np.float16)):
+        with pytest.raises(_core.StoreError):
+            _core.take_rows(features, rows, refused)
+
+
 @pytest.mark.parametrize("buffers", [1, 2, 3])
 def test_prefetcher_keeps_the_order(tmp_path, buffers):
     prefetcher, arrays, expected = start_prefetcher(tmp_path, buffers, batch=17)

@@ -9,6 +9,7 @@ import torch
 
 import shazam_fast as sf
 from shazam_fast import _core
+from shazam_fast.runtime import memory
 from shazam_fast.scoring import engine
 from shazam_fast.scoring.engine import Scorer
 from shazam_fast.student.matching import TeacherMatch
@@ -215,7 +216,7 @@ def test_features_read_past_the_page_cache_give_the_same_scores(tmp_path, monkey
     for path in archive.files:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    monkeypatch.setattr(engine, "LARGE", 0)
+    monkeypatch.setattr(memory, "READ_ONCE", 0)
     archive = sf.open(archive.path)
     with Scorer(student, archive, torch.device("cpu"), **options) as scorer:
         for _ in range(2):

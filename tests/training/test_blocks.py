@@ -1,5 +1,12 @@
 """Epochs that take patches in blocks: their order, how far it is from a uniform one, and what is read for it."""
 
+import ctypes
+import mmap
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +14,7 @@ from interruption import stopped_after
 from trainings import QUICK, assert_same_bits, tensors
 
 import shazam_fast as sf
+from shazam_fast.runtime import memory
 from shazam_fast.training import plan as planning
 from shazam_fast.training.feed import TrainingFeed
 from shazam_fast.training.plan import block_order, plan_epoch
@@ -114,6 +122,105 @@ def test_a_sweep_takes_the_same_batches(archive, small_blocks):
     options = {**QUICK, "shuffle": "blocks"}
     alone, (run,) = sf.train(archive, **options), sf.sweep(archive, [{"lr": 1e-3}], **options).runs
     assert [r["loss"] for r in run.history] == pytest.approx([r["loss"] for r in alone.history], rel=1e-4)
+
+
+@pytest.fixture
+def open_cold(tmp_path, monkeypatch):
+    """Opens 3 MB of features, in the folder that is asked for, that the page cache lacks; nine windows, of two runs."""
+    monkeypatch.setattr(planning, "BLOCK_BYTES", 330 * 4 * 511)
+    monkeypatch.setattr(planning, "WINDOW_BLOCKS", 1)
+
+    def open_in(folder=tmp_path):
+        path = folder / "large.archive"
+        generator = np.random.default_rng(0)
+        features = {"uni": generator.normal(size=(3000, 300)), "conch": generator.normal(size=(3000, 211))}
+        archive = sf.open(path if path.exists() else sf.write_archive(path, [features]))
+        for file in archive.files:
+            with open(file, "rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return archive
+
+    return open_in
+
+
+def batches(archive, step=0):
+    """The features of an epoch in blocks from a step on."""
+    rows = np.arange(1, archive.n_rows)
+    plan = plan_epoch(sf.TrainConfig(shuffle="blocks", batch_size=8), 0, len(rows), range(2), archive.width)
+    feed = TrainingFeed(archive, rows, torch.device("cpu"), 8)
+    feed.begin(plan.order, step, plan.window)
+    for start in range(step * 8, len(rows), 8):
+        feed.fetch()
+        yield feed.take(min(8, len(rows) - start))[0].numpy().copy()
+
+
+def cached_pages(archive):
+    """How many pages of an archive the page cache holds, asked without touching them."""
+    count = 0
+    for file in archive.files:
+        with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+            present = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+            first = ctypes.c_char.from_buffer(mapped)
+            place, told = (ctypes.c_void_p(at) for at in (ctypes.addressof(first), present.ctypes.data))
+            assert ctypes.CDLL(None).mincore(place, ctypes.c_size_t(len(mapped)), told) == 0
+            count += int((present & 1).sum())
+            del first
+    return count
+
+
+@pytest.mark.parametrize("step", [0, 41, 200])
+def test_what_exceeds_the_memory_is_read_past_the_page_cache(open_cold, monkeypatch, step):
+    expected = np.concatenate(list(batches(open_cold(), step)))
+    archive = open_cold()
+    monkeypatch.setattr(memory, "READ_OFTEN", 0)
+    np.testing.assert_array_equal(np.concatenate(list(batches(archive, step))), expected)
+    np.testing.assert_array_equal(np.concatenate(list(batches(archive, step))), expected)
+
+
+def test_the_page_cache_stays_as_it_is(open_cold, monkeypatch):
+    if cached_pages(open_cold()):
+        pytest.skip("the file system of the temporary files does not leave the page cache")
+    for share, fewest, most in ((0, 0, 150), (1, 700, 10**6)):
+        monkeypatch.setattr(memory, "READ_OFTEN", share)
+        archive = open_cold()
+        assert len(list(batches(archive))) == 375
+        assert fewest <= cached_pages(archive) < most
+
+
+def test_where_the_page_cache_cannot_be_passed_by(open_cold, monkeypatch):
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("/dev/shm cannot be written to")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        monkeypatch.setattr(memory, "READ_OFTEN", 0)
+        found = np.concatenate(list(batches(open_cold(folder))))
+    finally:
+        shutil.rmtree(folder)
+    np.testing.assert_array_equal(found, np.concatenate(list(batches(open_cold()))))
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_file_that_shrinks_or_is_written_during_an_epoch(open_cold, monkeypatch, share):
+    monkeypatch.setattr(memory, "READ_OFTEN", share)
+    for spoil, kind in ((lambda path: os.truncate(path, 1 << 20), "shrunk"), (os.utime, "changed")):
+        archive = open_cold()
+        epoch = batches(archive)
+        next(epoch)
+        for file in archive.files:
+            spoil(file)
+        with pytest.raises(sf.ArchiveError) as error:
+            list(epoch)
+        assert error.value.kind == kind
+        shutil.rmtree(archive.path)
+
+
+def test_a_resumed_training_past_the_page_cache_gives_the_same_bits(tmp_path, archive, monkeypatch, small_blocks):
+    options = {**QUICK, "shuffle": "blocks"}
+    whole = tensors(sf.train(archive, **options).student)
+    monkeypatch.setattr(memory, "READ_OFTEN", 0)
+    with stopped_after(3, monkeypatch):
+        sf.train(archive, out=tmp_path / "out", **options)
+    assert_same_bits(tensors(sf.train(archive, out=tmp_path / "out", **options).student), whole)
 
 
 def test_an_unknown_shuffle():
