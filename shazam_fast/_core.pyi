@@ -234,6 +234,45 @@ def folded_scores(
     tokens: T [B, N, D], finite also where a teacher is absent.
     """
 
+def bare_stack_space(tokens: Floats, qkv: Floats, kept: bool) -> int:
+    """Values of `space` for the two functions below; `kept`: if the second one follows the first one."""
+
+def bare_stack_forward(
+    tokens: Floats,
+    qkv: Floats,
+    present: Present,
+    fused: Floats,
+    attention: Floats,
+    space: Floats,
+    kept: bool,
+    threads: int = 1,
+) -> None:
+    """K bare layers and the mean: fused [B, D] and attention [B, K, N, N] of tokens [B, N, D] and maps qkv [K, D, 3D].
+
+    tokens: finite also where a teacher is absent.
+    space, kept: see `bare_stack_space`.
+
+    The same bits for any number of threads.
+    """
+
+def bare_stack_backward(
+    tokens: Floats,
+    qkv: Floats,
+    present: Present,
+    attention: Floats,
+    d_fused: Floats,
+    space: Floats,
+    d_tokens: Floats | None,
+    d_qkv: Floats | None,
+    threads: int = 1,
+) -> None:
+    """The gradients d_tokens and d_qkv, each if wanted, from d_fused [B, D].
+
+    space: as the forward pass left it; it is overwritten.
+
+    The same bits for any number of threads.
+    """
+
 def project(
     features: npt.NDArray[Any],
     rows: npt.NDArray[np.int64] | None,

@@ -36,6 +36,7 @@ void bind_error(py::module_& module) {
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Rows of feature matrices from memory-mapped files, and the student's arithmetic.";
   shazam::bind_error(module);
+  shazam::bind_bare_stack(module);
   shazam::bind_store(module);
   shazam::bind_student(module);
   shazam::bind_training(module);

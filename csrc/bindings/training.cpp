@@ -66,7 +66,7 @@ void multiply(const py::array& left, const py::array& right, const OptionalArray
   task.out = output_stack(out, task.S, task.rows, task.columns);
   checked_threads(threads);
   const Unlocked unlocked;
-  stacked_product(task, threads);
+  stacked_products({task}, threads);
 }
 
 /// A matrix with the values of its rows or, then `transposed`, of its columns side by side.
@@ -99,7 +99,7 @@ void multiply_matrices(const py::array& left, const py::array& right, const Opti
   task.out = {static_cast<float*>(out.mutable_data()), 0, to.stride};
   checked_threads(threads);
   const Unlocked unlocked;
-  stacked_product(task, threads);
+  stacked_products({task}, threads);
 }
 
 void project_rows(const py::array& features, const OptionalArray& rows, std::vector<int64_t> dims,

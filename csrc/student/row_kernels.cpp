@@ -143,11 +143,11 @@ TARGET inline void add_lanes(const Vector* v, float* sums) {
 
 #endif
 
-#define KERNELS(set)                                                                             \
-  RowKernels{#set,             set::dots,           set::combine,       set::compare,          \
-             set::pull,        set::standardise,    set::normalise_relu, set::exponentials,     \
-             set::fold,        set::widen_tile,     set::multiply_tile, set::multiply_columns, \
-             2 * set::kLanes}
+#define KERNELS(set)                                                                              \
+  RowKernels{#set,              set::dots,          set::combine,          set::compare,       \
+             set::pull,         set::add,           set::standardise,      set::normalise_relu, \
+             set::exponentials, set::fold,          set::widen_tile,       set::multiply_tile, \
+             set::multiply_columns, 2 * set::kLanes}
 
 std::vector<RowKernels> detect_row_kernels() {
   std::vector<RowKernels> kernels;

@@ -109,6 +109,9 @@ struct RowKernels {
   void (*pull)(const Pull& pull, const float* x, const float* y, int64_t width, float* d_x,
                float* d_y);
 
+  /// x += factor y.
+  void (*add)(float* x, float factor, const float* y, int64_t width);
+
   /// x = (x - mean) inverse.
   void (*standardise)(float* x, const float* mean, const float* inverse, int64_t width);
 

@@ -136,6 +136,14 @@ TARGET void pull(const Pull& pull, const float* x, const float* y, int64_t width
   }
 }
 
+TARGET void add(float* x, float factor, const float* y, int64_t width) {
+  const Vector times = broadcast(factor);
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const int64_t lanes = std::min(kLanes, width - d);
+    store(x + d, multiply_add(times, load(y + d, lanes), load(x + d, lanes)), lanes);
+  }
+}
+
 TARGET void standardise(float* x, const float* mean, const float* inverse, int64_t width) {
   for (int64_t d = 0; d < width; d += kLanes) {
     const int64_t lanes = std::min(kLanes, width - d);

@@ -55,14 +55,6 @@ class Patch {
   int64_t patch_;
 };
 
-/// pooled_j = sum_i part_i P_ij: the weight of value j in the mean of P V.
-void pool_map(const float* P, const float* part, int64_t N, float* pooled) {
-  std::fill_n(pooled, N, 0.0f);
-  for (int64_t i = 0; i < N; ++i) {
-    for (int64_t j = 0; j < N; ++j) pooled[j] += part[i] * P[i * N + j];
-  }
-}
-
 void forward_patch(const Attention& layer, const Patch& patch, float* P, MutableRows T,
                    const RowKernels& kernels) {
   const int64_t N = layer.N, D = layer.D;
@@ -73,15 +65,6 @@ void forward_patch(const Attention& layer, const Patch& patch, float* P, Mutable
   mean_parts(N, patch.present(), part);
   pool_map(P, part, N, pooled);
   kernels.combine({pooled, N, 1}, patch.value(), D, T);
-}
-
-/// From dP, in place: the gradient of the products Q K^T.
-void softmax_gradient(const float* P, int64_t N, float scale, float* dP) {
-  for (int64_t i = 0; i < N; ++i, P += N, dP += N) {
-    float mean = 0.0f;
-    for (int64_t j = 0; j < N; ++j) mean += P[j] * dP[j];
-    for (int64_t j = 0; j < N; ++j) dP[j] = scale * P[j] * (dP[j] - mean);
-  }
 }
 
 /// Writes dP and d_value.
@@ -139,6 +122,21 @@ void mean_parts(int64_t N, const uint8_t* present, float* part) {
   if (present != nullptr) count -= std::count(present, present + N, uint8_t{0});
   for (int64_t i = 0; i < N; ++i) {
     part[i] = present == nullptr || present[i] ? 1.0f / static_cast<float>(count) : 0.0f;
+  }
+}
+
+void pool_map(const float* P, const float* part, int64_t N, float* pooled) {
+  std::fill_n(pooled, N, 0.0f);
+  for (int64_t i = 0; i < N; ++i) {
+    for (int64_t j = 0; j < N; ++j) pooled[j] += part[i] * P[i * N + j];
+  }
+}
+
+void softmax_gradient(const float* P, int64_t N, float scale, float* dP) {
+  for (int64_t i = 0; i < N; ++i, P += N, dP += N) {
+    float mean = 0.0f;
+    for (int64_t j = 0; j < N; ++j) mean += P[j] * dP[j];
+    for (int64_t j = 0; j < N; ++j) dP[j] = scale * P[j] * (dP[j] - mean);
   }
 }
 

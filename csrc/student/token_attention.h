@@ -17,6 +17,12 @@ void softmax_rows(float* scores, int64_t N, const uint8_t* present,
 /// part [N]: the factor of each teacher's row in the mean over those present.
 void mean_parts(int64_t N, const uint8_t* present, float* part);
 
+/// pooled_j = sum_i part_i P_ij: the weight of value j in the mean of P V.
+void pool_map(const float* P, const float* part, int64_t N, float* pooled);
+
+/// From dP, in place: the gradient of the products that P is the softmax of, times `scale`.
+void softmax_gradient(const float* P, int64_t N, float scale, float* dP);
+
 /// One attention layer over B patches of N teachers: P = softmax(Q K^T / sqrt(D)), T = P V.
 struct Attention {
   int64_t B;

@@ -1,61 +1,16 @@
 #include "training/stacked_products.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "student/patch_tasks.h"
+#include "training/panels.h"
 
 namespace shazam {
 namespace {
 
 constexpr int64_t kPieceRows = 256;  // at most, of which a tile fits a quarter of a cache
 constexpr int64_t kLeastRows = 24;   // of a piece, fewer are not worth a thread
-constexpr int64_t kSide = 4;         // of the squares that are transposed in registers
-using Four = float __attribute__((vector_size(16)));
-using Order = int32_t __attribute__((vector_size(16)));
-
-/// Copies [rows, depth] into a tile.
-void copy_tile(const float* x, int64_t rows, int64_t depth, int64_t stride, float* tile) {
-  for (int64_t row = 0; row < rows; ++row) {
-    std::memcpy(tile + row * kTileStride, x + row * stride, depth * sizeof(float));
-  }
-}
-
-Four load_four(const float* from) {
-  Four values;
-  std::memcpy(&values, from, sizeof(values));
-  return values;
-}
-
-/// to[k, c] = from[c, k] of a square of kSide.
-void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  const Four a = load_four(from), b = load_four(from + from_stride);
-  const Four c = load_four(from + 2 * from_stride), d = load_four(from + 3 * from_stride);
-  const Four low_ab = __builtin_shuffle(a, b, Order{0, 4, 1, 5});
-  const Four high_ab = __builtin_shuffle(a, b, Order{2, 6, 3, 7});
-  const Four low_cd = __builtin_shuffle(c, d, Order{0, 4, 1, 5});
-  const Four high_cd = __builtin_shuffle(c, d, Order{2, 6, 3, 7});
-  const Four columns[kSide] = {__builtin_shuffle(low_ab, low_cd, Order{0, 1, 4, 5}),
-                               __builtin_shuffle(low_ab, low_cd, Order{2, 3, 6, 7}),
-                               __builtin_shuffle(high_ab, high_cd, Order{0, 1, 4, 5}),
-                               __builtin_shuffle(high_ab, high_cd, Order{2, 3, 6, 7})};
-  for (int k = 0; k < kSide; ++k) std::memcpy(to + k * to_stride, &columns[k], sizeof(Four));
-}
-
-/// Copies the transpose of [columns, depth] into a panel [depth, panel].
-void copy_panel(const float* from, int64_t columns, int64_t depth, int64_t stride, int64_t panel,
-                float* to) {
-  const int64_t whole = columns / kSide * kSide, deep = depth / kSide * kSide;
-  for (int64_t k = 0; k < deep; k += kSide) {
-    for (int64_t c = 0; c < whole; c += kSide) {
-      transpose_square(from + c * stride + k, stride, to + k * panel + c, panel);
-    }
-  }
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t k = c < whole ? deep : 0; k < depth; ++k) to[k * panel + c] = from[c * stride + k];
-  }
-}
 
 /// Values of this thread's, kept for its next piece.
 struct Scratch {
@@ -126,21 +81,48 @@ class Piece {
   int64_t rows_;
 };
 
-/// Rows of a piece: of about the same number in all, a multiple of 4, the fewest that kernels take.
-int64_t piece_rows(const StackedProduct& task, int threads) {
-  const int64_t each = (threads + task.S - 1) / task.S;  // pieces of a matrix, for every thread one
-  const int64_t most = std::max(kLeastRows, (task.rows + each - 1) / each);
-  const int64_t pieces = (task.rows + std::min(most, kPieceRows) - 1) / std::min(most, kPieceRows);
-  return ((task.rows + pieces - 1) / pieces + 3) / 4 * 4;
+/// Pieces of each of so many matrices: as many for every thread, or so many that it hardly matters.
+int64_t pieces_of_matrix(int64_t matrices, int threads) {
+  int64_t each = 1;
+  while (matrices * each % threads != 0 && matrices * each < 4 * threads) ++each;
+  return each;
 }
+
+/// How one product is cut.
+struct Cut {
+  const StackedProduct& task;
+  int64_t rows;    // of a piece, a multiple of 4, the fewest that kernels take
+  int64_t pieces;  // of a matrix
+
+  Cut(const StackedProduct& product, int64_t each) : task(product) {
+    const int64_t most = std::max(kLeastRows, (task.rows + each - 1) / each);
+    pieces = (task.rows + std::min(most, kPieceRows) - 1) / std::min(most, kPieceRows);
+    rows = ((task.rows + pieces - 1) / pieces + 3) / 4 * 4;
+    pieces = (task.rows + rows - 1) / rows;
+  }
+
+  void run(int64_t index, const RowKernels& kernels) const {
+    const int64_t first = index % pieces * rows;
+    Piece(task, kernels, index / pieces, first, std::min(rows, task.rows - first)).run();
+  }
+};
 
 }  // namespace
 
-void stacked_product(const StackedProduct& task, int threads, const RowKernels& kernels) {
-  const int64_t rows = piece_rows(task, threads), pieces = (task.rows + rows - 1) / rows;
-  run_tasks(task.S * pieces, threads, [&](int64_t index) {
-    const int64_t first = index % pieces * rows;
-    Piece(task, kernels, index / pieces, first, std::min(rows, task.rows - first)).run();
+void stacked_products(const std::vector<StackedProduct>& tasks, int threads,
+                      const RowKernels& kernels) {
+  int64_t matrices = 0;
+  for (const StackedProduct& task : tasks) matrices += task.S;
+  std::vector<Cut> cuts;
+  std::vector<int64_t> ends;  // of the pieces of each task, counted over all
+  for (const StackedProduct& task : tasks) {
+    cuts.emplace_back(task, pieces_of_matrix(matrices, threads));
+    ends.push_back(task.S * cuts.back().pieces + (ends.empty() ? 0 : ends.back()));
+  }
+  if (tasks.empty()) return;
+  run_tasks(ends.back(), threads, [&](int64_t index) {
+    const int64_t at = std::upper_bound(ends.begin(), ends.end(), index) - ends.begin();
+    cuts[at].run(at == 0 ? index : index - ends[at - 1], kernels);
   });
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "student/row_kernels.h"
 
@@ -30,9 +31,9 @@ struct StackedProduct {
   MatrixStack<float> out;
 };
 
-/// Matrices of many rows are cut into pieces. Every value is summed in the order of the depth: the same
-/// bits for any number of threads.
-void stacked_product(const StackedProduct& task, int threads,
-                     const RowKernels& kernels = row_kernels().front());
+/// All of the tasks, which must not depend on each other. Matrices of many rows are cut into pieces.
+/// Every value is summed in the order of the depth: the same bits for any number of threads.
+void stacked_products(const std::vector<StackedProduct>& tasks, int threads,
+                      const RowKernels& kernels = row_kernels().front());
 
 }  // namespace shazam

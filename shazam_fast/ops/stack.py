@@ -1,7 +1,8 @@
 """Eqs. (2)-(4): K attention layers over the teachers' tokens and the mean, of the bare and of the residual student.
 
 With a handful of teachers PyTorch spends its time on dispatch and on batched matrices too small for it. On the CPU a
-stack is one node of the autograd graph, and what lies between two products is one call of the compiled core. On an
+stack is one node of the autograd graph, and what lies between two products is one call of the compiled core, or, of the
+bare stack where the core multiplies fastest, a whole pass. On an
 NVIDIA GPU a whole stack is one Triton kernel up to D = 256 and 16 teachers; beyond, each layer's attention is one,
 between products of cuBLAS. `kernels/reference.py` defines every result. Gradients can be taken once.
 """
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 from .._core import attention_backward, attention_forward
 from ..kernels import reference
 from ..kernels.reference import ResidualMaps
-from ..runtime.products import product, write_weight_gradient
-from . import folding, merged
+from ..runtime.products import CORE_PRODUCTS, product, write_weight_gradient
+from . import core_stack, folding, merged
 from .limits import is_small
 from .masks import hide_missing, mask_array, wants_gradient
 from .merged import NORM_EPSILON
@@ -31,6 +32,8 @@ def bare_stack_cpu(tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple
     """
     if merged.is_worth(tokens, folding.WORTH) and not wants_gradient(tokens, qkv):
         return folding.bare_stack_folded(tokens, qkv, present)
+    if CORE_PRODUCTS and merged.is_worth(tokens, core_stack.WORTH):
+        return core_stack.bare_stack_core(tokens, qkv, present)
     if merged.is_worth(tokens, merged.BARE_WORTH):
         return merged.merged_bare_stack(hide_missing(tokens, present), qkv, present)
     if wants_gradient(tokens, qkv):

@@ -133,6 +133,12 @@ def student(dims, *rest):
 
 
 B, N, D, K, C = 5, 3, 4, 2, 3
+
+
+def space():
+    return ones(_core.bare_stack_space(ones(B, N, D), ones(K, D, 3 * D), True))
+
+
 CASES = [
     (use_store, lambda: [6, "float32", [folder + "/a"] * 2, extents(), 1, np.arange(9), ones(9, 6), 2]),
     (lambda *a: store().gather(*a), lambda: [np.arange(9), ones(9, 6), 2]),
@@ -160,6 +166,24 @@ CASES = [
             ones(N),
             ones(B, D),
             ones(B, N, D),
+            2,
+        ],
+    ),
+    (
+        _core.bare_stack_forward,
+        lambda: [ones(B, N, D), ones(K, D, 3 * D), None, ones(B, D), ones(B, K, N, N), space(), True, 2],
+    ),
+    (
+        _core.bare_stack_backward,
+        lambda: [
+            ones(B, N, D),
+            ones(K, D, 3 * D),
+            np.ones((B, N), bool),
+            ones(B, K, N, N),
+            ones(B, D),
+            space(),
+            ones(B, N, D),
+            ones(K, D, 3 * D),
             2,
         ],
     ),

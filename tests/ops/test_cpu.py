@@ -133,7 +133,7 @@ class TestEveryShape:
 def library(request, monkeypatch):
     """By whom matrices are multiplied, the smallest too."""
     monkeypatch.setattr(products, "ONEDNN_PRODUCTS", request.param == "oneDNN" and torch.backends.mkldnn.is_available())
-    for module in (products, projection):
+    for module in (products, projection, stack):
         monkeypatch.setattr(module, "CORE_PRODUCTS", request.param == "core")
     monkeypatch.setattr(products, "WORTH", 0)
 
@@ -246,6 +246,7 @@ def test_stacks_without_gradients(B, N, D, masked):
 
 def test_stack_with_any_product(library):
     TestEveryShape().test_bare_stack(64, 4, 128, True)
+    TestEveryShape().test_bare_stack(64, 4, 33, False)  # merged maps but in the core
     TestEveryShape().test_folded_stack(64, 4, 128, True)
 
 

@@ -101,7 +101,7 @@ TEST(stacked_products_of_any_shape_in_every_kernel) {
   each_case([](const StackedProduct& task, Values& out) {
     for (const RowKernels& kernels : row_kernels()) {
       out.assign(out.size(), kPoison);
-      stacked_product(task, 1, kernels);
+      stacked_products({task}, 1, kernels);
       CHECK(right_everywhere(task, out));
     }
   });
@@ -109,9 +109,9 @@ TEST(stacked_products_of_any_shape_in_every_kernel) {
 
 TEST(threads_change_no_bit_of_stacked_products) {
   each_case([](const StackedProduct& task, Values& out) {
-    stacked_product(task, 1);
+    stacked_products({task}, 1);
     const Values alone = out;
-    stacked_product(task, 3);
+    stacked_products({task}, 3);
     bool equal = true;
     for (size_t i = 0; i < out.size(); ++i) {
       equal = equal && (out[i] == alone[i] || (std::isnan(out[i]) && std::isnan(alone[i])));
