@@ -2,9 +2,9 @@
 
 With a handful of teachers PyTorch spends its time on dispatch and on batched matrices too small for it. On the CPU a
 stack is one node of the autograd graph, and what lies between two products is one call of the compiled core, or, of the
-bare stack where the core multiplies fastest, a whole pass. On an
-NVIDIA GPU a whole stack is one Triton kernel up to D = 256 and 16 teachers; beyond, each layer's attention is one,
-between products of cuBLAS. `kernels/reference.py` defines every result. Gradients can be taken once.
+bare stack where the core multiplies fastest, a whole pass. On an NVIDIA GPU a whole stack is one Triton kernel up to
+D = 256 and 16 teachers; beyond, each layer's attention is one, between products of cuBLAS. `kernels/reference.py`
+defines every result. Gradients can be taken once.
 """
 
 from typing import Any

@@ -111,10 +111,10 @@ class Objective:
     def _mixed(self, logits: Tensor, labels: Tensor, mixture: Tensor | None, reduction: str = "mean") -> Tensor:
         """Cross-entropies of logits [n B, C] with the labels [B] repeated n times, mixed as the features are."""
         times = len(logits) // len(labels)
-        own = self._cross_entropy(logits, labels.repeat(times), reduction)
+        own = self._cross_entropy(logits, _repeated(labels, times), reduction)
         if mixture is None:
             return own
-        other = self._cross_entropy(logits, labels.flip(0).repeat(times), reduction)
+        other = self._cross_entropy(logits, _repeated(labels.flip(0), times), reduction)
         return mixture[0] * own + (1.0 - mixture[0]) * other
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
@@ -124,3 +124,8 @@ class Objective:
             return F.cross_entropy(shifted, labels, reduction=reduction)
         losses = F.cross_entropy(shifted, labels, self.class_weights, reduction="none")
         return losses.mean() if reduction == "mean" else losses
+
+
+def _repeated(labels: Tensor, times: int) -> Tensor:
+    """Labels [B] -> [times * B]; `repeat` copies even what is there once, which shows in a step of some milliseconds."""
+    return labels if times == 1 else labels.repeat(times)
