@@ -299,6 +299,14 @@ def project(
     The same bits for any number of threads.
     """
 
+def project_gradient(
+    columns: Floats, dims: Sequence[int], d_tokens: Floats, d_weight: Floats, threads: int = 1
+) -> None:
+    """The gradient d_weight [sum of dims, D] of `project` from d_tokens [B, N, D] and the columns that it multiplied.
+
+    The same bits for any number of threads.
+    """
+
 def product(left: Floats, right: Floats, bias: Floats | None, out: Floats, threads: int = 1) -> None:
     """out = left right + bias, [rows, depth] and [depth, columns].
 

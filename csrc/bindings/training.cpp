@@ -129,6 +129,35 @@ void project_rows(const py::array& features, const OptionalArray& rows, std::vec
   project(task, threads);
 }
 
+/// One product per teacher.
+void project_gradient(const py::array& columns, const std::vector<int64_t>& dims,
+                      const py::array& d_tokens, py::array d_weight, int threads) {
+  require(d_tokens.ndim() == 3, "d_tokens", "[B, N, D]");
+  const int64_t B = d_tokens.shape(0), N = d_tokens.shape(1), D = d_tokens.shape(2);
+  const bool fits = std::all_of(dims.begin(), dims.end(), [](int64_t dim) { return dim > 0; });
+  require(fits && static_cast<int64_t>(dims.size()) == N, "dims", "one per teacher, at least 1 each");
+  const int64_t width = std::accumulate(dims.begin(), dims.end(), int64_t{0});
+  const float* x = input(columns, {B, width}, "columns");
+  const float* d = input(d_tokens, {B, N, D}, "d_tokens");
+  float* out = output(d_weight, {width, D}, "d_weight");
+  std::vector<StackedProduct> tasks;
+  for (int64_t dim : dims) {
+    StackedProduct task{};
+    task.S = 1, task.rows = dim, task.depth = B, task.columns = D;
+    task.left = {x, 0, width}, task.right = {d, 0, N * D}, task.out = {out, 0, D};
+    task.left_transposed = true;
+    tasks.push_back(task);
+    x += dim, d += D, out += dim * D;
+  }
+  checked_threads(threads);
+  const Unlocked unlocked;
+  if (B == 0) {
+    std::fill_n(out - width * D, width * D, 0.0f);
+  } else {
+    stacked_products(tasks, threads);
+  }
+}
+
 }  // namespace
 
 void bind_training(py::module_& module) {
@@ -139,6 +168,8 @@ void bind_training(py::module_& module) {
   module.def("project", &project_rows, arg("features"), arg("rows").none(true), arg("dims"),
              arg("mean"), arg("scale"), arg("present").none(true), arg("weight"), arg("bias"),
              arg("columns").none(true), arg("tokens"), arg("threads") = 1);
+  module.def("project_gradient", &project_gradient, arg("columns"), arg("dims"), arg("d_tokens"),
+             arg("d_weight"), arg("threads") = 1);
   module.def("product", &multiply_matrices, arg("left"), arg("right"), arg("bias").none(true),
              arg("out"), arg("threads") = 1);
 }

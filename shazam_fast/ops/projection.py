@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._core import project
+from .._core import project, project_gradient
 from ..kernels.reference import TokenMaps
 from ..runtime.products import CORE_PRODUCTS, product, weight_gradient, write_weight_gradient
 from .masks import mask_array, wants_gradient
@@ -133,10 +133,10 @@ class _Project(torch.autograd.Function):
         present: Tensor | None,
     ) -> Tensor:
         maps = TokenMaps(weight, bias, dims, standard)
-        if _core_takes(features, rows, maps):
+        ctx.dims = list(dims) if _core_takes(features, rows, maps) else None
+        if ctx.dims is not None:
             tokens, kept = _project_in_core(features, rows, maps, present, keep=True)
-            assert kept is not None
-            columns = kept.split(list(dims), dim=1)
+            columns = [kept]
         else:
             columns = _columns(features.detach(), standard, dims, present)
             tokens = features.new_empty(len(features), len(bias), bias.shape[1])
@@ -153,7 +153,11 @@ class _Project(torch.autograd.Function):
         d_tokens = d_tokens.contiguous()
         d_rows = d_tokens.unbind(1)  # [B, D] each
         d_weight = None
-        if wants_weight:
+        if wants_weight and ctx.dims is not None:
+            d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            threads = torch.get_num_threads()
+            project_gradient(columns[0].numpy(), ctx.dims, d_tokens.numpy(), d_weight.numpy(), threads)
+        elif wants_weight:
             d_weight = torch.empty_like(weight)  # filled part by part: large temporaries cost page faults
             for part, x, d in zip(d_weight.split([x.shape[1] for x in columns]), columns, d_rows, strict=True):
                 write_weight_gradient(x, d, part)

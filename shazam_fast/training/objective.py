@@ -127,5 +127,5 @@ class Objective:
 
 
 def _repeated(labels: Tensor, times: int) -> Tensor:
-    """Labels [B] -> [times * B]; `repeat` copies even what is there once, which shows in a step of some milliseconds."""
+    """Labels [B] -> [times * B]; `repeat` copies even what is there once, which a step feels."""
     return labels if times == 1 else labels.repeat(times)

@@ -187,6 +187,7 @@ CASES = [
             2,
         ],
     ),
+    (_core.project_gradient, lambda: [ones(B, 18), [5, 6, 7], ones(B, N, D), ones(18, D), 2]),
     (_core.folded_scores, lambda: [ones(B, N * K, D), ones(B, N, D), None, ones(B, D), ones(B, N), 2]),
     (
         student,

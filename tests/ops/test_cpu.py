@@ -187,6 +187,15 @@ def test_project_chosen_rows_of_a_table_that_is_only_read(dtype, library, masked
         assert_as_accurate(project(cpu_ops)(*inputs), plain[:1], exact[:1])
 
 
+@pytest.mark.parametrize("rows", [[], [3]])
+def test_project_few_rows(library, rows):
+    weight, bias = torch.randn(12, 5).requires_grad_(), torch.randn(2, 5)
+    maps = reference.TokenMaps(weight, bias, [8, 4], (torch.zeros(12), torch.ones(12)))
+    table = torch.randn(9, 12, generator=generator(4))
+    cpu_ops.project(table, torch.tensor(rows, dtype=torch.int64), maps, None).sum().backward()
+    torch.testing.assert_close(weight.grad, table[rows].sum(dim=0)[:, None].expand(12, 5))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_project_chosen_rows_as_they_are(dtype):
     g = generator(3)
