@@ -106,8 +106,7 @@ void FeatureStore::gather(const int64_t* rows, int64_t count, const Matrix& out,
                           int threads) const {
   check_output(out, count);
   for_each_window(*this, visiting_order(rows, count, files_), [&](const Window& window) {
-    window.read_ahead();
-    window.copy_to(out, threads);
+    window.copy_to(out, threads, window.read_ahead());
   });
 }
 
@@ -130,12 +129,11 @@ bool FeatureStore::gather_past_cache(const int64_t* rows, int64_t count, const M
     if (cold && window.has_long_runs()) {
       window.copy_past_cache(out, threads);
     } else {
-      window.read_ahead();
-      window.copy_to(out, threads);
+      window.copy_to(out, threads, window.read_ahead());
     }
   });
   if (!found) return false;
-  for_each_window(*this, cached, [&](const Window& window) { window.copy_to(out, threads); });
+  for_each_window(*this, cached, [&](const Window& window) { window.copy_to(out, threads, false); });
   return true;
 }
 
@@ -143,8 +141,7 @@ void FeatureStore::read(int64_t start, int64_t stop, const Matrix& out, int thre
   check_range(start, stop);
   check_output(out, stop - start);
   for_each_window(*this, start, stop, start, [&](const Window& window) {
-    window.read_ahead();
-    window.copy_to(out, threads);
+    window.copy_to(out, threads, window.read_ahead());
     return true;
   });
 }

@@ -15,6 +15,9 @@ namespace {
 constexpr int64_t kWindowBytes = 32 << 20;
 constexpr int64_t kPieceBytes = 64 << 10;    // the grain of the threads' work
 constexpr int64_t kThreadBytes = 512 << 10;  // to wake a thread costs as much as copying 300 KB
+// So many bytes in a row that are in the page cache are mapped at once: what that costs is a plain read's
+// time where the page cache holds single pages, and a third of it where it holds large folios.
+constexpr int64_t kMappedBytes = 32 << 10;
 constexpr int64_t kPrefetchPieces = 4;       // how far ahead of the copy the CPU is told of a row
 constexpr int64_t kPrefetchBytes = 1 << 10;  // how much of its start; the hardware sees the rest
 // The kernel reads ahead of a long run better by itself, but far beyond its end: for nothing where
@@ -24,7 +27,7 @@ constexpr ptrdiff_t kDirectLeast = 256 << 10;  // of a run that is worth passing
 constexpr ptrdiff_t kGapBytes = 16 << 10;      // reading through a gap this small beats two reads
 
 /// Owns nothing where it touches the mapping: see `run_guarded`.
-void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
+void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out, bool cold) {
   const bool dense = piece.stride == columns * item_size(dtype) &&
                      out.stride == columns * item_size(out.dtype);
   const int64_t runs = dense ? 1 : piece.rows;
@@ -33,7 +36,8 @@ void copy(const Piece& piece, DType dtype, int64_t columns, const Matrix& out) {
   for (int64_t i = 0; i < runs; ++i) {
     std::byte* target = out.row(piece.position + i);
     const std::byte* source = piece.row(i);
-    const bool known = piece.file->visit(source, source + bytes);
+    const bool visited = piece.file->visit(source, source + bytes);
+    const bool known = visited || (!cold && bytes >= kMappedBytes);
     if (out.dtype == dtype) {
       known ? static_cast<void>(std::memcpy(target, source, bytes))
             : piece.file->read(source, bytes, target);
@@ -154,9 +158,9 @@ std::vector<Window::Run> Window::runs(const std::vector<Piece>& sorted) const {
   return runs;
 }
 
-void Window::read_ahead(bool load_long_runs) const {
+bool Window::read_ahead(bool load_long_runs) const {
   std::optional<bool> cold;  // asked only where it matters: to ask disturbs the kernel's reading ahead
-  if (!load_long_runs && !*(cold = looks_cold())) return;
+  if (!load_long_runs && !*(cold = looks_cold())) return false;
   const std::vector<Piece> sorted = in_file_order();
   const std::vector<Run> all = runs(sorted);
   for (size_t i = 0; i < all.size(); ++i) {
@@ -171,6 +175,7 @@ void Window::read_ahead(bool load_long_runs) const {
     if (!cold) cold = looks_cold();
     if (*cold) file->will_need(begin, all[i].end);
   }
+  return cold.value_or(false);
 }
 
 const std::byte* Window::end_of(const Piece& piece) const {
@@ -223,25 +228,26 @@ void Window::copy_directly(const Run& run, const Matrix& out) const {
     if (memory != nullptr) {
       copy_from(memory + (piece->source - begin), *piece, store_.dtype_, store_.columns_, out);
     } else {
-      read_guarded([&] { copy(*piece, store_.dtype_, store_.columns_, out); });
+      read_guarded([&] { copy(*piece, store_.dtype_, store_.columns_, out, true); });
     }
   }
 }
 
-void Window::copy_to(const Matrix& out, int threads) const {
+void Window::copy_to(const Matrix& out, int threads, bool cold) const {
   const int64_t count = static_cast<int64_t>(pieces_.size());
   const int64_t blocks = std::clamp<int64_t>(bytes_ / kPieceBytes, 1, std::max<int64_t>(count, 1));
   install_fault_handler();
   parallel_for(blocks, std::min<int64_t>(threads, bytes_ / kThreadBytes), [&](int64_t block) {
-    read_guarded([&] { copy_pieces(block * count / blocks, (block + 1) * count / blocks, out); });
+    const int64_t first = block * count / blocks, last = (block + 1) * count / blocks;
+    read_guarded([&] { copy_pieces(first, last, out, cold); });
   });
   require_unchanged();
 }
 
-void Window::copy_pieces(int64_t first, int64_t last, const Matrix& out) const {
+void Window::copy_pieces(int64_t first, int64_t last, const Matrix& out, bool cold) const {
   for (int64_t i = first; i < last; ++i) {
     if (i + kPrefetchPieces < last) prefetch(pieces_[i + kPrefetchPieces], store_.row_bytes_);
-    copy(pieces_[i], store_.dtype_, store_.columns_, out);
+    copy(pieces_[i], store_.dtype_, store_.columns_, out, cold);
   }
 }
 

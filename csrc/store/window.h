@@ -35,16 +35,17 @@ class Window {
 
   /// Starts reading the rows into the page cache unless they are there. A long run that is the only
   /// one of its file is left to the kernel; if `load_long_runs`, all long ones are there when this
-  /// returns.
-  void read_ahead(bool load_long_runs = false) const;
+  /// returns. Returns whether rows seemed to be missing and may still be.
+  bool read_ahead(bool load_long_runs = false) const;
 
   int64_t rows() const { return bytes_ / store_.row_bytes_; }
 
   /// Whether half of the bytes or more lie in runs that can be read past the page cache.
   bool has_long_runs() const;
 
-  /// Throws Shrunk or Changed when a file did not stay as it was.
-  void copy_to(const Matrix& out, int threads) const;
+  /// `cold`: rows may be missing in the page cache; the kernel reads ahead better of plain reads. Throws
+  /// Shrunk or Changed when a file did not stay as it was.
+  void copy_to(const Matrix& out, int threads, bool cold) const;
 
   /// The same, with long runs read from the disk past the page cache.
   void copy_past_cache(const Matrix& out, int threads) const;
@@ -72,7 +73,7 @@ class Window {
   std::vector<Run> runs(const std::vector<Piece>& sorted) const;
   std::vector<Run> direct_reads(const std::vector<Run>& runs) const;
   const std::byte* end_of(const Piece& piece) const;
-  void copy_pieces(int64_t first, int64_t last, const Matrix& out) const;
+  void copy_pieces(int64_t first, int64_t last, const Matrix& out, bool cold) const;
   void copy_directly(const Run& run, const Matrix& out) const;
   template <typename Work>
   void read_guarded(const Work& work) const;
