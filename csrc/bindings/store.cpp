@@ -13,6 +13,7 @@
 #include "bindings/module.h"
 #include "bindings/unlocked.h"
 #include "store/feature_store.h"
+#include "store/file_states.h"
 #include "store/prefetcher.h"
 #include "store/take.h"
 
@@ -114,6 +115,15 @@ void take_into(const py::array& features, const py::array& rows, py::array out) 
   take_rows(source, indices.data(), indices.size(), target);
 }
 
+py::array_t<int64_t> states_of(const py::sequence& files) {
+  const std::vector<std::string> looked_at = paths(files);
+  py::array_t<int64_t> states({static_cast<py::ssize_t>(looked_at.size()), py::ssize_t{4}});
+  auto* const rows = reinterpret_cast<FileState*>(states.mutable_data());
+  const Unlocked unlocked;
+  file_states(looked_at, rows);
+  return states;
+}
+
 /// A Prefetcher that keeps the arrays it fills alive.
 class PyPrefetcher {
  public:
@@ -181,6 +191,7 @@ void bind_store(py::module_& module) {
              self.advise(parse_access(pattern));
            }, arg("pattern"));
 
+  module.def("file_states", &states_of, arg("files"));
   module.def("take_rows", &take_into, arg("features"), arg("rows"), arg("out"));
 
   py::class_<PyPrefetcher>(module, "Prefetcher")

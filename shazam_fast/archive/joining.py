@@ -117,7 +117,7 @@ def _join_slides(
                 left_out[key[0]] = str(error)
                 continue
             joined[key] = found
-    return {key: found for key, found in joined.items() if key[0] not in (left_out or {})}
+    return {key: found for key, found in joined.items() if key[0] not in left_out} if left_out else joined
 
 
 def _by_teacher(sources: Sequence[Source]) -> dict[str, dict[Key, Source]]:

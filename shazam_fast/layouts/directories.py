@@ -13,7 +13,8 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -91,13 +92,12 @@ def _find_named_folders(listing: Listing) -> list[Source]:
     """CLAM, slide2vec, TRIDENT and torchmil, one or several teachers; nothing when there is none of their folders."""
     homes: dict[Path, list[tuple[str, str, File]]] = {}
     others = []
-    places = {folder: _home_of(listing.root, folder) for folder in listing.folders()}
-    for file in listing.files:
-        if place := places[file.folder]:
+    for folder, files in groupby(listing.files, attrgetter("folder")):
+        if place := _home_of(listing.root, folder):
             home, container, inner = place
-            homes.setdefault(home, []).append((container, inner, file))
-        elif file.kind in MAPPED_KINDS and not _is_other(file.folder):
-            others.append(file)
+            homes.setdefault(home, []).extend((container, inner, file) for file in files)
+        elif not _is_other(folder):
+            others += [file for file in files if file.kind in MAPPED_KINDS]
     homes = {home: found for home, found in homes.items() if any(f.kind in (*MAPPED_KINDS, ".npz") for *_, f in found)}
     jobs = sorted({home.parent for home in homes if home.name.startswith(FEATURES)})
     if len(jobs) > 1:
@@ -257,7 +257,7 @@ def _probe(files: Sequence[File]) -> hdf5.Probe:
 
 
 def _in_order(sources: list[Source]) -> list[Source]:
-    return sorted(sources, key=lambda source: (source.slide, source.part))
+    return sorted(sources, key=attrgetter("slide", "part"))
 
 
 # One file

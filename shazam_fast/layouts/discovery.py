@@ -9,6 +9,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -79,10 +80,6 @@ class Listing:
             counts = ", ".join(f"{n} {why}" for why, n in sorted(self.passed.items()))
             logger.warning("%s: passed over %s (first: %s)", self.root, counts, self.first_passed)
 
-    def folders(self) -> list[str]:
-        """The folders that hold feature files, sorted."""
-        return list(dict.fromkeys(file.folder for file in self.files))
-
 
 def kind_of(name: str) -> str:
     """The kind of a file by its suffix, "" for what is no feature file.
@@ -117,10 +114,10 @@ def walk(root: Path) -> Listing:
                 continue  # a link to a directory that is listed already
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
-                pending.extend(_list_folder(listing, folder, sorted(entries, key=lambda entry: entry.name)))
+                pending.extend(_list_folder(listing, folder, sorted(entries, key=attrgetter("name"))))
         except OSError as error:
             raise ArchiveError(f"{error.filename}: cannot be listed: {error.strerror}", "system") from None
-    listing.files.sort(key=lambda file: (file.folder, file.name))
+    listing.files.sort(key=attrgetter("folder", "name"))
     return listing
 
 

@@ -189,6 +189,8 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _without_any(name: str) -> str:
+    if "." not in name:
+        return name
     for suffixes in (FEATURE_SUFFIXES, IMAGE_SUFFIXES, (".ome",)):
         name = _without(suffixes, name)
     return name

@@ -14,6 +14,7 @@ import pytest
 import tools
 
 import shazam_fast as sf
+from shazam_fast import _core
 from shazam_fast.formats.index import folder, scan, trees
 from shazam_fast.formats.pieces import FileState
 
@@ -161,6 +162,19 @@ def test_only_files_that_are_new_or_changed_are_read(tmp_path, clock, read):
     assert read == ["c.h5"]
 
 
+def test_names_that_are_no_text_below_a_relative_path(tmp_path, clock, read, monkeypatch):
+    job = tools.trident(tmp_path / "job")
+    slides = job / "20x_256px_0px_overlap" / "features_uni_v1"
+    (slides / "b.h5").rename(slides / os.fsdecode(b"b\xff.h5"))
+    monkeypatch.chdir(tmp_path)
+    sf.open("job")
+    read.clear()
+    known, afresh = sf.open("job"), sf.open("job", index=False)
+    assert read == []
+    assert known.slides == afresh.slides == ("a", os.fsdecode(b"b\xff"), "c", "d")
+    np.testing.assert_array_equal(known.gather(range(len(known))), afresh.gather(range(len(known))))
+
+
 def test_slides_that_are_chosen_are_read_and_others_stay_known(tmp_path, clock, read):
     job = tools.trident(tmp_path / "job")
     sf.open(job, slides=["b"])
@@ -218,6 +232,7 @@ def test_a_file_that_changed_just_before_is_not_remembered(tmp_path, clock, read
     monkeypatch.setattr(
         FileState, "of", lambda path: FileState(os.stat(path).st_size, tick, tick, os.stat(path).st_ino)
     )
+    monkeypatch.setattr(_core, "file_states", lambda files: np.array([FileState.of(file) for file in files]))
     clock.ahead = 0
     stays_equal(job)
     with h5py.File(file_b, "r+") as file:

@@ -146,6 +146,7 @@ CASES = [
     (lambda *a: store().check_finite(*a), lambda: [3, 12]),
     (lambda *a: store().read_ahead(*a), lambda: [np.arange(9)]),
     (lambda *a: store().gather_past_cache(*a), lambda: [np.arange(9), ones(9, 6), 2]),
+    (_core.file_states, lambda: [[folder + "/a", folder + "/none"]]),
     (_core.take_rows, lambda: [ones(9, 6), np.arange(4), ones(4, 6)]),
     (lambda *a: store().advise(*a), lambda: ["random"]),
     (prefetch, lambda: [0, np.arange(20), np.array([0, 8, 16, 20]), [ones(8, 6), ones(8, 6)], 2]),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 
@@ -288,6 +289,38 @@ def start_prefetcher(tmp_path, buffers, batch=16, spoil=None):
     bounds = np.append(np.arange(0, 400, batch), 400)
     arrays = [np.full((batch, 12), np.nan, np.float32) for _ in range(buffers)]
     return _core.Prefetcher([(store, 0), (store, 7)], rows, bounds, arrays, 2), arrays, expected
+
+
+def state(path):
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def test_states_of_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{number}.h5" for number in range(700)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"x" * number)
+    odd = os.fsdecode(b"\xff\xfe.h5")  # no UTF-8
+    (tmp_path / odd).touch()
+    (tmp_path / "old").touch()
+    os.utime("old", ns=(0, -1_500_000_000))
+    os.symlink("3.h5", "link")
+    os.symlink("nowhere", "broken")
+    files = [*names, odd, os.fsencode(odd), tmp_path / "old", "link"]
+    found = _core.file_states([*files, "none", "3.h5/none", "broken", "x" * 5000])
+    assert found.dtype == np.int64
+    assert found.tolist() == [*map(state, files), *[[-1] * 4] * 4]
+    assert _core.file_states([]).shape == (0, 4)
+
+
+def test_a_time_that_does_not_fit(tmp_path):
+    for folder in (tmp_path, "/dev/shm"):
+        if os.access(folder, os.W_OK):
+            with tempfile.NamedTemporaryFile(dir=folder) as file:
+                os.utime(file.name, (0, 10**11))
+                fits = os.stat(file.name).st_mtime_ns < 2**63
+                assert _core.file_states([file.name]).tolist() == [state(file.name) if fits else [-1] * 4]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint16"])

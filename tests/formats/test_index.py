@@ -15,7 +15,7 @@ from shazam_fast.formats.index import folder
 from shazam_fast.formats.index.entries import Learned, can_keep, pack
 from shazam_fast.formats.index.folder import read_body, write_body
 from shazam_fast.formats.index.scan import digest_of
-from shazam_fast.formats.index.table import DamagedError, Table
+from shazam_fast.formats.index.table import NO_ENTRY, DamagedError, Table
 from shazam_fast.formats.pieces import ITEM_BYTES, FileState, Piece, Place, StoredCoords
 
 MUTATIONS = max(EXAMPLES // 10, 50)
@@ -80,6 +80,24 @@ def test_entries_come_back_as_they_were(entries):
         assert piece.n_rows == entries[key].piece.runs[:, 1].sum()
         assert [tuple(s) for s in entries[key].states] == packed.states(packed.numbers[key])
         assert state == entries[key].states[0]
+
+
+def test_entries_whose_files_are_as_they_were(entries):
+    """All files of an entry, as many as it has."""
+    table = Table(pack("1", ROOT, 0, entries), "1", ROOT)
+    numbers = np.array([table.numbers["/data/cohort/2.h5\0?features"], NO_ENTRY, 0, 1, 3])
+    files = [list(one.states) for one in entries.values()]
+    files = [files[2], [(-1, -1, -1, -1)], files[0][:1], files[1], [files[3][0], (1, 2, 3, 5)]]
+    counts = np.array([len(states) for states in files])
+    states = np.array([state for states in files for state in states])
+    assert table.are_in(numbers, states, counts).tolist() == [True, False, False, True, False]
+    for column in range(4):
+        changed = states.copy()
+        changed[0, column] += 1
+        assert table.are_in(numbers, changed, counts).tolist() == [False, False, False, True, False]
+    nothing = np.empty(0, np.int64)
+    assert not len(table.are_in(nothing, np.empty((0, 4), np.int64), nothing))
+    assert not Table(pack("1", ROOT, 0, {}), "1", ROOT).are_in(numbers[1:2], states[:1], counts[1:2]).any()
 
 
 def test_no_entries():

@@ -1,7 +1,7 @@
 """An index in memory: columns unpacked with every number checked, and back to pieces."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
@@ -25,6 +25,8 @@ from .entries import (
     Ints,
     starts_of,
 )  # fmt: skip
+
+NO_ENTRY = -1  # the number of an entry that there is not
 
 
 class DamagedError(Exception):
@@ -67,22 +69,31 @@ class Table:
         _require(bool((counts > 0).all()))
         total = int(counts.sum())
         self._state_bounds = _bounds(counts)
+        self._first_state = self._state_bounds.tolist()
         states = np.stack([column(field, LARGEST, total) for field in FileState._fields])
+        self._state_table = np.ascontiguousarray(states.T)
         self._states = list(zip(*states.tolist(), strict=True))
         size = states[0][starts_of(counts)]  # of the file itself
         dim, dtype = column("columns", MOST_COLUMNS), column("dtype", len(DTYPES))
         row_bytes = dim * np.array([ITEM_BYTES[name] for name in DTYPES])[dtype]
-        self._runs, self._run_bounds = _unpack_runs("runs", columns, n, row_bytes, size)
-        self._n_rows = _rows_of(self._runs, self._run_bounds).tolist()
-        self._columns, self._dtype = dim.tolist(), dtype.tolist()
-        self._encoders, self._encoder = document.encoders, column("encoder", len(document.encoders)).tolist()
+        self._runs, bounds = _unpack_runs("runs", columns, n, row_bytes, size)
+        n_rows = _rows_of(self._runs, bounds)
+        self._encoders = document.encoders
         self._geometries = [Geometry(*msgspec.structs.astuple(one)) for one in document.geometries]
-        self._geometry = column("geometry", len(self._geometries)).tolist()
-        self._unpack_coords(document, columns, column, size)
+        encoder, geometry = column("encoder", len(self._encoders)), column("geometry", len(self._geometries))
+        coords = self._unpack_coords(document, columns, column, size, n_rows)
+        numbers = (dim, dtype, encoder, geometry, bounds[:-1], bounds[1:], n_rows, *coords)
+        self._entries = list(zip(*(values.tolist() for values in numbers), strict=True))
 
     def _unpack_coords(
-        self, document: Document, columns: Mapping[str, Ints], column: Callable[[str, int], Ints], size: Ints
-    ) -> None:
+        self,
+        document: Document,
+        columns: Mapping[str, Ints],
+        column: Callable[[str, int], Ints],
+        size: Ints,
+        n_rows: Ints,
+    ) -> tuple[Ints, ...]:
+        """Kind, width and dtype of the positions of every entry, and where its places begin and end."""
         _require(all(not text or NUMBERS.fullmatch(text) for text in document.dtypes))
         dtypes = [np.dtype(text or "i1") for text in document.dtypes]
         native = [dtype.newbyteorder("=").str for dtype in dtypes]
@@ -90,18 +101,35 @@ class Table:
         width, kind = column("coords_width", MOST_COLUMNS), column("coords_kind", IN_PLACE + 1)
         stored = column("coords_dtype", len(dtypes))
         row_bytes = width * np.array([dtype.itemsize for dtype in dtypes])[stored]
-        self._places, self._place_bounds = _unpack_runs("places", columns, len(size), row_bytes, size)
+        self._places, bounds = _unpack_runs("places", columns, len(size), row_bytes, size)
         _require(bool((width[kind == IN_PLACE] >= 2).all()))
         _require(all(document.dtypes[number] for number in set(stored[kind != NO_COORDS].tolist())))
-        n_placed = _rows_of(self._places, self._place_bounds)
-        _require(np.array_equal(np.where(kind == IN_PLACE, self._n_rows, 0), n_placed))
+        _require(np.array_equal(np.where(kind == IN_PLACE, n_rows, 0), _rows_of(self._places, bounds)))
         _require(len(document.digests) == DIGEST_BYTES * len(size))
         self._digests = document.digests
-        self._coords = list(zip(kind.tolist(), width.tolist(), stored.tolist(), strict=True))
+        return kind, width, stored, bounds[:-1], bounds[1:]
 
     def states(self, number: int) -> list[tuple[int, ...]]:
         """The states that the files of an entry must have."""
-        return self._states[self._state_bounds[number] : self._state_bounds[number + 1]]
+        return self._states[self._first_state[number] : self._first_state[number + 1]]
+
+    def are_in(self, numbers: Ints, states: Ints, counts: Ints) -> NDArray[np.bool_]:
+        """Whether all files of each of n entries are in these states, bool [n].
+
+        Args:
+            numbers: of the entries [n], NO_ENTRY for none, which is in no state.
+            states: of all their files now [sum of counts, 4], as of FileState; -1 for what cannot be looked at.
+            counts: files of each entry [n], at least 1.
+        """
+        if not len(numbers) or not len(self._state_table):
+            return np.zeros(len(numbers), np.bool_)
+        bounds = self._state_bounds
+        first = starts_of(counts)
+        mine = np.repeat(bounds[numbers] - first, counts) + np.arange(len(states))
+        same = (self._state_table[mine % len(self._state_table)] == states).all(axis=1)
+        as_many = bounds[numbers + 1] - bounds[numbers] == counts
+        found: NDArray[np.bool_] = (numbers != NO_ENTRY) & as_many & np.logical_and.reduceat(same, first)
+        return found
 
     def piece(self, number: int, file: str, state: tuple[int, ...], reread: Callable[[], Piece]) -> Piece:
         """The piece of an entry.
@@ -111,28 +139,29 @@ class Table:
             file, state: the file and its state now, which is that of the entry.
             reread: reads the piece from the file.
         """
-        kind, width, stored = self._coords[number]
+        entry = self._entries[number]
+        dim, dtype, encoder, geometry, begin, end, n_rows, kind, width, stored, first, last = entry
         in_file, native = self._dtypes[stored]
         coords: NDArray[np.generic] | StoredCoords | None = None
         place = None
         if kind == IN_PLACE:
-            place = Place(self._places[self._place_bounds[number] : self._place_bounds[number + 1]], width, in_file)
+            place = Place(self._places[first:last], width, in_file)
         if kind == EMPTY:
             coords = np.empty((0, 2), native)
         elif kind != NO_COORDS:
             digest = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
             coords = StoredCoords(file, state, place, native, digest if digest.strip(b"\0") else b"", reread)
         piece = Piece(
-            self._columns[number],
-            DTYPES[self._dtype[number]],
-            self._runs[self._run_bounds[number] : self._run_bounds[number + 1]],
+            dim,
+            DTYPES[dtype],
+            self._runs[begin:end],
             coords,
-            geometry=self._geometries[self._geometry[number]],
-            encoder=self._encoders[self._encoder[number]],
+            geometry=self._geometries[geometry],
+            encoder=self._encoders[encoder],
             coords_place=place,
             modified=state[1],
         )
-        vars(piece)["n_rows"] = self._n_rows[number]  # which it would count
+        vars(piece)["n_rows"] = n_rows  # which it would count
         return piece
 
 
@@ -141,15 +170,15 @@ def _require(holds: bool) -> None:
         raise DamagedError("its numbers contradict each other")
 
 
-def _bounds(counts: Ints) -> list[int]:
-    return [0, *np.cumsum(counts).tolist()]
+def _bounds(counts: Ints) -> Ints:
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _unpack_column(column: Column) -> Ints:
     return np.frombuffer(column.content, f"<{column.kind}").astype(np.int64)
 
 
-def _unpack_runs(name: str, columns: Mapping[str, Ints], n: int, row_bytes: Ints, size: Ints) -> tuple[Ints, list[int]]:
+def _unpack_runs(name: str, columns: Mapping[str, Ints], n: int, row_bytes: Ints, size: Ints) -> tuple[Ints, Ints]:
     """Runs [m, 3] of all entries, all within their files, and where each entry's begin [n + 1].
 
     row_bytes, size: [n] bytes of a row and of the file of every entry.
@@ -173,6 +202,5 @@ def _unpack_runs(name: str, columns: Mapping[str, Ints], n: int, row_bytes: Ints
     return np.stack([offset, rows, stride], axis=1), _bounds(counts)
 
 
-def _rows_of(runs: Ints, bounds: Sequence[int]) -> Ints:
-    ends = np.concatenate([[0], np.cumsum(runs[:, 1])])
-    return np.diff(ends[bounds])
+def _rows_of(runs: Ints, bounds: Ints) -> Ints:
+    return np.diff(_bounds(runs[:, 1])[bounds])

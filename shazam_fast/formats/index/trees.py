@@ -7,14 +7,18 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
+import numpy as np
+
+from ... import _core
 from ...runtime.progress import Progress
 from ..pieces import FileState, Piece, Source
 from .entries import Learned, can_keep, pack
 from .folder import file_of, index_folder, read_body, write_body
 from .scan import scan
-from .table import DamagedError, Table
+from .table import NO_ENTRY, DamagedError, Table
 
 FEWEST = 64  # files from which on an index pays
 WRITER = f"{version('shazam_fast')} 1"  # the last number is raised whenever files are understood in another way
@@ -112,7 +116,10 @@ class _Keys:
         self._here = os.getcwd()
 
     def __call__(self, source: Source) -> str:
-        return "\0".join([self._absolute(source.path), f"?{source.asks}", *map(self._absolute, source.beside)])
+        path = source.path
+        if path.startswith("/") and not source.beside:  # as of most
+            return f"{path}\0?{source.asks}"
+        return "\0".join([self._absolute(path), f"?{source.asks}", *map(self._absolute, source.beside)])
 
     def _absolute(self, path: str) -> str:
         return path if path.startswith("/") else f"{self._here}/{path}"
@@ -120,27 +127,21 @@ class _Keys:
 
 def _look_up(tables: Mapping[bytes, Table], keys: Sequence[str], sources: Sequence[Source]) -> list[Piece | None]:
     """The pieces of sources, by their keys, whose files are as they were when they were read; None for others."""
-    seen: dict[str, tuple[int, ...] | None] = {}  # states, of a file of several teachers asked for once
-
-    def state_of(path: str) -> tuple[int, ...] | None:
-        if path not in seen:
-            try:
-                seen[path] = FileState.of(path)
-            except OSError:
-                seen[path] = None
-        return seen[path]
-
     pieces: list[Piece | None] = [None] * len(sources)
+    if not tables:
+        return pieces
+    files = [file for source in sources for file in (source.path, *source.beside)]
+    row_of = dict(zip(dict.fromkeys(files), count(), strict=False))  # a file of several teachers is looked at once
+    states = _core.file_states(list(row_of))[[row_of[file] for file in files]]
+    counts = np.array([1 + len(source.beside) for source in sources], np.int64)
     for table in tables.values():
-        number_of = table.numbers.get
-        for place, (key, source) in enumerate(zip(keys, sources, strict=True)):
-            if (number := number_of(key)) is None or pieces[place] is not None:
-                continue
-            state, *beside = table.states(number)
-            path = source.path
-            if state == state_of(path) and (not source.beside or beside == [state_of(one) for one in source.beside]):
-                absolute = path if path.startswith("/") else key[: key.index("\0")]
-                pieces[place] = table.piece(number, absolute, state, source.read)
+        numbers = np.array([table.numbers.get(key, NO_ENTRY) for key in keys], np.int64)
+        same = table.are_in(numbers, states, counts)
+        for place, number in zip(np.flatnonzero(same).tolist(), numbers[same].tolist(), strict=True):
+            if pieces[place] is None:
+                key, source = keys[place], sources[place]
+                absolute = source.path if source.path.startswith("/") else key[: key.index("\0")]
+                pieces[place] = table.piece(number, absolute, table.states(number)[0], source.read)
     return pieces
 
 
