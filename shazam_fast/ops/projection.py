@@ -136,6 +136,7 @@ class _Project(torch.autograd.Function):
         ctx.dims = list(dims) if _core_takes(features, rows, maps) else None
         if ctx.dims is not None:
             tokens, kept = _project_in_core(features, rows, maps, present, keep=True)
+            assert kept is not None
             columns = [kept]
         else:
             columns = _columns(features.detach(), standard, dims, present)
