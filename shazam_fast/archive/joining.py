@@ -61,6 +61,7 @@ def join(
     by_teacher = _by_teacher(sources)
     left_out: dict[str, str] = {}
     keys = _common_keys(path, by_teacher, slides, left_out if skip else None)
+    keys = _text_keys(keys, next(iter(by_teacher.values())), left_out if skip else None)
     n_slides = len({slide for slide, _ in keys} | left_out.keys())
     chosen = [files[key] for files in by_teacher.values() for key in keys]
     known = chosen if trees is None else trees.read(chosen, f"opening {path.name}")
@@ -182,6 +183,23 @@ def _common_keys(
             )
         left_out[key[0]] = why
     return [key for key in keys if all(key in files for files in by_teacher.values())]
+
+
+def _text_keys(
+    keys: Sequence[Key], files: Mapping[Key, Source], left_out: MutableMapping[str, str] | None
+) -> list[Key]:
+    """The slides whose names are text; others, which no table can hold, go to `left_out` if given."""
+    kept = []
+    for key in keys:
+        readable = key[0].encode("utf-8", "backslashreplace").decode()
+        if readable == key[0]:
+            kept.append(key)
+            continue
+        why = f"{files[key].path!r}: its slide's name is not UTF-8 text; rename it"
+        if left_out is None:
+            raise ArchiveError(f"{why}, or leave it out with on_error='skip'", "unsupported")
+        left_out[readable] = why
+    return kept
 
 
 def _is_empty(sources: Sequence[Source]) -> bool:

@@ -16,7 +16,7 @@ import tools
 import shazam_fast as sf
 from shazam_fast import _core
 from shazam_fast.formats.index import folder, scan, trees
-from shazam_fast.formats.pieces import FileState
+from shazam_fast.formats.pieces import FileState, Piece, Source
 
 h5py = pytest.importorskip("h5py", reason="the index is of HDF5 files")
 
@@ -163,16 +163,40 @@ def test_only_files_that_are_new_or_changed_are_read(tmp_path, clock, read):
 
 
 def test_names_that_are_no_text_below_a_relative_path(tmp_path, clock, read, monkeypatch):
-    job = tools.trident(tmp_path / "job")
-    slides = job / "20x_256px_0px_overlap" / "features_uni_v1"
-    (slides / "b.h5").rename(slides / os.fsdecode(b"b\xff.h5"))
+    job = os.fsdecode(b"job\xff")
+    tools.trident(tmp_path / job)
     monkeypatch.chdir(tmp_path)
-    sf.open("job")
+    sf.open(job)
     read.clear()
-    known, afresh = sf.open("job"), sf.open("job", index=False)
+    known, afresh = sf.open(job), sf.open(job, index=False)
     assert read == []
-    assert known.slides == afresh.slides == ("a", os.fsdecode(b"b\xff"), "c", "d")
+    assert known.slides == afresh.slides == ("a", "b", "c", "d")
     np.testing.assert_array_equal(known.gather(range(len(known))), afresh.gather(range(len(known))))
+
+
+def test_only_the_sources_of_a_changed_file_are_read_where_some_share_a_file(tmp_path, clock, read):
+    names = ["one", "two", "three", "beside"]
+    for size, name in enumerate(names, 16):
+        (tmp_path / name).write_bytes(bytes(size))
+    one, two, three, beside = (str(tmp_path / name) for name in names)
+
+    def source(path, asks, *more):
+        return Source("uni", asks, path, lambda: Piece(4, "float16", np.array([[0, 2, 8]])), asks=asks, beside=more)
+
+    sources = [source(one, "a"), source(one, "b"), source(two, "a", beside), source(one, "c"), source(three, "a"),
+               source(two, "b")]  # fmt: skip
+
+    def read_again():
+        read.clear()
+        trees.Trees({tmp_path: sources}).read(sources, "opening")
+        return read
+
+    assert read_again() == ["one", "one", "two", "one", "three", "two"]
+    assert read_again() == []
+    for changed, expected in [("beside", ["two"]), ("two", ["two", "two"]), ("one", ["one"] * 3), ("three", ["three"])]:
+        (tmp_path / changed).write_bytes(bytes(40))
+        assert read_again() == expected
+        assert read_again() == []
 
 
 def test_slides_that_are_chosen_are_read_and_others_stay_known(tmp_path, clock, read):

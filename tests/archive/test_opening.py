@@ -1,5 +1,7 @@
 """Pointing `open` at what tools leave behind."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -176,9 +178,18 @@ def test_a_damaged_slide_is_named(trident):
         sf.open(job)
 
 
-def test_few_descriptors_for_many_slides(tmp_path):
-    import os
+def test_a_slide_whose_name_is_no_text(tmp_path):
+    for name in (b"M\xfcller", b"Weber"):
+        np.save(tmp_path / os.fsdecode(name + b".npy"), np.ones((3, 8), np.float32))
+    with pytest.raises(sf.ArchiveError, match=r"M\\udcfcller.npy': its slide's name is not UTF-8 text; rename it, or"):
+        sf.open({"uni": tmp_path})
+    archive = sf.open({"uni": tmp_path}, on_error="skip")
+    assert archive.slides == ("Weber",)
+    assert list(archive.left_out) == ["M\\udcfcller"]
+    assert archive.fingerprint["slides"]
 
+
+def test_few_descriptors_for_many_slides(tmp_path):
     for slide in range(1500):
         np.save(tmp_path / f"{slide}.npy", np.full((2, 3), slide, np.float32))
     archive = sf.open(tmp_path)
