@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .. import _core
 from ..archive.archive import FeatureArchive
@@ -240,10 +239,11 @@ class Scorer:
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Features of one tile after another, as far as there are any left; `buffer` holds one at a time."""
         for start, features in tiles:
-            if features is None:
-                here = rows[start : start + TILE_ROWS]
-                features = self._archive.gather(here, out=buffer[: len(here)], threads=1)
-            yield start, features
+            if features is not None:
+                yield start, features
+                continue
+            here = rows[start : start + TILE_ROWS]
+            yield start, self._archive.gather(here, out=buffer[: len(here)], threads=1)
 
     def _stream(self, parts: Iterable[NDArray[np.int64]], most: int) -> Iterator[RowScores]:
         """The same on a CUDA device, all parts in one stream."""
