@@ -132,7 +132,7 @@ def test_steps(measure, ceilings, archive, case, provider):
         loss = measure(
             f"{STEPS} training steps {block} D={D} B={BATCH}", provider, lambda: loop.epoch(order),
             rows=BATCH * STEPS, flops=STEPS * 3 * forward_flops(BATCH, D, DEPTH, block == "residual"), nbytes=nbytes,
-            baseline="authors", rounds=11, warmup=2, ceilings=ceilings,
+            baseline="authors", rounds=61 if D == 128 else 11, warmup=2, ceilings=ceilings,
             steps=STEPS, steps_of_the_paper_on_huncrc=HUNCRC,
         )  # fmt: skip
     assert np.isfinite(loss)

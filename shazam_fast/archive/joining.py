@@ -115,7 +115,7 @@ def _join_slides(
             except (ArchiveError, MismatchError) as error:
                 if left_out is None:
                     raise
-                left_out[key[0]] = str(error)
+                left_out[key[0]] = _readable(str(error))
                 continue
             joined[key] = found
     return {key: found for key, found in joined.items() if key[0] not in left_out} if left_out else joined
@@ -172,7 +172,7 @@ def _common_keys(
     for key in lone:
         has = next(teacher for teacher, files in by_teacher.items() if key in files)
         lacks = next(teacher for teacher, files in by_teacher.items() if key not in files)
-        why = (
+        why = _readable(
             f"{by_teacher[has][key].file} has no counterpart of {lacks!r}: {has!r} has {len(by_teacher[has])} slides, "
             f"{lacks!r} {len(by_teacher[lacks])}"
         )
@@ -181,7 +181,7 @@ def _common_keys(
                 f"{path}: slides of two teachers do not match: {why} ({len(lone)} such slides). Extract the missing "
                 "ones, choose with slides=[...], or leave them out with on_error='skip'"
             )
-        left_out[key[0]] = why
+        left_out[_readable(key[0])] = why
     return [key for key in keys if all(key in files for files in by_teacher.values())]
 
 
@@ -191,7 +191,7 @@ def _text_keys(
     """The slides whose names are text; others, which no table can hold, go to `left_out` if given."""
     kept = []
     for key in keys:
-        readable = key[0].encode("utf-8", "backslashreplace").decode()
+        readable = _readable(key[0])
         if readable == key[0]:
             kept.append(key)
             continue
@@ -200,6 +200,11 @@ def _text_keys(
             raise ArchiveError(f"{why}, or leave it out with on_error='skip'", "unsupported")
         left_out[readable] = why
     return kept
+
+
+def _readable(text: str) -> str:
+    """Text in which bytes of a file name that are not UTF-8 are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_empty(sources: Sequence[Source]) -> bool:

@@ -2,7 +2,8 @@
 
 What lies between two products stays in a thread's caches, and threads wait for each other a few times per pass, not
 some thirty times. Query and key maps are multiplied first, as in merged.py. The scores' rows are taken relative to the
-first teacher, which leaves the softmax as it is and saves that teacher's product. Gradients can be taken once.
+first teacher, which leaves the softmax as it is and saves that teacher's product; so they are less exact where that
+teacher's tokens are more than ten times as long as the others'. Gradients of gradients cannot be taken.
 """
 
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import increment_version
 
 from .._core import bare_stack_backward, bare_stack_forward, bare_stack_space
 from .masks import hide_missing, mask_array, wants_gradient
@@ -46,15 +46,22 @@ class _CoreStack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, qkv: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         fused, attention, x, space = _forward(tokens, qkv, present, kept=True)
-        ctx.save_for_backward(x, qkv, present, attention, space)
+        ctx.save_for_backward(x, qkv, present, attention)
+        ctx.spaces = [space]  # the backward pass overwrites it: memory that is asked for anew costs page faults
         ctx.mark_non_differentiable(attention)
         ctx.set_materialize_grads(False)
         return fused, attention
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_fused: Tensor, _: None) -> tuple[Tensor | None, Tensor | None, None]:
-        x, qkv, present, attention, space = ctx.saved_tensors
+    def backward(ctx: Any, d_fused: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+        if d_fused is None:
+            return None, None, None
+        x, qkv, present, attention = ctx.saved_tensors
+        try:
+            space = ctx.spaces.pop()  # by one thread alone
+        except IndexError:  # not the first pass over this graph
+            *_, space = _forward(x, qkv, present, kept=True)
         wants_tokens, wants_qkv, _ = ctx.needs_input_grad
         d_tokens = torch.empty_like(x) if wants_tokens else None
         d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format) if wants_qkv else None
@@ -63,5 +70,4 @@ class _CoreStack(torch.autograd.Function):
             d_fused.contiguous().numpy(), space.numpy(), None if d_tokens is None else d_tokens.numpy(),
             None if d_qkv is None else d_qkv.numpy(), torch.get_num_threads(),
         )  # fmt: skip
-        increment_version(space)  # it was overwritten: a second pass is an error
         return None if d_tokens is None else hide_missing(d_tokens, present), d_qkv, None

@@ -103,7 +103,9 @@ class _BareStack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_fused: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_fused: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if d_fused is None:
+            return None, None, None
         maps, present, attention, *saved = ctx.saved_tensors
         wants_tokens, wants_maps, _ = ctx.needs_input_grad
         d_maps = torch.empty_like(maps) if wants_maps else None

@@ -94,7 +94,9 @@ class _BareStack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_fused: Tensor, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, d_fused: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+        if d_fused is None:
+            return None, None, None
         qkv, present, attention, *saved = ctx.saved_tensors
         wants_tokens, wants_qkv, _ = ctx.needs_input_grad
         d_qkv = torch.empty_like(qkv) if wants_qkv else None

@@ -1,5 +1,6 @@
 """Whether files are too large to be kept in the page cache, the memory in which the system keeps what it has read."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -33,8 +34,9 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _limits(root: Path) -> Iterator[int]:
-    with (root / "proc/meminfo").open() as file:
-        yield next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) * 1024
+    yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError), (root / "proc/meminfo").open() as file:
+        yield from (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
     for folder in cgroup_folders("memory", root):
         for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2 and 1
             with suppress(OSError, ValueError):  # there is none, or it is "max"

@@ -179,14 +179,18 @@ def test_a_damaged_slide_is_named(trident):
 
 
 def test_a_slide_whose_name_is_no_text(tmp_path):
-    for name in (b"M\xfcller", b"Weber"):
-        np.save(tmp_path / os.fsdecode(name + b".npy"), np.ones((3, 8), np.float32))
+    uni, second = tmp_path / "uni", tmp_path / "second"
+    for path in (uni / os.fsdecode(b"M\xfcller.npy"), uni / "Weber.npy", second / "Weber.npy"):
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.ones((3, 8), np.float32))
     with pytest.raises(sf.ArchiveError, match=r"M\\udcfcller.npy': its slide's name is not UTF-8 text; rename it, or"):
-        sf.open({"uni": tmp_path})
-    archive = sf.open({"uni": tmp_path}, on_error="skip")
-    assert archive.slides == ("Weber",)
-    assert list(archive.left_out) == ["M\\udcfcller"]
-    assert archive.fingerprint["slides"]
+        sf.open({"uni": uni})
+    for paths in ({"uni": uni}, {"uni": uni, "second": second}):
+        archive = sf.open(paths, on_error="skip")
+        assert archive.slides == ("Weber",)
+        assert archive.fingerprint["slides"]
+        assert list(archive.left_out) == ["M\\udcfcller"]
+        assert archive.left_out["M\\udcfcller"].isascii()
 
 
 def test_few_descriptors_for_many_slides(tmp_path):

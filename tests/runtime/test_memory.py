@@ -1,5 +1,7 @@
 """How much memory a process can get, and which files are too large for it."""
 
+import os
+
 import pytest
 
 from shazam_fast.runtime import memory
@@ -21,6 +23,14 @@ def test_available_memory(tmp_path, files, expected):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert available_memory(tmp_path) == expected
+
+
+@pytest.mark.parametrize("text", [None, "MemTotal: 16 kB\n"])
+def test_a_system_that_does_not_tell_what_is_available(tmp_path, text):
+    (tmp_path / "proc").mkdir()
+    if text:
+        (tmp_path / "proc/meminfo").write_text(text)
+    assert available_memory(tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_what_is_read_often_may_take_more_of_it(monkeypatch):
