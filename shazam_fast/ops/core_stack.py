@@ -61,7 +61,7 @@ class _CoreStack(torch.autograd.Function):
         try:
             space = ctx.spaces.pop()  # by one thread alone
         except IndexError:  # not the first pass over this graph
-            *_, space = _forward(x, qkv, present, kept=True)
+            space = _forward(x, qkv, present, kept=True)[-1]
         wants_tokens, wants_qkv, _ = ctx.needs_input_grad
         d_tokens = torch.empty_like(x) if wants_tokens else None
         d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format) if wants_qkv else None
