@@ -223,7 +223,7 @@ print(peak - before)
 """
 
 
-def test_memory_of_a_stream(measure, request, tmp_path):
+def test_memory_of_a_stream(measure, benchmark, request, tmp_path):
     """Anonymous memory above the start while 10 GB (quick: 1 GB) stream by."""
     gigabytes = 1 if request.config.getoption("--quick") else 10
     chunk = {name: np.ones((10_000, dim), np.float16) for name, dim in TEACHERS.items()}
@@ -236,6 +236,5 @@ def test_memory_of_a_stream(measure, request, tmp_path):
 
     megabytes = measure(f"stream of {gigabytes} GB in a process of its own", "ours", stream, rows=count * 10_000,
                         nbytes=count * 10_000 * WIDTH * 2, rounds=1, warmup=0)  # fmt: skip
-    request.node.user_properties.append(("anonymous MB above the start", round(megabytes)))
-    print(f"\n{megabytes:.0f} MB of anonymous memory above the start")
+    benchmark.extra_info["in words"] = f"{megabytes:.0f} MB of anonymous memory above the start"
     assert megabytes < 200

@@ -127,7 +127,7 @@ def ceilings(files, cold):
     return {"flops": product_rate(), "bytes": read_rate(files, cold)}
 
 
-def report(request, benchmark, rows, flops, before, after):
+def report(benchmark, rows, flops, before, after):
     """Write what fraction of the two ceilings a run of ours reached, into the record and onto the terminal.
 
     The ceilings are means of what was measured before and after: the machine's own rate varies.
@@ -139,12 +139,11 @@ def report(request, benchmark, rows, flops, before, after):
     benchmark.extra_info["fraction_of_ceilings"] = fractions
     machines, hours = 16, 1e9 / rate / 3600
     benchmark.extra_info["hours_for_1e9_patches"] = {"this machine": hours, f"{machines} of them": hours / machines}
-    line = (
-        f"\n{benchmark.group}: {rate:,.0f} patches/s, {rate * ROW_BYTES / 1e9:.2f} GB/s; {fractions['flops']:.0%} of "
+    benchmark.extra_info["in words"] = (
+        f"{benchmark.group}: {rate:,.0f} patches/s, {rate * ROW_BYTES / 1e9:.2f} GB/s; {fractions['flops']:.0%} of "
         f"{bounds['flops'] / 1e9:.0f} GFLOP/s, {fractions['bytes']:.0%} of {bounds['bytes'] / 1e9:.1f} GB/s; 10^9 "
         f"patches take {hours:.2f} h on this machine, {hours / machines:.2f} h on {machines} like it"
     )
-    request.config.pluginmanager.getplugin("terminalreporter").write_line(line)
 
 
 @pytest.mark.parametrize("D", [128, 512])
@@ -159,7 +158,7 @@ def test_provider(request, measure, benchmark, archive, provider, D):
         before = ceilings(archive.files, cold=False)
         with Scorer(make_student(D), archive, CPU, fused=False, allow_missing_teachers=False) as scorer:
             scores = measure(case, provider, lambda: scorer.score(np.arange(rows)), rounds=rounds, warmup=2, **numbers)
-        report(request, benchmark, rows, flops, before, ceilings(archive.files, cold=False))
+        report(benchmark, rows, flops, before, ceilings(archive.files, cold=False))
         assert np.isfinite(scores.probabilities).all()
         return
     features = torch.from_numpy(archive.gather(np.arange(rows)))
@@ -191,6 +190,21 @@ def test_influence(request, measure, archive, provider, D):
             flops=rows * folded_flops(D), baseline="shares",
         )  # fmt: skip
     assert scores.influence is None or np.isfinite(scores.influence).all()
+
+
+@pytest.mark.parametrize("provider", ["float32", "float16"])
+def test_stored(measure, benchmark, archive, tmp_path, provider):
+    """Bytes on disk per patch: row, six probabilities and four shares, of patches without slides and positions."""
+
+    def run():
+        return sf.score(make_student(128), archive, tmp_path / "scores", dtype=provider, device="cpu")
+
+    scores = measure("scores on disk", provider, run, rounds=1, warmup=0, rows=archive.n_rows, nbytes=0, device="cpu")
+    size = sum(file.stat().st_size for file in (tmp_path / "scores").iterdir()) / archive.n_rows
+    benchmark.extra_info["bytes_per_patch"] = size
+    rounded = f"rounded by {scores.rounding_error:.1g} at most"
+    benchmark.extra_info["in words"] = f"{provider}: {size:.1f} bytes per patch, {rounded}"
+    assert size < 45
 
 
 SCORE = """
@@ -250,7 +264,7 @@ def test_size(request, measure, benchmark, archive, tmp_path, times, cache, D):
         rows=larger.n_rows, device="cpu", **work,
     )  # fmt: skip
     process.communicate()
-    report(request, benchmark, larger.n_rows, folded_flops(D), before, ceilings(larger.files[:10], cache == "cold"))
+    report(benchmark, larger.n_rows, folded_flops(D), before, ceilings(larger.files[:10], cache == "cold"))
     benchmark.extra_info["peak_anonymous_mb"] = result["peak_anonymous_mb"]
     if times > 1:
         shutil.rmtree(larger.path)

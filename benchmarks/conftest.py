@@ -132,6 +132,8 @@ def pytest_terminal_summary(terminalreporter, config):
             if baseline and baseline is not record:
                 line += f"  {baseline.stats.median / median:.2f}x {info['baseline']}"
             terminalreporter.write_line(line)
+            if "in words" in info:
+                terminalreporter.write_line(info["in words"])
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
