@@ -53,7 +53,9 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if d_total is None:
+            return (None,) * 6
         d_fused, d_targets = ctx.saved_tensors
         return d_fused * d_total, None if d_targets is None else d_targets * d_total, None, None, None, None
 

@@ -1,7 +1,7 @@
 """The one inference loop: batches of an archive's features through a student, for scoring and for validation.
 
-A student is brought into one of two forms that take the archive's columns as they lie: `ArchiveForm` in PyTorch,
-`CoreForm` in the compiled core.
+A student is brought into one of two forms that take the archive's columns as they lie: `ArchiveForm` in PyTorch, which
+the loop runs, or `CoreForm` in the compiled core, which writes its results to where they belong.
 """
 
 import math

@@ -9,6 +9,7 @@ from shazam_fast.kernels import reference
 
 from shazam_fast import _core
 from shazam_fast.ops.core_stack import bare_stack_core
+from shazam_fast.ops.distillation import distillation_loss_cpu
 from shazam_fast.ops.merged import merged_bare_stack
 from shazam_fast.ops.stack import bare_stack_cpu
 
@@ -115,6 +116,12 @@ def test_no_gradient_comes_from_behind(stack):
     tokens, qkv, *_ = make(5, 3, 8, 2, False)
     _Stop.apply(stack(tokens.requires_grad_(), qkv.requires_grad_(), None)[0]).sum().backward()
     assert all(x.grad is None or not x.grad.any() for x in (tokens, qkv))
+
+
+def test_no_gradient_comes_from_behind_the_losses():
+    fused, targets = torch.randn(5, 8, requires_grad=True), torch.randn(5, 3, 8, requires_grad=True)
+    _Stop.apply(distillation_loss_cpu(fused, targets, 0.5, 1.0, "norm", None)[0]).backward()
+    assert all(x.grad is None or not x.grad.any() for x in (fused, targets))
 
 
 def test_scores_far_from_zero():
